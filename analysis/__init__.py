@@ -1,0 +1,1 @@
+"""What to do about it: explore, validate, plot, and the command line."""

@@ -1,0 +1,1 @@
+"""What does happen: real models, the two-process pipeline, the recorder."""

@@ -1,0 +1,61 @@
+"""Who else used the cores: a measurement under contention is marked, never claimed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Contention:
+    """Load by others over a span of time. other_share: cores that other processes kept busy (1.0 = one whole core),
+    time stolen by the hypervisor included. num_switches: times that we were pushed off a core."""
+
+    other_share: float
+    num_switches: int
+    span_s: float
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether a timing over this span may be believed."""
+        return self.other_share <= 0.10
+
+
+class ContentionMeter:
+    """Measures the load of everything but the given processes between two calls of `lap`."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._processes = [psutil.Process(os.getpid()), *(psutil.Process(pid) for pid in pids)]
+        self.lap()
+
+    def lap(self) -> Contention:
+        """Contention since the last lap. The system counts in hundredths of a second: laps below 0.3 s are coarse."""
+        now = time.perf_counter()
+        total = psutil.cpu_times()
+        busy = total.user + total.system + getattr(total, "steal", 0.0) + getattr(total, "nice", 0.0)
+        own = 0.0
+        for process in self._processes:
+            try:
+                times = process.cpu_times()
+                own += times.user + times.system
+            except psutil.NoSuchProcess:
+                continue
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        last = getattr(self, "_last", (now, busy, own, switches))
+        self._last = (now, busy, own, switches)
+        span = max(now - last[0], 1e-9)
+        other = max(0.0, (busy - last[1]) - (own - last[2])) / span
+        return Contention(other, switches - last[3], span)
+
+
+def cores_are_free(*, wanted: int = 2, span_s: float = 0.5, most: float = 0.15) -> bool:
+    """Whether `wanted` cores exist and others use at most `most` of one core, watched for span_s seconds."""
+    if (os.cpu_count() or 1) < wanted:
+        return False
+    meter = ContentionMeter([])
+    time.sleep(span_s)
+    return (os.cpu_count() or 1) - meter.lap().other_share >= wanted - most

@@ -1,0 +1,1 @@
+"""Engines: one causal language model and its key-value cache, with rollback by length and branches over one prefix."""

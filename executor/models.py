@@ -1,0 +1,346 @@
+"""Load a target and a draft: any Hugging Face id or folder, one vocabulary, one clear error when it cannot be done."""
+
+import enum
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from executor.engines.base import Engine
+from executor.engines.hugging_face import HuggingFaceEngine
+from executor.engines.lifted import why_unsupported
+from executor.engines.static import StaticEngine
+
+_LARGEST_DEFAULT_CAPACITY = 8192  # positions: a cache for all of a long-context model would fill the memory unasked
+_WHOLE_FILE_BYTES = 64 << 20  # weights files up to this size are hashed whole
+_SAMPLE_BYTES = 64 << 10
+_NUM_SAMPLES = 64
+_VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path")
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded as asked. One line: what, where, what to do."""
+
+
+class EngineKind(enum.StrEnum):
+    """How a model is run."""
+
+    STATIC = "static"  # fast, Llama-type models
+    HUGGING_FACE = "hugging_face"  # any causal language model
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids that a target and a draft share."""
+
+    size: int  # logits that both engines return: the smaller of the two heads
+    target_head_size: int
+    draft_head_size: int
+    num_tokens: int  # largest id of the tokenizer plus one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One loaded model and what the executor needs to know of it."""
+
+    name: str
+    engine: Engine
+    tokenizer: Any  # a transformers tokenizer
+    eos_token_ids: tuple[int, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and a draft over one vocabulary."""
+
+    target: Model
+    draft: Model
+    vocabulary: Vocabulary
+
+
+def load_pair(
+    target: str | Path,
+    draft: str | Path,
+    *,
+    engine: EngineKind | str = EngineKind.STATIC,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    capacity: int | None = None,
+) -> Pair:
+    """Target and draft in this process. Their vocabularies are compared before any weight is read."""
+    vocabulary = check_vocabularies(target, draft)
+    settings: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "capacity": capacity}
+    loaded_target = load_model(target, vocab_size=vocabulary.size, **settings)
+    return Pair(loaded_target, load_model(draft, vocab_size=vocabulary.size, **settings), vocabulary)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    engine: EngineKind | str = EngineKind.STATIC,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    capacity: int | None = None,
+    vocab_size: int | None = None,
+    num_feature_layers: int = 0,
+) -> Model:
+    """A model with its tokenizer, end-of-sequence ids and fingerprint. For the arguments see `load_engine`."""
+    loaded = load_engine(
+        path,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        capacity=capacity,
+        vocab_size=vocab_size,
+        num_feature_layers=num_feature_layers,
+    )
+    return Model(
+        name=str(path),
+        engine=loaded,
+        tokenizer=load_tokenizer(path),
+        eos_token_ids=eos_token_ids(path),
+        fingerprint=fingerprint(path),
+    )
+
+
+def load_engine(
+    path: str | Path,
+    *,
+    engine: EngineKind | str = EngineKind.STATIC,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    capacity: int | None = None,
+    vocab_size: int | None = None,
+    num_feature_layers: int = 0,
+) -> Engine:
+    """A model's weights behind the engine interface, without its tokenizer.
+
+    path: folder, or id on the Hugging Face hub. capacity: positions in the cache; by default all that the model knows,
+    at most 8192. vocab_size: cut the head to this many tokens (see `check_vocabularies`). An architecture that the
+    static engine does not know runs on the hugging_face engine, with a warning.
+    """
+    kind, device, dtype = _engine_kind(engine), _device(device), _dtype(dtype)
+    config = _config(path)
+    capacity = _capacity(path, config, capacity)
+    head_size = _head_size(config)
+    if vocab_size is not None and not 0 < vocab_size <= head_size:
+        raise ModelError(f"vocab_size {vocab_size} does not fit {path}, whose head has {head_size} tokens.")
+    if kind is EngineKind.STATIC and (reason := why_unsupported(config, capacity)):
+        kind = EngineKind.HUGGING_FACE
+        warnings.warn(
+            f"the static engine cannot run {path} ({config.model_type}: {reason}); it runs on the hugging_face engine.",
+            stacklevel=2,
+        )
+    engine_class: type[StaticEngine] | type[HuggingFaceEngine]
+    engine_class = StaticEngine if kind is EngineKind.STATIC else HuggingFaceEngine
+    try:
+        return engine_class(
+            _module(path, dtype),
+            capacity=capacity,
+            device=device,
+            dtype=dtype,
+            vocab_size=vocab_size,
+            num_feature_layers=num_feature_layers,
+        )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{path} with a cache of {capacity} positions does not fit the memory of {device}: lower the capacity, or "
+            "choose a smaller dtype or model."
+        ) from error
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The transformers tokenizer of a model folder or hub id."""
+    _config(path)  # tells a missing folder from a missing tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"no tokenizer could be loaded from {path} ({_first_line(error)}): the folder needs tokenizer.json or its "
+            "like."
+        ) from error
+
+
+def eos_token_ids(path: str | Path) -> tuple[int, ...]:
+    """Tokens that end a text: of the generation config if there is one, else of the model config. May be none."""
+    try:
+        ids = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        ids = getattr(_config(path), "eos_token_id", None)
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def check_vocabularies(target: str | Path, draft: str | Path) -> Vocabulary:
+    """Hold two models to one vocabulary, from their configs and tokenizers alone.
+
+    The tokenizers must map the same tokens to the same ids. Heads may be padded to different sizes: then both are cut
+    to the smaller, with a warning.
+    """
+    tokens = {path: load_tokenizer(path).get_vocab() for path in (target, draft)}
+    if tokens[target] != tokens[draft]:
+        different = dict(tokens[target].items() ^ tokens[draft].items())
+        example = min(different, key=lambda token: (different[token], token))
+        raise ModelError(
+            f"{target} and {draft} have different vocabularies ({len(tokens[target])} and {len(tokens[draft])} tokens, "
+            f"{len(different)} of them not the same, for example {example!r}): choose two models of one family."
+        )
+    num_tokens = max(tokens[target].values()) + 1
+    sizes = {path: _head_size(_config(path)) for path in (target, draft)}
+    for path, size in sizes.items():
+        if size < num_tokens:
+            raise ModelError(
+                f"the head of {path} has {size} tokens, fewer than the {num_tokens} of its tokenizer: "
+                "choose a tokenizer that belongs to the model."
+            )
+    vocabulary = Vocabulary(min(sizes.values()), sizes[target], sizes[draft], num_tokens)
+    if sizes[target] != sizes[draft]:
+        warnings.warn(
+            f"the heads of {target} ({sizes[target]}) and {draft} ({sizes[draft]}) are padded differently: both "
+            f"are cut to {vocabulary.size} tokens.",
+            stacklevel=2,
+        )
+    return vocabulary
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 over a model's config and weights files: equal for equal models, wherever they lie.
+
+    Files above 64 MiB are sampled: their size, and 64 KiB at 64 places, among them the start, where safetensors names
+    every tensor and its shape.
+    """
+    folder = _folder(path)
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG_KEYS}
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        num_bytes = file.stat().st_size
+        digest.update(f"{file.name} {num_bytes}".encode())
+        with file.open("rb") as stream:
+            if num_bytes <= _WHOLE_FILE_BYTES:
+                digest.update(stream.read())
+                continue
+            for sample in range(_NUM_SAMPLES):
+                stream.seek((num_bytes - _SAMPLE_BYTES) * sample // (_NUM_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _config(path: str | Path) -> Any:
+    """The transformers config of a folder or hub id, or the error that says why there is none."""
+    folder = Path(path)
+    if not folder.is_dir() and _looks_like_a_path(path):
+        raise ModelError(f"no model folder at {path}: check the path, or give an id of the Hugging Face hub.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{path} is not a model folder: it has no config.json. Give a folder written by save_pretrained."
+        )
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the config of {path} cannot be read ({_first_line(error)}): check the name, the network, or the "
+            "transformers version."
+        ) from error
+
+
+def _module(path: str | Path, dtype: torch.dtype) -> Any:
+    """The transformers module, on the CPU, with every weight found."""
+    try:
+        with _quiet_transformers():
+            module, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        raise ModelError(
+            f"the weights of {path} cannot be loaded ({_first_line(error)}): the folder needs complete safetensors of "
+            "a causal language model."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{path} lacks {len(missing)} weights, for example {missing[0]}: is it a complete causal language model?"
+        )
+    return module.eval()
+
+
+def _folder(path: str | Path) -> Path:
+    """Where a model's files lie on this machine."""
+    _config(path)
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(str(cached_file(str(path), "config.json"))).parent
+
+
+def _head_size(config: Any) -> int:
+    return int(config.get_text_config(decoder=True).vocab_size)
+
+
+def _capacity(path: str | Path, config: Any, capacity: int | None) -> int:
+    known: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if capacity is None:
+        return min(known or _LARGEST_DEFAULT_CAPACITY, _LARGEST_DEFAULT_CAPACITY)
+    if capacity < 1:
+        raise ModelError(f"a capacity of {capacity} positions holds nothing; give at least 1.")
+    if known is not None and capacity > known:
+        raise ModelError(
+            f"{path} knows {known} positions, so a capacity of {capacity} cannot be filled; give at most {known}."
+        )
+    return capacity
+
+
+def _engine_kind(engine: EngineKind | str) -> EngineKind:
+    try:
+        return EngineKind(engine)
+    except ValueError as error:
+        raise ModelError(f"unknown engine {engine!r}: choose {' or '.join(EngineKind)}.") from error
+
+
+def _device(device: torch.device | str) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device: use cpu.")
+    return device
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _looks_like_a_path(path: str | Path) -> bool:
+    """Hub ids are `name` or `owner/name`; everything else can only mean a file."""
+    text = str(path)
+    return isinstance(path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar while a model loads: two workers would draw over each other."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()

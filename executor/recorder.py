@@ -1,0 +1,280 @@
+"""Record a run: decode prompts under policies with real models, and write down everything that happened."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from executor.contention import ContentionMeter
+from executor.loop import Decoded
+from executor.models import fingerprint
+from executor.prompts import load_prompts
+from executor.requests import Request
+from executor.session import Session
+from sim.policies.base import Policy
+from sim.policies.catalog import label_of, parse_policy
+from traces.runs import Run, RunWriter, read_run
+from traces.schema import Op, RequestRecord, RoundTimes, Sampling
+from traces.speeds import measured_speeds, mismatched_prompts, speeds_summary
+
+EMBEDDED = Path(__file__).parent / "pair" / "weights"
+NOISE_RULE = "shared Gumbel noise, Philox4x32-10 keyed by (seed, noise_key, position)"
+MIN_LAP_S = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordSettings:
+    """What to record. target, draft: folders or ids; "embedded" and "embedded_large" name the shipped pair's models.
+
+    prompts: see `executor.prompts.load_prompts`. policies: labels of `sim.policies.catalog`.
+    repeats: times that every (prompt, temperature, policy) is decoded. aligns: whether alignment and tails are recorded.
+    """
+
+    target: str = "embedded"
+    draft: str = "embedded"
+    policies: tuple[str, ...] = ("autoregressive", "confidence_stop:max_length=8")
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    top_k: int = 0
+    top_p: float = 1.0
+    prompts: str = "held_out"
+    num_prompts: int = 16
+    skip_prompts: int = 0
+    max_new_tokens: int = 96
+    repeats: int = 1
+    seed: int = 0
+    stop_strings: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    tail_depth: int = 16
+    aligns: bool = True
+    engine: str = "static"
+    device: str = "cpu"
+    dtype: str = "float32"
+    capacity: int = 1024
+    is_pinned: bool = True
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError("policies is empty; name at least one, such as autoregressive.")
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, but got {self.repeats}.")
+        for label in self.policies:
+            parse_policy(label)
+        for temperature in self.temperatures:
+            Sampling(temperature, self.top_k, self.top_p)
+
+
+def resolve_model(name: str, role: str) -> str:
+    """The folder or id behind a model name; role is "target" or "draft"."""
+    folders = {"embedded": role, "embedded_large": "draft_large" if role == "draft" else "target"}
+    return str(EMBEDDED / folders[name]) if name in folders else name
+
+
+def open_session(settings: RecordSettings) -> Session:
+    """The pair of these settings, loaded."""
+    return Session(
+        resolve_model(settings.target, "target"),
+        resolve_model(settings.draft, "draft"),
+        engine=settings.engine,
+        device=settings.device,
+        dtype=settings.dtype,
+        capacity=settings.capacity,
+        is_pinned=settings.is_pinned,
+        timeout_s=settings.timeout_s,
+    )
+
+
+def make_requests(settings: RecordSettings, session: Session) -> list[Request]:
+    """One request a prompt and temperature. The noise key follows the prompt's name, so runs can be compared."""
+    room = settings.capacity - settings.max_new_tokens
+    requests = []
+    for prompt in load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts):
+        tokens = session.encode(prompt.text)
+        if len(tokens) > room:
+            raise ValueError(
+                f"prompt {prompt.prompt_id} has {len(tokens)} tokens; with max_new_tokens {settings.max_new_tokens} a "
+                f"capacity of {settings.capacity} holds {room}. Raise --capacity or shorten the prompt."
+            )
+        for temperature in settings.temperatures:
+            requests.append(
+                Request(
+                    prompt_id=prompt.prompt_id,
+                    tokens=tokens,
+                    max_new_tokens=settings.max_new_tokens,
+                    sampling=Sampling(temperature, settings.top_k, settings.top_p),
+                    seed=settings.seed,
+                    noise_key=zlib.crc32(prompt.prompt_id.encode()),
+                    stop_strings=settings.stop_strings,
+                    ignore_eos=settings.ignore_eos,
+                )
+            )
+    return requests
+
+
+def record(
+    settings: RecordSettings,
+    output_dir: str | Path,
+    *,
+    session: Session | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Run:
+    """Decode and record; returns the finished run folder. A given session is used and left open.
+
+    progress(done, total) counts decoded requests. Policies take turns on each prompt, in an order that rotates, so that a
+    drift of the machine meets all of them alike.
+    """
+    policies = [parse_policy(label) for label in settings.policies]
+    owned = session is None
+    writer = RunWriter(output_dir, config=asdict(settings), meta={"kind": "executed", "noise_rule": NOISE_RULE})
+    session = session or open_session(settings)
+    try:
+        with writer:
+            requests = make_requests(settings, session)
+            _warm_up(session, requests[0], policies)
+            recorder = _Recorder(settings, session, writer)
+            total = settings.repeats * len(requests) * len(policies)
+            for count, (request, policy, repeat) in enumerate(_schedule(requests, policies, settings.repeats), 1):
+                recorder.decode(request, policy, repeat)
+                progress(count, total)
+            recorder.finish()
+    finally:
+        if owned:
+            session.close()
+    return read_run(output_dir)
+
+
+def _schedule(
+    requests: list[Request], policies: list[Policy], repeats: int
+) -> Iterator[tuple[Request, Policy, int]]:
+    for repeat in range(repeats):
+        for index, request in enumerate(requests):
+            shift = (index + repeat) % len(policies)
+            for policy in policies[shift:] + policies[:shift]:
+                yield request, policy, repeat
+
+
+def _warm_up(session: Session, request: Request, policies: list[Policy]) -> None:
+    """Each policy once, untimed: allocators, caches and clocks settle."""
+    for policy in policies:
+        session.run(request, policy)
+
+
+class _Recorder:
+    """Turns decoded requests into records of one run folder."""
+
+    def __init__(self, settings: RecordSettings, session: Session, writer: RunWriter) -> None:
+        self._settings, self._session, self._writer = settings, session, writer
+        self._start_s = time.perf_counter()
+        self._num_requests = self._num_near_ties = 0
+        self._aligned: set[tuple[str, float]] = set()
+        self._meter = ContentionMeter([session.target.pid])
+        self._waiting: list[RequestRecord] = []
+        self._lap_start_s = self._start_s
+        self._other_share: list[float] = []
+
+    def decode(self, request: Request, policy: Policy, repeat: int) -> None:
+        """Run one request and record it."""
+        request_id = self._num_requests
+        self._num_requests += 1
+        done = self._session.run(request, policy, request_id=request_id)
+        start = self._start_s
+        self._writer.ops([_shifted(op, start) for op in done.ops])
+        self._writer.rounds(
+            [(turn, RoundTimes(t.start_s - start, t.end_s - start, t.draft_s, t.verify_s)) for turn, t in done.rounds]
+        )
+        self._waiting.append(_record_of(done, request_id, label_of(policy), repeat, start))
+        if time.perf_counter() - self._lap_start_s >= MIN_LAP_S:
+            self._close_lap()
+        key = (request.prompt_id, request.sampling.temperature)
+        if self._settings.aligns and key not in self._aligned:
+            self._aligned.add(key)
+            self._close_lap()
+            found = self._session.annotate(done, request_id=request_id, tail_depth=self._settings.tail_depth)
+            self._num_near_ties += found.num_near_ties
+            self._writer.trace(found.trace, found.columns)
+            self._meter.lap()  # annotation is nobody's contention
+            self._lap_start_s = time.perf_counter()
+
+    def _close_lap(self) -> None:
+        """Mark the requests since the last lap by the load that others made meanwhile."""
+        contention = self._meter.lap()
+        self._lap_start_s = time.perf_counter()
+        if not self._waiting:
+            return
+        self._other_share.append(contention.other_share)
+        # The system counts in hundredths of a second, so a short lap cannot prove a load of others.
+        is_clean = contention.is_clean or contention.other_share * contention.span_s <= 0.03
+        for waiting in self._waiting:
+            self._writer.request(waiting._replace(is_clean=is_clean))
+        self._waiting.clear()
+        self._writer.flush()
+
+    def finish(self) -> None:
+        """Summarise and close the run."""
+        self._close_lap()
+        run = read_run(self._writer.folder)
+        speeds = measured_speeds(run.requests, run.rounds)
+        mismatched = mismatched_prompts(run.requests)
+        settings, session = self._settings, self._session
+        self._writer.finish(
+            {
+                "measured": speeds_summary(speeds),
+                "tokens_identical": not mismatched,
+                "mismatched_prompts": mismatched,
+                "num_near_ties": self._num_near_ties,
+                "contention": self.contention(),
+            },
+            meta={
+                "target_fingerprint": fingerprint(resolve_model(settings.target, "target")),
+                "draft_fingerprint": fingerprint(resolve_model(settings.draft, "draft")),
+                "devices": list(session.devices),
+                "cores": session.cores,
+                "torch_threads": torch.get_num_threads(),
+                "contention": self.contention(),
+            },
+        )
+
+    def contention(self) -> dict[str, float]:
+        """Cores kept busy by others, over the laps of the run."""
+        shares = np.asarray(self._other_share or [0.0])
+        return {"mean_other_share": float(shares.mean()), "worst_other_share": float(shares.max())}
+
+
+def _shifted(op: Op, start_s: float) -> Op:
+    return op._replace(start_s=op.start_s - start_s, end_s=op.end_s - start_s)
+
+
+def _record_of(done: Decoded, request_id: int, policy: str, repeat: int, start_s: float) -> RequestRecord:
+    request = done.request
+    return RequestRecord(
+        request_id=request_id,
+        prompt_id=request.prompt_id,
+        policy=policy,
+        repeat=repeat,
+        temperature=request.sampling.temperature,
+        top_k=request.sampling.top_k,
+        top_p=request.sampling.top_p,
+        seed=request.seed,
+        noise_key=request.noise_key,
+        arrival_s=done.start_s - start_s,
+        first_token_s=done.first_token_s - start_s,
+        finish_s=done.end_s - start_s,
+        num_prompt_tokens=len(request.tokens),
+        num_output_tokens=len(done.tokens),
+        max_new_tokens=request.max_new_tokens,
+        finish_reason=done.finish_reason.value,
+        tokens_sha256=hash_tokens(done.tokens),
+        is_clean=True,
+    )
+
+
+def hash_tokens(tokens: list[int]) -> str:
+    """Fingerprint of a token sequence: equal means token for token equal."""
+    return hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).hexdigest()[:16]

@@ -1,0 +1,140 @@
+"""A pair ready to decode: the draft and all decisions in this process, the target in its own, each on its core."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from executor.annotate import Annotation, annotate
+from executor.draft_side import DraftSide
+from executor.errors import ExecutorError
+from executor.loop import Decoded, run_request
+from executor.models import check_vocabularies, eos_token_ids, load_engine, load_tokenizer
+from executor.noise import NoiseTable
+from executor.requests import Request
+from executor.target_client import TargetClient
+from sim.policies.base import Policy
+
+
+class Session:
+    """Decodes requests with one pair. Close it, or use it with `with`.
+
+    target, draft: Hugging Face ids or folders with one vocabulary. engine: "static" (fast, Llama-type models) or
+    "hugging_face" (any causal language model). capacity: cached tokens a model can hold, prompt and branches included.
+    is_pinned: bind the two processes to one core each (CPU only; unpinned processes may share a core after a wake-up).
+    """
+
+    def __init__(
+        self,
+        target: str,
+        draft: str,
+        *,
+        engine: str = "static",
+        device: str = "cpu",
+        dtype: str = "float32",
+        capacity: int = 1024,
+        is_pinned: bool = True,
+        timeout_s: float = 60.0,
+    ) -> None:
+        vocab_size = check_vocabularies(target, draft).size
+        self.tokenizer = load_tokenizer(target)
+        self.eos_ids = frozenset(eos_token_ids(target))
+        self.devices = (f"{device}:draft", f"{device}:target")
+        self._threads = torch.get_num_threads()
+        self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        self.cores = sorted(self._cores)[:2] if is_pinned and device == "cpu" and len(self._cores) > 1 else []
+        torch.set_num_threads(1)
+        if self.cores:
+            os.sched_setaffinity(0, {self.cores[0]})
+        self._target: TargetClient | None = None
+        try:
+            self._target = TargetClient(
+                target,
+                engine=engine,
+                device=device,
+                dtype=dtype,
+                capacity=capacity,
+                vocab_size=vocab_size,
+                core=self.cores[1] if self.cores else None,
+                timeout_s=timeout_s,
+            )
+            self.engine = load_engine(
+                draft, engine=engine, device=device, dtype=dtype, capacity=capacity, vocab_size=vocab_size
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._draft = DraftSide(self.engine)
+        self.capacity = capacity
+
+    @property
+    def target(self) -> TargetClient:
+        """The target's process."""
+        if self._target is None or not self._target.is_alive:
+            raise ExecutorError("the target process is gone; start a new session.")
+        return self._target
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt, with the tokenizer's own special tokens."""
+        return tuple(self.tokenizer.encode(text))
+
+    def decode_text(self, tokens: list[int]) -> str:
+        """Text of generated tokens."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def run(self, request: Request, policy: Policy, *, request_id: int = 0) -> Decoded:
+        """Decode one request."""
+        longest = len(request.tokens) + request.max_new_tokens
+        if longest > self.capacity:
+            raise ValueError(
+                f"prompt {request.prompt_id} needs {longest} cached tokens, but the session's capacity is "
+                f"{self.capacity}; use a larger capacity or a smaller max_new_tokens."
+            )
+        return run_request(
+            request,
+            policy,
+            request_id=request_id,
+            draft=self._draft,
+            target=self.target,
+            noise=self._noise(request),
+            eos_ids=self.eos_ids,
+            decode_text=self.decode_text,
+            devices=self.devices,
+        )
+
+    @torch.inference_mode()
+    def annotate(self, done: Decoded, *, request_id: int, tail_depth: int = 16) -> Annotation:
+        """The alignment trace of a finished request."""
+        return annotate(
+            done,
+            request_id=request_id,
+            engine=self.engine,
+            target=self.target,
+            noise=self._noise(done.request),
+            tail_depth=tail_depth,
+        )
+
+    def _noise(self, request: Request) -> NoiseTable | None:
+        if request.sampling.temperature == 0:
+            return None
+        noise = NoiseTable(request.seed, request.noise_key, self.engine.vocab_size, self.engine.device)
+        noise.prepare(request.max_new_tokens)  # made before the clock starts; the target makes its own in the prefill
+        return noise
+
+    def close(self) -> None:
+        """Stop the target's process; give back cores and threads."""
+        if self._target is not None:
+            self._target.close()
+        if self.cores:
+            os.sched_setaffinity(0, self._cores)
+            self.cores = []
+        torch.set_num_threads(self._threads)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+

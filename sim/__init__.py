@@ -1,0 +1,1 @@
+"""What would happen: policies, the step machine, latency and acceptance models, replay, the SimPy engine."""

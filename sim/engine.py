@@ -1,0 +1,246 @@
+"""The SimPy engine: requests run their step machine on two devices, and simulated time passes.
+
+The reference for every other way to a time. One request is one process; a device serves its jobs in order of arrival.
+The target's verification runs while the process goes on drafting; the round settles when both are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import simpy
+
+from sim.durations import DrawnDurations, Durations, MeanDurations
+from sim.latency import LatencyModel
+from sim.machine import Branch, Close, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
+from sim.policies.base import Policy
+from sim.replay import TraceWorld
+from sim.shapes import DraftCache, Forwards, host, prefill
+from traces.metrics import Summary, summarise_rounds
+from traces.schema import Op, RequestRecord, RequestTrace, Round, RoundTimes
+
+Event: TypeAlias = Any  # simpy ships without types for its events' values
+Process: TypeAlias = Generator[Event, Any, None]
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """What a run folder holds, before it is written. Rounds and operations are in the order of their ends."""
+
+    rounds: list[tuple[Round, RoundTimes]] = field(default_factory=list)
+    requests: list[RequestRecord] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+
+
+class Device:
+    """One model's device: a queue served first come, first served.
+
+    A job's length is known when it is queued, so its end is known too: no resource has to be held, one event a job is
+    enough. Jobs queued at one instant run in the order of the calls. (A test holds this equal to `simpy.Resource`.)
+    """
+
+    def __init__(self, env: simpy.Environment, name: str) -> None:
+        self.name = name
+        self.starts_at_s = self.free_at_s = 0.0  # of the job queued last
+        self._env = env
+
+    def work(self, seconds: list[float]) -> Event:
+        """Queue operations that run one after another; the event comes when the last is done."""
+        now = self._env.now
+        self.starts_at_s = self.free_at_s if self.free_at_s > now else now
+        self.free_at_s = sum(seconds, self.starts_at_s)
+        return self._env.timeout(self.free_at_s - now)
+
+
+def simulate(
+    policy: Policy,
+    traces: Sequence[RequestTrace],
+    latency: LatencyModel,
+    *,
+    rng: np.random.Generator | None = None,
+    num_streams: int = 1,
+    same_device: bool = False,
+    record_ops: bool = True,
+    label: str | None = None,
+) -> SimulatedRun:
+    """Decode recorded requests under `policy`, in simulated time.
+
+    rng:         draws operation times; None takes their means. Every request gets its own spawned generators.
+    num_streams: requests decoded at once (each stream takes the next request when it is done); they share the devices.
+    same_device: draft and target share one device, so that nothing overlaps.
+    record_ops:  whether to write down every operation; the times are the same without.
+    label:       the policy's name in the records; its repr by default.
+    """
+    if num_streams < 1:
+        raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
+    env = simpy.Environment()
+    target = Device(env, "sim:target" if not same_device else "sim:shared")
+    draft = Device(env, "sim:draft") if not same_device else target
+    means = MeanDurations(latency) if rng is None else None
+    rngs = rng.spawn(len(traces)) if rng is not None else []
+    run = SimulatedRun()
+    stage = _Stage(env, policy, draft, target, run, record_ops, repr(policy) if label is None else label)
+
+    def durations_of(index: int) -> Durations:
+        return means if means is not None else DrawnDurations(latency, rngs[index])
+
+    def stream(waiting: Iterator[tuple[int, RequestTrace]]) -> Process:
+        for index, trace in waiting:
+            yield from stage.serve(trace, durations_of(index))
+
+    waiting = iter(enumerate(traces))
+    for _ in range(num_streams):
+        env.process(stream(waiting))
+    env.run()
+    return run
+
+
+def summarise(run: SimulatedRun) -> Summary:
+    """Metrics of a simulated run, computed as for a real one."""
+    return summarise_rounds(run.rounds, run.requests)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What all requests of a run share."""
+
+    env: simpy.Environment
+    policy: Policy
+    draft: Device
+    target: Device
+    run: SimulatedRun
+    record_ops: bool
+    label: str
+
+    def serve(self, trace: RequestTrace, durations: Durations) -> Process:
+        """One request, from its prefill to its last token."""
+        env, draft, target = self.env, self.draft, self.target
+        decider = Device(env, "sim:host")  # one thread a request
+        arrival_s = env.now
+        prefills = [
+            self._run(trace, -1, device, forwards, durations.of(forwards))
+            for device, forwards in (
+                (draft, prefill("draft", trace.num_prompt_tokens)),
+                (target, prefill("target", trace.num_prompt_tokens)),
+            )
+        ]
+        yield from prefills  # they run at the same time; both must be done
+
+        world, cache = TraceWorld(trace, self.policy.needs), DraftCache(trace.num_prompt_tokens)
+        machine = decode(
+            self.policy,
+            request_id=trace.request_id,
+            max_new_tokens=trace.max_new_tokens,
+            class_probs=world.first_classes,
+        )
+        reply: Reply = None
+        start_s = env.now
+        first_token_s: float | None = None
+        draft_s = verify_s = 0.0
+        index = num_forwards = 0
+        verified: Event = None
+        while True:
+            try:
+                command = machine.send(reply)
+            except StopIteration:
+                break
+            reply = world.answer(command)
+            kind = type(command)
+            if kind is DraftTokens or kind is Look or kind is Branch:
+                if isinstance(command, DraftTokens):
+                    forwards = cache.draft(command.num_tokens)
+                elif isinstance(command, Branch):
+                    forwards = cache.branch(sum(command.fanout), command.num_steps)
+                else:
+                    forwards = cache.look()
+                if forwards.num_forwards:
+                    times = durations.of(forwards)
+                    draft_s += sum(times)
+                    num_forwards += forwards.num_forwards
+                    yield self._run(trace, index, draft, forwards, times)
+            elif isinstance(command, Submit):
+                forwards = cache.submit(command.num_pending)
+                times = durations.of(forwards)
+                verify_s = sum(times)
+                verified = self._run(trace, index, target, forwards, times)
+            elif kind is Settle:
+                assert isinstance(reply, Settled)
+                cache.settle(reply.num_accepted, reply.num_emitted, reply.is_hit)
+                if not verified.processed:
+                    yield verified
+            elif isinstance(command, Keep):
+                cache.keep(command.num_kept)
+            elif isinstance(command, Close):
+                closed = command.round
+                assert num_forwards == closed.num_draft_forwards, (
+                    f"round {index} of request {trace.request_id} ran {num_forwards} draft forwards, "
+                    f"but the step machine counted {closed.num_draft_forwards}."
+                )
+                forwards = host(closed.num_pending, cache.num_sequence)
+                times = durations.of(forwards)
+                if times[0] > 0:
+                    yield self._run(trace, index, decider, forwards, times)
+                end_s = env.now
+                self.run.rounds.append((closed, RoundTimes(start_s, end_s, draft_s, verify_s)))
+                if first_token_s is None:
+                    first_token_s = end_s
+                start_s = end_s
+                draft_s, num_forwards, index = 0.0, 0, index + 1
+        assert first_token_s is not None, f"request {trace.request_id} ended without a round."
+        self.run.requests.append(_request_record(trace, self.label, arrival_s, first_token_s, env.now))
+
+    def _run(self, trace: RequestTrace, index: int, device: Device, forwards: Forwards, seconds: list[float]) -> Event:
+        """Queue forwards on a device and write them down; the event comes when the last is done."""
+        done = device.work(seconds)
+        if not self.record_ops:
+            return done
+        actor, kind, _, num_tokens, num_branches, context = forwards
+        end_s = device.starts_at_s
+        for duration_s in seconds:
+            start_s, end_s = end_s, end_s + duration_s
+            self.run.ops.append(
+                Op(
+                    request_id=trace.request_id,
+                    round=index,
+                    actor=actor,
+                    device=device.name,
+                    kind=kind,
+                    start_s=start_s,
+                    end_s=end_s,
+                    num_tokens=num_tokens,
+                    batch=1,
+                    num_branches=num_branches,
+                    context_tokens=context,
+                )
+            )
+            context, num_tokens = context + num_tokens, 1
+        return done
+
+
+def _request_record(
+    trace: RequestTrace, label: str, arrival_s: float, first_token_s: float, finish_s: float
+) -> RequestRecord:
+    """The record of a simulated request; tokens have no ids here, so there is nothing to hash."""
+    return RequestRecord(
+        request_id=trace.request_id,
+        prompt_id=trace.prompt_id,
+        policy=label,
+        repeat=0,
+        temperature=trace.temperature,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
+        noise_key=0,
+        arrival_s=arrival_s,
+        first_token_s=first_token_s,
+        finish_s=finish_s,
+        num_prompt_tokens=trace.num_prompt_tokens,
+        num_output_tokens=trace.num_tokens,
+        max_new_tokens=trace.max_new_tokens,
+        finish_reason=trace.finish_reason.value,
+        tokens_sha256="",
+        is_clean=True,
+    )

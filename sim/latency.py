@@ -1,0 +1,287 @@
+"""How long one operation takes in the simulator: constant, fitted, resampled, or from a hardware's roofline.
+
+All times are seconds. `mean_s` and `draw_s` serve the event loop, `mean_array` the sweeps.
+
+>>> textbook = ConstantLatency(draft_s=0.002, verify_s=0.020)
+>>> textbook.mean_s(OpShape("target", "verify", num_tokens=5, num_branches=1, context_tokens=300))
+0.02
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from traces.calibration import Calibration, LatencyFit, group_of
+
+Array = NDArray[np.float64]
+
+_ACTOR_OF = {
+    "draft": "draft",
+    "look": "draft",
+    "branch": "draft",
+    "verify": "target",
+    "prefill": "target",
+    "host": "host",
+}
+
+
+class OpShape(NamedTuple):
+    """What decides how long an operation takes: as in `traces.schema.Op`, one forward of num_branches rows.
+
+    num_tokens: new tokens a row (verify: pending + 1; host: pending). context_tokens: tokens in the cache before.
+    """
+
+    actor: str
+    kind: str
+    num_tokens: int
+    num_branches: int
+    context_tokens: int
+
+
+class LatencyModel(Protocol):
+    """Seconds of an operation."""
+
+    def mean_s(self, op: OpShape) -> float:
+        """Mean."""
+        ...
+
+    def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
+        """One draw, with this mean."""
+        ...
+
+    def mean_array(
+        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+    ) -> Array:
+        """Means of arrays that broadcast. actor: for a prefill, target unless said otherwise."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantLatency:
+    """The textbook's: a forward costs the same at any width, depth and number of rows.
+
+    Leviathan et al. 2023, arXiv:2211.17192, section 3.3, and arXiv:2506.01979 assume this; it is wrong on hardware
+    as soon as a forward is not bound by reading the weights.
+    """
+
+    draft_s: float
+    verify_s: float
+    host_s: float = 0.0
+    draft_prefill_s: float = 0.0
+    target_prefill_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0 seconds, but got {getattr(self, name)}.")
+
+    def _seconds(self, actor: str, kind: str) -> float:
+        group = group_of(actor, kind)
+        return float(getattr(self, f"{group}_s"))
+
+    def mean_s(self, op: OpShape) -> float:
+        return self._seconds(op.actor, op.kind)
+
+    def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
+        return self._seconds(op.actor, op.kind)
+
+    def mean_array(
+        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+    ) -> Array:
+        shape = np.broadcast_shapes(np.shape(num_tokens), np.shape(num_branches), np.shape(context_tokens))
+        return np.full(shape, self._seconds(actor or _actor_of(kind), kind))
+
+
+class FittedLatency:
+    """The affine laws of a calibration; draws multiply the mean by a recorded ratio measured / fitted.
+
+    is_noisy: False makes every draw the mean.
+    """
+
+    def __init__(self, calibration: Calibration, *, is_noisy: bool = True) -> None:
+        self.calibration = calibration
+        self.is_noisy = is_noisy
+        self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
+
+    def _fit(self, actor: str, kind: str) -> tuple[LatencyFit, tuple[float, ...], int]:
+        found = self._fits.get((actor, kind))
+        if found is None:
+            fit = self.calibration.fit_of(group_of(actor, kind))
+            found = self._fits[actor, kind] = (fit, fit.ratios, len(fit.ratios))
+        return found
+
+    def mean_s(self, op: OpShape) -> float:
+        return self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
+
+    def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
+        fit, ratios, num_ratios = self._fit(op.actor, op.kind)
+        mean = fit.mean_s(op.num_tokens, op.num_branches, op.context_tokens)
+        return mean * ratios[int(rng.random() * num_ratios)] if self.is_noisy else mean
+
+    def mean_array(
+        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+    ) -> Array:
+        return self._fit(actor or _actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
+
+
+class EmpiricalLatency:
+    """Measured operations themselves: the ones nearest in shape are resampled.
+
+    Distances count relative changes of tokens, branches and context alike. Nothing is extrapolated: outside of what was
+    recorded, the edge answers. num_nearest: at least this many operations (and all of an equal shape) answer.
+    """
+
+    def __init__(self, ops: pd.DataFrame, *, num_nearest: int = 32) -> None:
+        """ops: columns as in a run's ops table."""
+        if num_nearest < 1:
+            raise ValueError(f"num_nearest must be at least 1, but got {num_nearest}.")
+        self.num_nearest = num_nearest
+        self._groups: dict[str, tuple[Array, Array]] = {}
+        self._known: dict[OpShape, tuple[float, Sequence[float]]] = {}
+        names = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
+        shapes = _log_shapes(ops["num_tokens"], ops["num_branches"], ops["context_tokens"])
+        seconds = (ops["end_s"] - ops["start_s"]).to_numpy(float)
+        for group in sorted(set(names.tolist())):
+            self._groups[group] = shapes[names == group], seconds[names == group]
+
+    def _nearest(self, op: OpShape) -> tuple[float, Sequence[float]]:
+        found = self._known.get(op)
+        if found is None:
+            group = group_of(op.actor, op.kind)
+            if group not in self._groups:
+                raise ValueError(f"no {group} operation was recorded (only {', '.join(self._groups) or 'none'}).")
+            shapes, seconds = self._groups[group]
+            distances = np.abs(shapes - _log_shapes(op.num_tokens, op.num_branches, op.context_tokens)).sum(axis=-1)
+            last = min(self.num_nearest, len(seconds)) - 1
+            chosen = seconds[distances <= np.partition(distances, last)[last]]
+            found = self._known[op] = float(chosen.mean()), chosen.tolist()
+        return found
+
+    def mean_s(self, op: OpShape) -> float:
+        return self._nearest(op)[0]
+
+    def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
+        seconds = self._nearest(op)[1]
+        return seconds[int(rng.random() * len(seconds))]
+
+    def mean_array(
+        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+    ) -> Array:
+        actor = actor or _actor_of(kind)
+        tokens, branches, context = np.broadcast_arrays(num_tokens, num_branches, context_tokens)
+        stacked = np.stack([tokens.ravel(), branches.ravel(), context.ravel()], axis=1)
+        distinct, which = np.unique(stacked, axis=0, return_inverse=True)
+        means = np.array([self.mean_s(OpShape(actor, kind, *row)) for row in distinct.tolist()], float)
+        found: Array = means[which.ravel()].reshape(tokens.shape)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """A device's two roofs. overhead_s: launch and host cost of one forward.
+
+    bandwidth and peak are what a forward reaches, not the data sheet: often 0.6 to 0.8 of it.
+    """
+
+    name: str
+    bandwidth_bytes_per_s: float
+    peak_flops_per_s: float
+    overhead_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.bandwidth_bytes_per_s > 0 and self.peak_flops_per_s > 0 and self.overhead_s >= 0):
+            raise ValueError(
+                f"{self.name}: bandwidth and peak must be positive and the overhead at least 0; got {self}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What a forward must move and multiply.
+
+    num_parameters: those that every token meets (of a mixture of experts the active ones).
+    """
+
+    num_parameters: float
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    bytes_per_weight: float = 2.0
+    bytes_per_kv: float = 2.0
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.bytes_per_kv
+
+    @property
+    def attention_flops_per_pair(self) -> float:
+        """Of one new token looking at one token: two products in all heads and layers, a multiply-add is two."""
+        return 4.0 * self.num_layers * self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class RooflineLatency:
+    """For hardware one does not own: the slower of moving the bytes and doing the FLOPs, plus the overhead.
+
+    Bytes: all weights once, and the cache of every row once. FLOPs: 2 a weight and token, and attention.
+    Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785. A bound from below: nothing is faster.
+
+    A 7 B model in 16 bits at 2 TB/s reads 14 GB, so that a token takes 7 ms and 5 tokens hardly more:
+
+    >>> model = ModelShape(num_parameters=7e9, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128)
+    >>> device = Hardware(name="2 TB/s", bandwidth_bytes_per_s=2e12, peak_flops_per_s=300e12)
+    >>> latency = RooflineLatency(target=model, draft=model, target_hardware=device, draft_hardware=device)
+    >>> latency.mean_array("verify", [1, 5, 1000], 1, 0).round(4).tolist()
+    [0.007, 0.007, 0.0475]
+    """
+
+    target: ModelShape
+    draft: ModelShape
+    target_hardware: Hardware
+    draft_hardware: Hardware
+    host_s: float = 0.0
+
+    def mean_s(self, op: OpShape) -> float:
+        found = self.mean_array(op.kind, op.num_tokens, op.num_branches, op.context_tokens, actor=op.actor)
+        return float(found)
+
+    def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
+        return self.mean_s(op)
+
+    def mean_array(
+        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+    ) -> Array:
+        actor = actor or _actor_of(kind)
+        group_of(actor, kind)
+        new, rows, context = np.broadcast_arrays(num_tokens, num_branches, context_tokens)
+        if actor == "host":
+            return np.full(new.shape, self.host_s)
+        model, device = (self.target, self.target_hardware) if actor == "target" else (self.draft, self.draft_hardware)
+        num_bytes = model.num_parameters * model.bytes_per_weight + rows * (context + new) * model.kv_bytes_per_token
+        pairs = rows * new * (context + (new + 1) / 2)  # causal: token i of the new ones sees the context and i others
+        num_flops = 2.0 * model.num_parameters * rows * new + model.attention_flops_per_pair * pairs
+        found: Array = device.overhead_s + np.maximum(
+            num_bytes / device.bandwidth_bytes_per_s, num_flops / device.peak_flops_per_s
+        )
+        return found
+
+
+def _actor_of(kind: str) -> str:
+    if kind not in _ACTOR_OF:
+        raise ValueError(f"there is no operation {kind!r}; known are {', '.join(_ACTOR_OF)}.")
+    return _ACTOR_OF[kind]
+
+
+def _log_shapes(num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike) -> Array:
+    """(ops, 3): distances between these are relative changes."""
+    shapes = [np.log1p(np.asarray(values, float)) for values in (num_tokens, num_branches, context_tokens)]
+    found: Array = np.stack(shapes, axis=-1)
+    return found

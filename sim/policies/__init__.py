@@ -1,0 +1,1 @@
+"""Policies: which outcomes to hedge, how far, and how much of the result to submit. One policy a file."""

@@ -1,0 +1,196 @@
+"""From a recorded run to fitted models: how long each operation takes, with the error of the fit.
+
+calibration = calibrate(read_run(folder))
+print(calibration.report())
+calibration.save("calibration.json")
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from traces.joint_acceptance import JointAcceptance, fit_acceptance
+from traces.latency_fit import TERMS, LatencyFit, draw_ratios, fit_latency
+from traces.runs import Run
+from traces.schema import SCHEMA_VERSION
+
+__all__ = [
+    "Calibration",
+    "JointAcceptance",
+    "LatencyFit",
+    "RoundCheck",
+    "calibrate",
+    "fit_acceptance",
+    "group_of",
+]
+
+GROUPS = ("draft", "verify", "draft_prefill", "target_prefill", "host")
+_GROUP_OF = {
+    ("draft", "draft"): "draft",
+    ("draft", "look"): "draft",
+    ("draft", "branch"): "draft",
+    ("target", "verify"): "verify",
+    ("draft", "prefill"): "draft_prefill",
+    ("target", "prefill"): "target_prefill",
+    ("host", "host"): "host",
+}
+
+
+def group_of(actor: str, kind: str) -> str:
+    """The group that an operation is fitted in: every forward of the draft that is no prefill is one law."""
+    try:
+        return _GROUP_OF[actor, kind]
+    except KeyError:
+        raise ValueError(f"no latency is fitted for {actor!r} {kind!r}; known are {sorted(_GROUP_OF)}.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundCheck:
+    """Whole rounds: drafting, then the longer of verification and drafting ahead, then the host; mean seconds."""
+
+    predicted_s: float
+    measured_s: float
+    num_rounds: int
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, minus 1."""
+        return self.predicted_s / self.measured_s - 1 if self.measured_s else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Fitted latencies of one pair on one machine. fits: of GROUPS, those that the run has operations of."""
+
+    fits: Mapping[str, LatencyFit]
+    round_check: RoundCheck | None
+    num_requests: int
+    num_unclean: int
+    schema_version: int = SCHEMA_VERSION
+
+    def fit_of(self, group: str) -> LatencyFit:
+        """The law of one group, with a clear refusal when nothing of it was recorded."""
+        if group not in self.fits:
+            raise ValueError(
+                f"this calibration saw no {group} operation (it has {', '.join(self.fits) or 'none'}); "
+                "calibrate from a run that has some."
+            )
+        return self.fits[group]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_bytes(TypeAdapter(Calibration).dump_json(self, indent=1) + b"\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote."""
+        try:
+            found = TypeAdapter(Calibration).validate_json(Path(path).read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+            raise ValueError(f"{path} is no calibration: {reason}; write one with Calibration.save.") from error
+        if found.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {found.schema_version}, this code reads {SCHEMA_VERSION}; calibrate again."
+            )
+        return found
+
+    def report(self) -> str:
+        """The fit as a small table, in milliseconds: coefficients with their 95% intervals, and how well they fit."""
+        lines = [f"{'operation':<16}{'n':>7}{'R2':>7}{'error':>8}   ms [95%]"]
+        for group, fit in self.fits.items():
+            r2 = "-" if fit.r2 is None else f"{fit.r2:.3f}"
+            lines.append(f"{group:<16}{fit.num_ops:>7}{r2:>7}{fit.error:>8.1%}")
+            for term, value, (low, high) in zip(TERMS, fit.coefficients, fit.intervals, strict=True):
+                if term not in fit.left_out:
+                    lines.append(f"  {term:<36}   {1e3 * value:.5g} [{1e3 * low:.5g}, {1e3 * high:.5g}]")
+            if fit.left_out:
+                lines.append(f"  not identified, left out: {', '.join(fit.left_out)}")
+        if self.round_check:
+            check = self.round_check
+            lines.append(
+                f"round: predicted {1e3 * check.predicted_s:.4g} ms, measured {1e3 * check.measured_s:.4g} ms "
+                f"({check.error:+.1%}), n = {check.num_rounds}"
+            )
+        lines.append(f"{self.num_requests} requests; {self.num_unclean} more were disturbed and left out")
+        return "\n".join(lines)
+
+
+def calibrate(run: Run, *, seed: int = 0) -> Calibration:
+    """Fit every group of operations of a run. Requests that were not clean (contention, throttling) are left out.
+
+    seed: of the bootstrap and of the draws in the round check.
+    """
+    requests = run.requests
+    unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
+    if len(unclean):
+        warnings.warn(
+            f"{run.folder}: {len(unclean)} of {len(requests)} requests were disturbed and are left out.", stacklevel=2
+        )
+    ops = run.ops[~run.ops["request_id"].isin(unclean)].reset_index(drop=True)
+    rounds = run.rounds[~run.rounds["request_id"].isin(unclean)]
+    if ops.empty:
+        raise ValueError(f"{run.folder} holds no operation of an undisturbed request; record it again on free cores.")
+    groups = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
+    rng = np.random.default_rng(seed)
+    fits = {}
+    for group in GROUPS:
+        part = ops[groups == group]
+        if len(part):
+            fits[group] = fit_latency(
+                part["end_s"] - part["start_s"],
+                part["num_tokens"],
+                part["num_branches"],
+                part["context_tokens"],
+                part["request_id"],
+                least=0 if group == "host" else 1,
+                rng=rng,
+            )
+    return Calibration(
+        fits=fits,
+        round_check=check_rounds(fits, ops, groups, rounds, rng),
+        num_requests=int(ops["request_id"].nunique()),
+        num_unclean=len(unclean),
+    )
+
+
+def check_rounds(
+    fits: Mapping[str, LatencyFit],
+    ops: pd.DataFrame,
+    groups: NDArray[np.str_],
+    rounds: pd.DataFrame,
+    rng: np.random.Generator,
+) -> RoundCheck | None:
+    """Predicted and measured mean time of whole rounds; None without rounds.
+
+    Drawn, not composed of means: the mean of the longer of two is more than the longer of two means.
+    """
+    if rounds.empty:
+        return None
+    seconds = np.zeros(len(ops))
+    for group, fit in fits.items():
+        of_group = np.flatnonzero(groups == group)
+        part = ops.iloc[of_group]
+        mean = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
+        seconds[of_group] = mean * draw_ratios(fit.ratios, len(of_group), rng)
+    lanes = ops["kind"].map({"draft": "serial", "look": "ahead", "branch": "ahead", "verify": "verify", "host": "host"})
+    drawn = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
+    sums = drawn.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
+    sums = sums.reindex(columns=["serial", "ahead", "verify", "host"]).fillna(0.0)
+    predicted = sums["serial"] + sums[["ahead", "verify"]].max(axis=1) + sums["host"]
+    measured = rounds.set_index(["request_id", "round"])
+    both = predicted.index.intersection(measured.index)
+    if not len(both):
+        return None
+    times = (measured["end_s"] - measured["start_s"]).loc[both]
+    return RoundCheck(
+        predicted_s=float(predicted.loc[both].mean()), measured_s=float(times.mean()), num_rounds=len(both)
+    )

@@ -1,0 +1,110 @@
+"""A run's operations as a timeline that opens in Perfetto (ui.perfetto.dev) or chrome://tracing.
+
+Chrome's trace event format in JSON: one process a device, one track an actor, one slice an operation.
+"""
+
+from __future__ import annotations
+
+import json
+from os import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+US_PER_S = 1e6
+ACTORS = ("target", "draft", "host")  # from the top
+COUNTED = ("round", "num_tokens", "num_branches", "context_tokens", "batch")
+
+
+def write_timeline(ops: pd.DataFrame, path: str | Path, rounds: pd.DataFrame | None = None) -> None:
+    """Write the timeline of `ops` (columns of `traces.schema.Op`).
+
+    rounds: if given (`Round` and `RoundTimes`), tokens accepted and added a round are drawn as a counter, and an
+    arrow leads from each round's last operation of drafting to its verification.
+    """
+    events = [*_names(ops), *_slices(ops)]
+    if rounds is not None:
+        events += [*_counters(rounds), *_arrows(ops)]
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"), allow_nan=False)
+    temporary.write_text(text, encoding="utf-8")
+    replace(temporary, path)
+
+
+def _tracks(ops: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
+    """(device, actor) -> (process, thread), both from 1."""
+    devices = {device: index for index, device in enumerate(sorted(set(ops["device"])), start=1)}
+    pairs = sorted(set(zip(ops["device"], ops["actor"], strict=True)), key=lambda pair: (pair[0], _place(pair[1])))
+    return {(device, actor): (devices[device], _place(actor)[0] + 1) for device, actor in pairs}
+
+
+def _place(actor: str) -> tuple[int, str]:
+    return (ACTORS.index(actor) if actor in ACTORS else len(ACTORS), actor)
+
+
+def _names(ops: pd.DataFrame) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    for (device, actor), (process, thread) in _tracks(ops).items():
+        place = {"ph": "M", "pid": process, "tid": thread}
+        events.append({**place, "name": "process_name", "args": {"name": device}})
+        events.append({**place, "name": "thread_name", "args": {"name": actor}})
+        events.append({**place, "name": "thread_sort_index", "args": {"sort_index": thread}})
+    return events
+
+
+def _slices(ops: pd.DataFrame) -> list[dict[str, Any]]:
+    tracks = _tracks(ops)
+    return [
+        {
+            "ph": "X",
+            "name": op["kind"],
+            "cat": op["actor"],
+            "pid": tracks[op["device"], op["actor"]][0],
+            "tid": tracks[op["device"], op["actor"]][1],
+            "ts": op["start_s"] * US_PER_S,
+            "dur": max(0.0, (op["end_s"] - op["start_s"]) * US_PER_S),
+            "args": {"request": op["request_id"], **{name: op[name] for name in COUNTED}},
+        }
+        for op in ops.to_dict("records")
+    ]
+
+
+def _counters(rounds: pd.DataFrame) -> list[dict[str, Any]]:
+    """A counter of process 0 that steps at the end of each round."""
+    name = {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "tokens"}}
+    return [name] + [
+        {
+            "ph": "C",
+            "name": "tokens a round",
+            "pid": 0,
+            "ts": done["end_s"] * US_PER_S,
+            "args": {
+                "accepted": done["num_accepted"],
+                "added by the target": done["num_emitted"] - done["num_accepted"],
+            },
+        }
+        for done in rounds.to_dict("records")
+    ]
+
+
+def _arrows(ops: pd.DataFrame) -> list[dict[str, Any]]:
+    """From the last serial draft of a round to its verification."""
+    tracks = _tracks(ops)
+    drafts: dict[tuple[int, int], dict[Any, Any]] = {}
+    events: list[dict[str, Any]] = []
+    for op in ops.sort_values("start_s", kind="stable").to_dict("records"):
+        key = (op["request_id"], op["round"])
+        if op["kind"] == "draft":
+            drafts[key] = op
+        elif op["kind"] == "verify" and key in drafts:
+            for phase, end in (("s", drafts[key]), ("f", op)):
+                process, thread = tracks[end["device"], end["actor"]]
+                # Halfway into the slice, so that it is plain which slice the arrow belongs to.
+                middle_us = (end["start_s"] + end["end_s"]) / 2 * US_PER_S
+                event = {"ph": phase, "name": "submit", "cat": "submit", "id": f"{key[0]}.{key[1]}"}
+                events.append(
+                    event | {"pid": process, "tid": thread, "ts": middle_us} | ({"bp": "e"} if phase == "f" else {})
+                )
+    return events
