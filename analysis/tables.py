@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from analysis.validation import Validation
+from sim.policies.catalog import parse_policy
 from traces.speeds import Speed
 
 
 def short_label(policy: str) -> str:
-    """A policy label for a narrow column: `fixed_length:draft_length=4` becomes `fixed_length 4`."""
-    name, _, settings = policy.partition(":")
-    values = [part.partition("=")[2] for part in settings.split(",") if part]
-    return " ".join([name, *values])
+    """A policy for a narrow column: its name, and the settings that are not at their defaults.
+
+    >>> short_label("fixed_length:draft_length=6")
+    'fixed_length 6'
+    """
+    chosen = parse_policy(policy)
+    assert dataclasses.is_dataclass(chosen)
+    settings = [
+        (field.name, getattr(chosen, field.name))
+        for field in dataclasses.fields(chosen)
+        if getattr(chosen, field.name) != field.default or field.name == "draft_length"
+    ]
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for _, value in settings]
+    return " ".join([policy.partition(":")[0], *shown])
 
 
 def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:
     """Speeds with 95% intervals over prompts."""
-    table = Table(title=title, title_justify="left")
-    for name in ("policy", "T", "tokens/s", "95% interval", "speed-up", "95% interval", "tokens/forward", "prompts"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("policy", "T", "tokens/s [95%]", "speed-up [95%]", "tokens/forward", "n"):
+        table.add_column(name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy")
     for speed in speeds:
         table.add_row(
             short_label(speed.policy),
             f"{speed.temperature:g}",
-            f"{speed.tokens_per_s:.1f}",
-            _interval(speed.interval, 1),
-            "" if speed.speedup is None else f"{speed.speedup:.2f}",
-            "" if speed.speedup_interval is None else _interval(speed.speedup_interval, 2),
+            f"{speed.tokens_per_s:.1f} {_interval(speed.interval, 1)}",
+            ""
+            if speed.speedup is None or speed.speedup_interval is None
+            else f"{speed.speedup:.2f} {_interval(speed.speedup_interval, 2)}",
             f"{speed.tokens_per_target_forward:.2f}",
             str(speed.num_prompts),
         )
@@ -39,17 +51,16 @@ def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:
 
 def print_validation(console: Console, validation: Validation) -> None:
     """Predicted beside measured, and what the comparison amounts to."""
-    table = Table(title="Predicted against measured", title_justify="left")
-    for name in ("policy", "T", "predicted tok/s", "measured tok/s", "95% interval", "error", "of it latency", "speed-up"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
+    table = Table(title="Predicted against measured, tokens/s", title_justify="left", box=None, pad_edge=False)
+    for name in ("policy", "T", "predicted", "measured [95%]", "error", "latency's", "speed-up"):
+        table.add_column(name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy")
     for check in validation.policies:
         speedup = check.speedup_over_autoregressive
         table.add_row(
             short_label(check.policy),
             f"{check.temperature:g}",
             f"{check.predicted_tokens_per_s:.1f}",
-            f"{check.measured_tokens_per_s:.1f}",
-            _interval(check.measured_interval, 1),
+            f"{check.measured_tokens_per_s:.1f} {_interval(check.measured_interval, 1)}",
             f"{check.relative_error:+.1%}",
             f"{check.latency_error:+.1%}",
             "" if speedup is None else f"{speedup:.2f}",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from analysis.prediction import predict, speed_of
-from sim.latency import LatencyModel
+from analysis.simulation import load_calibration
+from sim.latency import FittedLatency, LatencyModel
 from sim.policies.catalog import parse_policy
 from sim.replay import replay
-from traces.runs import Run
+from traces.runs import Run, read_run
 from traces.schema import RequestTrace
 from traces.speeds import measured_speeds, mismatched_prompts
 
@@ -34,6 +38,7 @@ class PolicyCheck:
     latency_error: float
     acceptance_error: float
     speedup_over_autoregressive: float | None
+    speedup_interval: tuple[float, float]
     predicted_speedup: float | None
 
 
@@ -97,12 +102,13 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
                 latency_error=latency_error,
                 acceptance_error=error - latency_error,
                 speedup_over_autoregressive=speed.speedup,
+                speedup_interval=speed.speedup_interval or (float("nan"), float("nan")),
                 predicted_speedup=guess.speedup,
             )
         )
     errors = [abs(check.relative_error) for check in checks]
     latency_errors = [abs(check.latency_error) for check in checks]
-    num_compared, is_same = compare_rounds(measured)
+    rounds = compare_rounds(measured)
     contention = dict(measured.summary.get("contention", {}))
     is_claim = contention.get("mean_other_share", 0.0) <= BUSY_SHARE
     return Validation(
@@ -113,25 +119,43 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         worst_abs_latency_error=max(latency_errors),
         regret=max(_regret(checks, temperature) for temperature in temperatures),
         tokens_identical=not mismatched_prompts(measured.requests),
-        rounds_identical=is_same,
-        num_rounds_compared=num_compared,
+        rounds_identical=rounds.is_identical,
+        num_rounds_compared=rounds.num_rounds,
         contention=contention,
         is_claim=is_claim,
         note="" if is_claim else "other processes were using the cores: these times support no claim.",
     )
 
 
-def compare_rounds(measured: Run) -> tuple[int, bool]:
-    """Replay every request of a run from its alignment trace: (rounds compared, whether all were equal in every field)."""
+@dataclass(frozen=True)
+class RoundComparison:
+    """Executed rounds against replayed ones, every field. mismatches: (policy, temperature) with any difference."""
+
+    num_rounds: int
+    mismatches: frozenset[tuple[str, float]]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every round of every policy was the replayed one."""
+        return not self.mismatches
+
+    def is_same(self, policy: str, temperature: float) -> bool:
+        """Whether one policy's rounds were."""
+        return (policy, temperature) not in self.mismatches
+
+
+def compare_rounds(measured: Run) -> RoundComparison:
+    """Replay every request of a run from its alignment trace and compare."""
     traces = {(trace.prompt_id, trace.temperature): trace for trace in measured.traces()}
-    num_compared, is_same = 0, True
-    for row in measured.requests.itertuples():
-        trace = traces[(str(row.prompt_id), float(str(row.temperature)))]
-        executed = measured.rounds_of(int(str(row.request_id)))
-        replayed = [turn._replace(request_id=int(str(row.request_id))) for turn in replay(parse_policy(str(row.policy)), trace)]
-        num_compared += len(executed)
-        is_same &= executed == replayed
-    return num_compared, is_same
+    num_rounds, mismatches = 0, set()
+    columns = measured.requests[["request_id", "prompt_id", "temperature", "policy"]]
+    for request_id, prompt_id, temperature, label in columns.itertuples(index=False):
+        executed = measured.rounds_of(request_id)
+        replayed = replay(parse_policy(label), traces[prompt_id, temperature])
+        num_rounds += len(executed)
+        if executed != [turn._replace(request_id=request_id) for turn in replayed]:
+            mismatches.add((label, float(temperature)))
+    return RoundComparison(num_rounds, frozenset(mismatches))
 
 
 def _regret(checks: Sequence[PolicyCheck], temperature: float) -> float:
@@ -139,3 +163,41 @@ def _regret(checks: Sequence[PolicyCheck], temperature: float) -> float:
     chosen = max(here, key=lambda check: check.predicted_tokens_per_s)
     best = max(check.measured_tokens_per_s for check in here)
     return best / chosen.measured_tokens_per_s - 1
+
+
+def validate_run(
+    run_dir: Path,
+    output_dir: Path,
+    labels: Sequence[str],
+    *,
+    calibration: Path | None = None,
+    num_prompts: int = 16,
+    repeats: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Validation:
+    """Execute policies on prompts that the run does not hold, predict them from the run, and write both down.
+
+    The new run takes the recorded one's settings and its next prompts; its summary.json holds `validation`.
+    """
+    from executor.recorder import RecordSettings, record
+
+    recorded = read_run(run_dir)
+    latency = FittedLatency(load_calibration(recorded, calibration))
+    base = TypeAdapter(RecordSettings).validate_python(recorded.config)
+    settings = replace(
+        base,
+        policies=tuple(dict.fromkeys(["autoregressive", *labels])),
+        num_prompts=num_prompts,
+        skip_prompts=base.skip_prompts + base.num_prompts,
+        repeats=repeats,
+        aligns=True,
+    )
+    found: list[Validation] = []
+
+    def conclude(measured: Run) -> dict[str, object]:
+        found.append(validate(measured, recorded.traces(), latency, seed=seed))
+        return {"validation": found[0].as_dict()}
+
+    record(settings, output_dir, progress=progress, conclude=conclude)
+    return found[0]

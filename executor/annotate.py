@@ -20,6 +20,7 @@ from executor.loop import Decoded
 from executor.noise import NoiseTable
 from executor.target_client import TargetClient
 from executor.verification import choose, noisy_scores, signals, top_tokens
+from sim.machine import ClassProbs
 from traces.schema import RequestTrace, Sampling, Signal
 
 NUM_TOP = 8
@@ -57,6 +58,9 @@ def annotate(
     firsts = choose(scores).tolist()
     tails = _roll_out(engine, num_prompt, ranks, firsts, laws[-1], request.sampling, noise, tail_depth)
 
+    law = Sampling(request.sampling.temperature or 1.0, request.sampling.top_k, request.sampling.top_p)
+    draft_probs = torch.softmax(noisy_scores(logits[:-1], law, None), -1)
+    target_columns, class_probs = _scored(target, sequence, num_prompt, request.sampling, draft_probs.cpu().numpy())
     trace = RequestTrace(
         request_id=request_id,
         prompt_id=request.prompt_id,
@@ -68,16 +72,15 @@ def annotate(
         signals=tuple(laws[:-1]),
         tails=tails,
         tail_depth=tail_depth,
+        class_probs=class_probs,
     )
-    law = Sampling(request.sampling.temperature or 1.0, request.sampling.top_k, request.sampling.top_p)
-    draft_probs = torch.softmax(noisy_scores(logits[:-1], law, None), -1)
     best = top_tokens(scores[:-1], NUM_TOP)
     columns: dict[str, NDArray[np.generic] | list[list[int]] | list[list[float]]] = {
         "token": np.asarray(tokens, np.int32),
         "draft_top_ids": best.tolist(),
         "draft_top_probs": draft_probs.gather(-1, best).tolist(),
+        **target_columns,
     }
-    columns |= _target_columns(target, sequence, num_prompt, request.sampling, draft_probs.cpu().numpy())
     gaps = scores.topk(2, -1).values.diff(dim=-1).abs()
     return Annotation(trace, columns, int((gaps < 1e-4).sum()))
 
@@ -133,18 +136,17 @@ def _roll_out(
     return {position: tuple(laws[:depth]) for position, laws in found.items()}
 
 
-def _target_columns(
+def _scored(
     target: TargetClient, sequence: Sequence[int], num_prompt: int, sampling: Sampling, draft_probs: NDArray[np.float32]
-) -> dict[str, NDArray[np.generic] | list[list[int]] | list[list[float]]]:
-    """Largest probability and entropy of the target's laws, and their overlap with the draft's."""
-    stats, overlaps, first = [], [], 0
-    for probs, chunk in target.score(sequence, num_prompt, sampling, draft_probs.shape[1]):
-        overlaps.append(np.minimum(probs, draft_probs[first : first + len(probs)]).sum(-1))
-        stats.append(chunk)
-        first += len(probs)
+) -> tuple[dict[str, NDArray[np.generic]], tuple[ClassProbs, ...]]:
+    """Largest probability and entropy of the target's laws, their overlap with the draft's; H-RAD's classes, if it runs."""
+    stats, overlaps, classes, first = [], [], [], 0
+    for chunk in target.score(sequence, num_prompt, sampling, draft_probs.shape[1]):
+        num = len(chunk.probs)
+        overlaps.append(np.minimum(chunk.probs, draft_probs[first : first + num]).sum(-1))
+        stats.append(chunk.stats)
+        classes.append(chunk.class_probs)
+        first += num
     both = np.concatenate(stats)
-    return {
-        "target_max_prob": both[:, 0],
-        "target_entropy": both[:, 1],
-        "overlap": np.concatenate(overlaps),
-    }
+    columns = {"target_max_prob": both[:, 0], "target_entropy": both[:, 1], "overlap": np.concatenate(overlaps)}
+    return columns, tuple((row[0], row[1], row[2]) for row in np.concatenate(classes).tolist())

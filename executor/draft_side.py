@@ -132,7 +132,7 @@ class DraftSide:
                 row.laws.append(law)
             newest = [law.tokens[0] for law in laws]
             end = time.perf_counter()
-            self.forwards.append(Forward("branch", start, end, 1, num_rows, context + step * num_rows))
+            self.forwards.append(Forward("branch", start, end, 1, num_rows, context + step))
             start = end
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:

@@ -17,7 +17,10 @@ from traces.schema import FinishReason, Op, Round, RoundTimes
 
 @dataclass
 class Decoded:
-    """One request as it ran. Times are seconds of time.perf_counter; `tokens` are the generated ones."""
+    """One request as it ran. Times are seconds of time.perf_counter; `tokens` are the generated ones.
+
+    predict_s: seconds of H-RAD's predictions, which the verifications' times include.
+    """
 
     request: Request
     tokens: list[int] = field(default_factory=list)
@@ -28,6 +31,7 @@ class Decoded:
     prefilled_s: float = 0.0
     first_token_s: float = 0.0
     end_s: float = 0.0
+    predict_s: float = 0.0
 
     @property
     def decode_s(self) -> float:
@@ -56,18 +60,20 @@ def run_request(
     num_prompt = len(request.tokens)
     needs = policy.needs
 
-    target.begin(request)
+    target.begin(request, predicts=needs.classes)
     draft.begin(request, needs, noise)
     if needs.drafts:
         draft.prefill()
-    num_cached, _, started, ended = target.wait_prefill()
+    prefill = target.wait_prefill()
     recorder = _OpRecorder(done, request_id, devices)
-    recorder.add("target", "prefill", started, ended, num_cached, 1, 0)
+    recorder.add("target", "prefill", prefill.start_s, prefill.end_s, prefill.num_cached, 1, 0)
     recorder.add_forwards(draft.forwards)
     draft.forwards.clear()
     done.prefilled_s = round_start = time.perf_counter()
 
-    machine = decode(policy, request_id=request_id, max_new_tokens=request.max_new_tokens)
+    machine = decode(
+        policy, request_id=request_id, max_new_tokens=request.max_new_tokens, class_probs=prefill.class_probs
+    )
     reply: Reply = None
     while True:
         try:
@@ -89,6 +95,7 @@ def run_request(
         elif isinstance(command, Settle):
             ahead_until_s = time.perf_counter()
             verdict = target.wait_verdict()
+            done.predict_s += verdict.predict_s
             reply = _settle(done, draft, verdict, ends)
         elif isinstance(command, Keep):
             draft.keep(command.num_kept)
@@ -123,7 +130,7 @@ def _settle(done: Decoded, draft: DraftSide, verdict: TargetVerdict, ends: EndFi
     rank, is_hit, ahead = draft.settle(num_accepted, verdict.next_token)
     if reason is not None:
         is_hit, ahead = False, ()
-    return Settled(num_accepted, num_emitted, reason is not None, rank, is_hit, ahead, None)
+    return Settled(num_accepted, num_emitted, reason is not None, rank, is_hit, ahead, verdict.class_probs)
 
 
 class _OpRecorder:

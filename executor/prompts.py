@@ -38,7 +38,7 @@ def _read_file(path: Path, num: int) -> list[PromptText]:
     if not path.is_file():
         raise ValueError(f"no prompts at {path}; name a .jsonl file, or held_out, or training.")
     opener = gzip.open if path.suffix == ".gz" else open
-    prompts = []
+    prompts: list[PromptText] = []
     with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if len(prompts) == num:

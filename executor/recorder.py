@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from executor.contention import ContentionMeter
+from executor.hrad.predictor import check_classes
 from executor.loop import Decoded
 from executor.models import fingerprint
 from executor.prompts import load_prompts
@@ -34,6 +35,7 @@ class RecordSettings:
     """What to record. target, draft: folders or ids; "embedded" and "embedded_large" name the shipped pair's models.
 
     prompts: see `executor.prompts.load_prompts`. policies: labels of `sim.policies.catalog`.
+    hrad: folder of an H-RAD predictor; "embedded" names the shipped one, "" runs none.
     repeats: times that every (prompt, temperature, policy) is decoded. aligns: whether alignment and tails are recorded.
     """
 
@@ -59,6 +61,7 @@ class RecordSettings:
     capacity: int = 1024
     is_pinned: bool = True
     timeout_s: float = 60.0
+    hrad: str = ""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -77,6 +80,11 @@ def resolve_model(name: str, role: str) -> str:
     return str(EMBEDDED / folders[name]) if name in folders else name
 
 
+def resolve_predictor(name: str) -> str | None:
+    """The folder behind a predictor's name, None for no predictor."""
+    return str(EMBEDDED / "hrad") if name == "embedded" else name or None
+
+
 def open_session(settings: RecordSettings) -> Session:
     """The pair of these settings, loaded."""
     return Session(
@@ -88,6 +96,7 @@ def open_session(settings: RecordSettings) -> Session:
         capacity=settings.capacity,
         is_pinned=settings.is_pinned,
         timeout_s=settings.timeout_s,
+        hrad=resolve_predictor(settings.hrad),
     )
 
 
@@ -124,13 +133,18 @@ def record(
     *,
     session: Session | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    conclude: Callable[[Run], dict[str, object]] = lambda run: {},
+    wants: Callable[[str, float], bool] = lambda policy, temperature: True,
 ) -> Run:
     """Decode and record; returns the finished run folder. A given session is used and left open.
 
-    progress(done, total) counts decoded requests. Policies take turns on each prompt, in an order that rotates, so that a
-    drift of the machine meets all of them alike.
+    progress(done, total) counts decoded requests. conclude(run) may add to summary.json before the run is closed.
+    wants(policy label, temperature) may leave combinations out. Policies take turns on each prompt, in an order that
+    rotates, so that a drift of the machine meets all of them alike.
     """
     policies = [parse_policy(label) for label in settings.policies]
+    for policy in policies:
+        check_classes(policy, session.has_predictor if session is not None else bool(settings.hrad))
     owned = session is None
     writer = RunWriter(output_dir, config=asdict(settings), meta={"kind": "executed", "noise_rule": NOISE_RULE})
     session = session or open_session(settings)
@@ -139,11 +153,15 @@ def record(
             requests = make_requests(settings, session)
             _warm_up(session, requests[0], policies)
             recorder = _Recorder(settings, session, writer)
-            total = settings.repeats * len(requests) * len(policies)
-            for count, (request, policy, repeat) in enumerate(_schedule(requests, policies, settings.repeats), 1):
+            schedule = [
+                (request, policy, repeat)
+                for request, policy, repeat in _schedule(requests, policies, settings.repeats)
+                if wants(label_of(policy), request.sampling.temperature)
+            ]
+            for count, (request, policy, repeat) in enumerate(schedule, 1):
                 recorder.decode(request, policy, repeat)
-                progress(count, total)
-            recorder.finish()
+                progress(count, len(schedule))
+            recorder.finish(conclude)
     finally:
         if owned:
             session.close()
@@ -173,6 +191,7 @@ class _Recorder:
         self._settings, self._session, self._writer = settings, session, writer
         self._start_s = time.perf_counter()
         self._num_requests = self._num_near_ties = 0
+        self._predict_s = self._predicted_verify_s = 0.0
         self._aligned: set[tuple[str, float]] = set()
         self._meter = ContentionMeter([session.target.pid])
         self._waiting: list[RequestRecord] = []
@@ -184,6 +203,9 @@ class _Recorder:
         request_id = self._num_requests
         self._num_requests += 1
         done = self._session.run(request, policy, request_id=request_id)
+        if policy.needs.classes:
+            self._predict_s += done.predict_s
+            self._predicted_verify_s += sum(times.verify_s for _, times in done.rounds)
         start = self._start_s
         self._writer.ops([_shifted(op, start) for op in done.ops])
         self._writer.rounds(
@@ -216,10 +238,12 @@ class _Recorder:
         self._waiting.clear()
         self._writer.flush()
 
-    def finish(self) -> None:
+    def finish(self, conclude: Callable[[Run], dict[str, object]]) -> None:
         """Summarise and close the run."""
         self._close_lap()
+        self._writer.flush()
         run = read_run(self._writer.folder)
+        run.summary["contention"] = self.contention()
         speeds = measured_speeds(run.requests, run.rounds)
         mismatched = mismatched_prompts(run.requests)
         settings, session = self._settings, self._session
@@ -230,6 +254,8 @@ class _Recorder:
                 "mismatched_prompts": mismatched,
                 "num_near_ties": self._num_near_ties,
                 "contention": self.contention(),
+                "hrad": self._prediction_cost(),
+                **conclude(run),
             },
             meta={
                 "target_fingerprint": fingerprint(resolve_model(settings.target, "target")),
@@ -240,6 +266,12 @@ class _Recorder:
                 "contention": self.contention(),
             },
         )
+
+    def _prediction_cost(self) -> dict[str, float]:
+        """Seconds of H-RAD's predictions in this run, and their share of the verifications that include them."""
+        if not self._predicted_verify_s:
+            return {}
+        return {"predict_s": self._predict_s, "share_of_verify": self._predict_s / self._predicted_verify_s}
 
     def contention(self) -> dict[str, float]:
         """Cores kept busy by others, over the laps of the run."""

@@ -9,6 +9,7 @@ import torch
 from executor.annotate import Annotation, annotate
 from executor.draft_side import DraftSide
 from executor.errors import ExecutorError
+from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, run_request
 from executor.models import check_vocabularies, eos_token_ids, load_engine, load_tokenizer
 from executor.noise import NoiseTable
@@ -22,6 +23,7 @@ class Session:
 
     target, draft: Hugging Face ids or folders with one vocabulary. engine: "static" (fast, Llama-type models) or
     "hugging_face" (any causal language model). capacity: cached tokens a model can hold, prompt and branches included.
+    hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.
     is_pinned: bind the two processes to one core each (CPU only; unpinned processes may share a core after a wake-up).
     """
 
@@ -36,7 +38,11 @@ class Session:
         capacity: int = 1024,
         is_pinned: bool = True,
         timeout_s: float = 60.0,
+        hrad: str | None = None,
     ) -> None:
+        if hrad:
+            check_pair(read_card(hrad), target, draft)
+        self.has_predictor = bool(hrad)
         vocab_size = check_vocabularies(target, draft).size
         self.tokenizer = load_tokenizer(target)
         self.eos_ids = frozenset(eos_token_ids(target))
@@ -58,6 +64,7 @@ class Session:
                 vocab_size=vocab_size,
                 core=self.cores[1] if self.cores else None,
                 timeout_s=timeout_s,
+                hrad=hrad or None,
             )
             self.engine = load_engine(
                 draft, engine=engine, device=device, dtype=dtype, capacity=capacity, vocab_size=vocab_size
@@ -86,6 +93,7 @@ class Session:
     @torch.inference_mode()
     def run(self, request: Request, policy: Policy, *, request_id: int = 0) -> Decoded:
         """Decode one request."""
+        check_classes(policy, self.has_predictor)
         longest = len(request.tokens) + request.max_new_tokens
         if longest > self.capacity:
             raise ValueError(

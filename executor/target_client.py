@@ -19,24 +19,52 @@ from executor.errors import ExecutorError
 from executor.mailbox import Mailbox, make_mailbox_file
 from executor.requests import Request
 from executor.target_worker import Opcode
+from sim.machine import ClassProbs
 from traces.schema import Sampling
 
 LOAD_TIMEOUT_S = 600.0
 
 
 class TargetVerdict(NamedTuple):
-    """The outcome of a verification and when the target worked on it (seconds of time.perf_counter)."""
+    """The outcome of a verification and when the target worked on it (seconds of time.perf_counter).
+
+    predict_s: of these, what H-RAD's prediction took; class_probs: its result, None when it was not asked for.
+    """
 
     num_accepted: int
     next_token: int
     start_s: float
     end_s: float
+    predict_s: float
+    class_probs: ClassProbs | None
+
+
+class Prefill(NamedTuple):
+    """A finished prefill: num_switches counts the target's involuntary context switches since the last request."""
+
+    num_cached: int
+    num_switches: int
+    start_s: float
+    end_s: float
+    class_probs: ClassProbs | None
+
+
+class Scores(NamedTuple):
+    """The target's laws at n positions: (n, vocab) probabilities, (n, 2) of largest probability and entropy in nats.
+
+    class_probs: (n, 3), with one row more in the first chunk of a sequence; (0, 3) without a predictor.
+    """
+
+    probs: NDArray[np.float32]
+    stats: NDArray[np.float32]
+    class_probs: NDArray[np.float32]
 
 
 class TargetClient:
     """The target model in a process of its own, pinned to `core` if that is given. Close it, or use it with `with`.
 
     timeout_s: longest wait for one answer; a worker that takes longer is killed and reported.
+    hrad: folder of an H-RAD predictor, which then runs in the target's process.
     """
 
     def __init__(
@@ -50,8 +78,9 @@ class TargetClient:
         vocab_size: int | None = None,
         core: int | None = None,
         timeout_s: float = 60.0,
+        hrad: str | None = None,
     ) -> None:
-        self._model, self._timeout_s = model, timeout_s
+        self._model, self._timeout_s, self._has_predictor = model, timeout_s, bool(hrad)
         self._paths = [make_mailbox_file(), make_mailbox_file()]
         self._outbox, self._inbox = (Mailbox(path) for path in self._paths)
         self._pipe, theirs = Pipe()
@@ -63,6 +92,7 @@ class TargetClient:
             "capacity": capacity,
             "vocab_size": vocab_size,
             "core": core,
+            "hrad": hrad,
             "inbox": str(self._paths[0]),
             "outbox": str(self._paths[1]),
             "pipe": theirs.fileno(),
@@ -96,19 +126,19 @@ class TargetClient:
         """Process id of the worker."""
         return self._process.pid
 
-    def begin(self, request: Request) -> None:
-        """Start a request and its prefill; `wait_prefill` waits for it."""
+    def begin(self, request: Request, *, predicts: bool = False) -> None:
+        """Start a request and its prefill; `wait_prefill` waits for it. predicts: whether H-RAD's classes are wanted."""
         sampling = request.sampling
         self._outbox.post(
             Opcode.BEGIN,
-            (request.seed, request.noise_key, request.max_new_tokens, sampling.top_k, *request.tokens),
+            (request.seed, request.noise_key, request.max_new_tokens, predicts, sampling.top_k, *request.tokens),
             (sampling.temperature, sampling.top_p),
         )
 
-    def wait_prefill(self) -> tuple[int, int, float, float]:
-        """(cached tokens, involuntary context switches since the last request, start, end)."""
+    def wait_prefill(self) -> Prefill:
+        """The end of the prefill under way."""
         body, floats = self._wait(self._timeout_s, "prefill")
-        return body[0], body[1], floats[0], floats[1]
+        return Prefill(body[0], body[1], floats[0], floats[1], _class_probs(floats[2:]))
 
     def submit(self, pending: Sequence[int]) -> None:
         """Start to verify the pending tokens."""
@@ -117,21 +147,21 @@ class TargetClient:
     def wait_verdict(self) -> TargetVerdict:
         """The outcome of the verification under way."""
         body, floats = self._wait(self._timeout_s, "verification")
-        return TargetVerdict(body[0], body[1], floats[0], floats[1])
+        return TargetVerdict(body[0], body[1], floats[0], floats[1], floats[2], _class_probs(floats[3:]))
 
     def score(
         self, tokens: Sequence[int], num_prompt: int, sampling: Sampling, vocab_size: int
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """The target's laws along a finished sequence, in chunks: (n, vocab) probabilities and (n, 2) of largest
-        probability and entropy in nats. At temperature 0 these are the laws at temperature 1."""
+    ) -> Iterator[Scores]:
+        """The target's laws along a finished sequence, in chunks. At temperature 0 these are the laws at temperature 1."""
         self._outbox.post(Opcode.SCORE, (num_prompt, sampling.top_k, *tokens), (sampling.temperature, sampling.top_p))
         self._wait(self._timeout_s, "scoring")
         left = len(tokens) - num_prompt
         while left > 0:
             probs = np.frombuffer(self._receive(), np.float32).reshape(-1, vocab_size)
             stats = np.frombuffer(self._receive(), np.float32).reshape(-1, 2)
+            classes = np.frombuffer(self._receive() if self._has_predictor else b"", np.float32).reshape(-1, 3)
             left -= len(probs)
-            yield probs, stats
+            yield Scores(probs, stats, classes)
 
     def close(self) -> None:
         """Stop the worker, by force if it does not listen; release what was shared."""
@@ -198,3 +228,8 @@ class TargetClient:
         what = getattr(self, "_what", "work")
         self.close()
         raise ExecutorError(f"the target process failed during {what} of {self._model}: {why}")
+
+
+def _class_probs(floats: Sequence[float]) -> ClassProbs | None:
+    """Three probabilities as they came with a message, if they came."""
+    return (floats[0], floats[1], floats[2]) if floats else None

@@ -55,7 +55,8 @@ def sps_speedup(alpha: ArrayLike, gamma: ArrayLike, cost_ratio: ArrayLike, *, ov
     1.85
     """
     gamma, cost_ratio, overhead = _floats(gamma, cost_ratio, overhead)
-    return (cost_ratio * expected_emitted_tokens(alpha, gamma) / (gamma + cost_ratio + overhead))[()]
+    speedup: Floats = cost_ratio * expected_emitted_tokens(alpha, gamma) / (gamma + cost_ratio + overhead)
+    return speedup[()]
 
 
 def sps_rollback_rate(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
@@ -66,7 +67,8 @@ def sps_rollback_rate(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
     >>> round(float(sps_rollback_rate(alpha=0.65, gamma=8)), 3)
     0.775
     """
-    return (1 - expected_accepted_tokens(alpha, gamma) / np.asarray(gamma, dtype=float))[()]
+    rate: Floats = 1 - expected_accepted_tokens(alpha, gamma) / np.asarray(gamma, dtype=float)
+    return rate[()]
 
 
 def best_sps_draft_length(
@@ -119,8 +121,9 @@ def parallel_speedup_theorem1(alpha: ArrayLike, gamma: ArrayLike, cost_ratio: Ar
     1.1
     """
     alpha, gamma, cost_ratio = _floats(alpha, gamma, cost_ratio)
-    step = np.maximum(gamma, cost_ratio)
-    return (cost_ratio * (1 + alpha**gamma) * expected_accepted_tokens(alpha, gamma) / (2 * step))[()]
+    tokens_of_two_steps = (1 + alpha**gamma) * expected_accepted_tokens(alpha, gamma)
+    speedup: Floats = cost_ratio * tokens_of_two_steps / (2 * np.maximum(gamma, cost_ratio))
+    return speedup[()]
 
 
 def parallel_speedup_renewal(
@@ -315,9 +318,10 @@ def geometric_fanout(alpha: float, num_pending: int, budget: float, *, miss_expo
     [2.79, 2.5, 2.24, 4.47]
     """
     power = 1 / (1 + miss_exponent)
-    shares = alpha ** (np.arange(num_pending + 1) * power)
+    shares: Floats = np.power(alpha, np.arange(num_pending + 1) * power, dtype=np.float64)
     shares[-1] *= (1 - alpha) ** -power
-    return budget * shares / shares.sum()
+    fanout: Floats = budget * shares / shares.sum()
+    return fanout
 
 
 def dsi_speedup(alpha: ArrayLike, lookahead: ArrayLike, cost_ratio: ArrayLike) -> Floats:

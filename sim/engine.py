@@ -17,6 +17,7 @@ from sim.durations import DrawnDurations, Durations, MeanDurations
 from sim.latency import LatencyModel
 from sim.machine import Branch, Close, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Policy
+from sim.policies.catalog import POLICIES, label_of
 from sim.replay import TraceWorld
 from sim.shapes import DraftCache, Forwards, host, prefill
 from traces.metrics import Summary, summarise_rounds
@@ -72,7 +73,7 @@ def simulate(
     num_streams: requests decoded at once (each stream takes the next request when it is done); they share the devices.
     same_device: draft and target share one device, so that nothing overlaps.
     record_ops:  whether to write down every operation; the times are the same without.
-    label:       the policy's name in the records; its repr by default.
+    label:       the policy's name in the records; that of the catalog by default.
     """
     if num_streams < 1:
         raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
@@ -82,7 +83,7 @@ def simulate(
     means = MeanDurations(latency) if rng is None else None
     rngs = rng.spawn(len(traces)) if rng is not None else []
     run = SimulatedRun()
-    stage = _Stage(env, policy, draft, target, run, record_ops, repr(policy) if label is None else label)
+    stage = _Stage(env, policy, draft, target, run, record_ops, _label_of(policy) if label is None else label)
 
     def durations_of(index: int) -> Durations:
         return means if means is not None else DrawnDurations(latency, rngs[index])
@@ -179,7 +180,9 @@ class _Stage:
                     f"round {index} of request {trace.request_id} ran {num_forwards} draft forwards, "
                     f"but the step machine counted {closed.num_draft_forwards}."
                 )
-                forwards = host(closed.num_pending, cache.num_sequence)
+                forwards = host(
+                    closed.num_pending, closed.num_branches, cache.num_sequence - closed.num_emitted
+                )
                 times = durations.of(forwards)
                 if times[0] > 0:
                     yield self._run(trace, index, decider, forwards, times)
@@ -218,6 +221,11 @@ class _Stage:
             )
             context, num_tokens = context + num_tokens, 1
         return done
+
+
+def _label_of(policy: Policy) -> str:
+    """The catalog's label; the repr of a policy that is not listed there."""
+    return label_of(policy) if type(policy) in POLICIES.values() else repr(policy)
 
 
 def _request_record(

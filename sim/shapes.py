@@ -93,6 +93,7 @@ def prefill(actor: str, num_prompt_tokens: int) -> Forwards:
     return Forwards(actor, "prefill", int(num_prompt_tokens > 1), num_prompt_tokens - 1, 1, 0)
 
 
-def host(num_pending: int, num_sequence: int) -> Forwards:
-    """The host's own work at the end of a round: settle, decide, record."""
-    return Forwards("host", "host", 1, num_pending, 1, num_sequence - 1)
+def host(num_pending: int, num_branches: int, num_sequence: int) -> Forwards:
+    """The host's own work in a round that began with num_sequence committed tokens: decide, hand over, settle, record.
+    num_branches is 0 when nothing was hedged."""
+    return Forwards("host", "host", 1, num_pending, num_branches, num_sequence - 1)

@@ -131,7 +131,11 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     """
     requests = run.requests
     unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
-    if len(unclean):
+    if len(unclean) == len(requests) and len(requests):
+        # Better a calibration that says so than none: the report counts the disturbed requests.
+        warnings.warn(f"{run.folder}: every request was disturbed by other load; fitted all the same.", stacklevel=2)
+        unclean = unclean.iloc[:0]
+    elif len(unclean):
         warnings.warn(
             f"{run.folder}: {len(unclean)} of {len(requests)} requests were disturbed and are left out.", stacklevel=2
         )

@@ -174,9 +174,8 @@ def _robust_weights(columns: Array, times: Array) -> Array:
     scale = max(float(np.median(np.abs(times))), 1e-12)
     weights = np.full(len(times), 1 / scale**2)
     for _ in range(20):
-        root = np.sqrt(weights)
-        norms = np.linalg.norm(columns, axis=0)
-        fitted = columns @ (nnls(columns / norms * root[:, None], times * root)[0] / norms)
+        weighted = columns * weights[:, None]
+        fitted = columns @ _least_squares(weighted.T @ columns, weighted.T @ times)
         # Relative to the law itself, but no operation counts as faster than a tenth of the typical one.
         level = np.maximum(fitted, scale / 10)
         residuals = (times - fitted) / level
@@ -209,17 +208,20 @@ def _statistics(columns: Array, times: Array, weights: Array, units: NDArray[np.
 
 
 def _solve(gram: Array, moment: Array, column_sums: Array, total: float) -> Array:
-    """Non-negative least squares from normal equations, scaled so that the mean prediction is the mean measurement."""
-    norms = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    scaled = gram / np.outer(norms, norms)
-    values, vectors = np.linalg.eigh(scaled)
-    # min |A x - t| has the same minimiser as min |R x - d| with R'R = A'A and R'd = A't.
-    roots = np.sqrt(np.maximum(values, 1e-14))
-    root = roots[:, None] * vectors.T
-    target = (vectors.T @ (moment / norms)) / roots
-    found: Array = nnls(root, target)[0] / norms
+    """Least squares, scaled so that the mean prediction is the mean measurement."""
+    found = _least_squares(gram, moment)
     predicted = float(column_sums @ found)
     return found * max(0.0, total / predicted) if predicted > 0 else found
+
+
+def _least_squares(gram: Array, moment: Array) -> Array:
+    """Non-negative least squares from the normal equations, whose size does not grow with the operations."""
+    norms = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    values, vectors = np.linalg.eigh(gram / np.outer(norms, norms))
+    # min |A x - t| has the same minimiser as min |R x - d| with R'R = A'A and R'd = A't.
+    roots = np.sqrt(np.maximum(values, 1e-14))
+    found: Array = nnls(roots[:, None] * vectors.T, (vectors.T @ (moment / norms)) / roots)[0] / norms
+    return found
 
 
 def _ratios(times: Array, fitted: Array) -> tuple[float, ...]:

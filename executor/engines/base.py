@@ -36,6 +36,10 @@ class Engine(Protocol):
         """Forget everything: a new request."""
         ...
 
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Input embeddings of tokens, (len(tokens), embedding width) float32; the cache is left alone."""
+        ...
+
     def extend(self, tokens: Sequence[int], *, last_only: bool = False) -> Tensor:
         """Append tokens to the line; close open branches.
 

@@ -84,6 +84,12 @@ class HuggingFaceEngine:
         self._length = 0
         self._starts = ()
 
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """What the model's input embedding gives for the tokens."""
+        embeddings: Tensor = self._model.get_input_embeddings()(torch.tensor(tokens, device=self.device))
+        return embeddings.float()
+
     def roll_back(self, length: int) -> None:
         """Cut the line, and whatever branches stored behind it."""
         check_roll_back(length=self._length, wanted=length)

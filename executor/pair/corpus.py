@@ -133,11 +133,7 @@ def split_into_blocks(text: str) -> list[Block]:
             first -= 1
         starts[first] = (name, is_function)
     edges = [*sorted(starts), len(lines)]
-    return [
-        Block(*starts[first], text="".join(lines[first:last]))
-        for first, last in pairwise(edges)
-        if last > first
-    ]
+    return [Block(*starts[first], text="".join(lines[first:last])) for first, last in pairwise(edges) if last > first]
 
 
 def held_out_prompts(num: int, *, seed: int = 0, root: Path | None = None) -> list[Prompt]:

@@ -11,6 +11,7 @@ from typing import Any  # a worker's arguments are its own affair
 
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import start_processes
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def run_in_team(worker: Callable[..., None], num_processes: int, *arguments: Any
         return
     with tempfile.TemporaryDirectory() as folder:
         member_arguments = (num_processes, f"{folder}/meeting", worker, arguments)
-        torch.multiprocessing.spawn(_join_and_work, member_arguments, nprocs=num_processes)
+        start_processes(_join_and_work, member_arguments, nprocs=num_processes)  # type: ignore[no-untyped-call]  # torch has no types here
 
 
 def _join_and_work(

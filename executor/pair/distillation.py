@@ -22,7 +22,7 @@ OWN_TEXT_TEMPERATURES = (1.0, 0.7, 0.0)
 
 def write_own_text(target: LlamaForCausalLM, corpus: Corpus, settings: TrainingSettings) -> torch.Tensor:
     """What the target makes of training prompts, sampled at temperatures 1 and 0.7 and greedy: one token stream."""
-    prompts = training_prompts(settings.num_own_texts, seed=settings.seed)
+    prompts = training_prompts(settings.num_own_texts, seed=settings.seed, root=settings.library)
     ids = [corpus.tokenizer.encode(prompt.text).ids for prompt in prompts]
     stream: list[int] = []
     for index, start in enumerate(range(0, len(ids), settings.own_text_batch)):
@@ -58,7 +58,7 @@ def mean_overlap(target: LlamaForCausalLM, draft: LlamaForCausalLM, windows: tor
     """Mean overlap over windows (num, length), at temperature 1."""
     values = [
         overlap(target(input_ids=chunk, use_cache=False).logits, draft(input_ids=chunk, use_cache=False).logits).mean()
-        for chunk in windows.split(8)
+        for chunk in torch.split(windows, 8)
     ]
     return float(torch.stack(values).mean())
 
@@ -100,7 +100,7 @@ def distil_drafts(
         with torch.no_grad():
             teacher = teach(batch)
         losses = learn(batch, teacher)
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
         for optimiser in optimisers:
             optimiser.step(step, progress)
         step, num_tokens = step + 1, num_tokens + batch_size * length

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from executor.pair.optimisation import Optimisation
 from executor.pair.shapes import Shape
@@ -14,7 +15,7 @@ class TrainingSettings:
 
     draft_shapes: by folder name. unlikelihood: None trains on text alone.
     num_processes: processes of one thread each that share a batch (1 on a GPU).
-    max_files: only so many files of each part; None reads them all.
+    library: folder of a standard library to learn from; None is the running Python's.
     num_own_texts: prompts that the target continues for the drafts to learn from, by num_own_tokens each.
     report_every, save_every: in steps.
     """
@@ -32,10 +33,10 @@ class TrainingSettings:
     use_bfloat16: bool = True
     vocab_size: int = 2048
     max_length: int = 1024
-    max_files: int | None = None
-    num_own_texts: int = 1536
-    num_own_tokens: int = 256
-    own_text_batch: int = 64
+    library: Path | None = None
+    num_own_texts: int = 768
+    num_own_tokens: int = 192
+    own_text_batch: int = 128
     num_evaluation_windows: int = 24
     report_every: int = 50
     save_every: int = 200
@@ -60,7 +61,13 @@ def cpu_preset() -> TrainingSettings:
         ),
         unlikelihood=UnlikelihoodPlan(
             optimisation=Optimisation(
-                num_steps=60, batch_size=8, sequence_length=384, learning_rate=4e-4, warmup_steps=5, max_minutes=5
+                num_steps=80,
+                batch_size=8,
+                sequence_length=384,
+                learning_rate=8e-4,
+                warmup_steps=5,
+                decay_start=0.0,
+                max_minutes=4,
             )
         ),
         distillation=Optimisation(num_steps=600, batch_size=24, sequence_length=256, learning_rate=5e-3),
@@ -84,7 +91,6 @@ def quick_preset() -> TrainingSettings:
         use_bfloat16=False,
         vocab_size=512,
         max_length=512,
-        max_files=30,
         num_own_texts=8,
         num_own_tokens=32,
         own_text_batch=4,

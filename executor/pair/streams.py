@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -30,13 +31,13 @@ class Corpus:
         return torch.stack([self.held_out[start : start + length] for start in starts.tolist()])
 
 
-def read_corpus(*, vocab_size: int, max_files: int | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Read the running Python's standard library, and train a tokenizer on its training part unless one is given.
+def read_corpus(*, vocab_size: int, library: Path | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Read a standard library, and train a tokenizer on its training part unless one is given.
 
-    max_files: only the first files of each part, for a trial run.
+    library: its folder; the running Python's by default.
     """
     own, tests, held_out = (
-        source_files(part)[:max_files] for part in (Part.TRAINING, Part.TRAINING_TESTS, Part.HELD_OUT)
+        source_files(part, root=library) for part in (Part.TRAINING, Part.TRAINING_TESTS, Part.HELD_OUT)
     )
     if tokenizer is None:
         tokenizer = train_tokenizer((file.text for file in own), vocab_size)

@@ -30,7 +30,9 @@ def next_token_losses(model: LlamaForCausalLM, windows: torch.Tensor, *, use_bfl
 def held_out_loss(model: LlamaForCausalLM, corpus: Corpus, settings: TrainingSettings, length: int) -> float:
     """Mean cross-entropy over held-out windows of `length` predictions, nats per token."""
     windows = corpus.evaluation_windows(settings.num_evaluation_windows, length + 1).to(settings.device)
-    losses = [next_token_losses(model, chunk, use_bfloat16=settings.use_bfloat16).mean() for chunk in windows.split(8)]
+    losses = [
+        next_token_losses(model, chunk, use_bfloat16=settings.use_bfloat16).mean() for chunk in torch.split(windows, 8)
+    ]
     return float(torch.stack(losses).mean())
 
 
@@ -53,7 +55,7 @@ def train_target(team: Team, settings: TrainingSettings, corpus: Corpus, folder:
         shape = (max(1, batch_size // team.num_processes), length + 1)
         windows = crop_batch(corpus.training, corpus.shares, shape, generator)
         loss = compiled_loss(windows.to(settings.device))
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step(step, progress)
         step, num_tokens = step + 1, num_tokens + batch_size * length
         if team.rank == 0 and step % settings.report_every == 0:
@@ -81,7 +83,8 @@ def train_against_loops(
     model = load_model(folder, settings.device)
     optimiser, clock = PairOptimiser(model, plan.optimisation, team), Clock(plan.optimisation)
     generator = torch.Generator().manual_seed(settings.seed * team.num_processes + team.rank)
-    prompts = training_prompts(plan.num_prompts * (1 + plan.optimisation.num_steps // plan.refresh_steps), seed=1)
+    num_prompts = plan.num_prompts * (1 + plan.optimisation.num_steps // plan.refresh_steps)
+    prompts = training_prompts(num_prompts, seed=settings.seed + 1, root=settings.library)
     ids = [corpus.tokenizer.encode(prompt.text).ids for prompt in prompts]
     step, continuations = 0, Continuations.none()
     while (progress := team.agree(clock.progress(step))) < 1:
@@ -103,7 +106,7 @@ def train_against_loops(
         punishment = unlikelihood_loss(
             logits, tokens[:, 1:].to(settings.device), is_repeated[:, 1:].to(settings.device)
         )
-        (text_loss + plan.weight * punishment).backward()
+        torch.autograd.backward(text_loss + plan.weight * punishment)
         optimiser.step(step, progress)
         step += 1
         if team.rank == 0 and step % plan.refresh_steps == 0:

@@ -32,7 +32,7 @@ def train_pair(settings: TrainingSettings, output_dir: Path, stages: Sequence[st
     output_dir.mkdir(parents=True, exist_ok=True)
     target_folder, own_text_file = output_dir / settings.target_name, output_dir / OWN_TEXT_FILE
     tokenizer = None if "target" in stages else load_tokenizer(target_folder)
-    corpus = read_corpus(vocab_size=settings.vocab_size, max_files=settings.max_files, tokenizer=tokenizer)
+    corpus = read_corpus(vocab_size=settings.vocab_size, library=settings.library, tokenizer=tokenizer)
     print(
         f"corpus: {sum(map(len, corpus.training)):,} training and {len(corpus.held_out):,} held-out tokens", flush=True
     )
@@ -42,6 +42,7 @@ def train_pair(settings: TrainingSettings, output_dir: Path, stages: Sequence[st
         plan = settings.unlikelihood
         run_in_team(train_against_loops, settings.num_processes, settings, plan, corpus, target_folder)
     if "own-text" in stages:
+        torch.set_num_threads(max(torch.get_num_threads(), settings.num_processes))
         own_text = write_own_text(load_model(target_folder, settings.device), corpus, settings)
         torch.save(own_text, own_text_file)
     if "drafts" in stages:

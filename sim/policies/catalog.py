@@ -10,17 +10,27 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sim.policies.adaedl import AdaEdl
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Policy
 from sim.policies.confidence import ConfidenceStop
 from sim.policies.fixed_length import FixedLength
+from sim.policies.outcome_hedging import OutcomeHedging
 from sim.policies.pearl import Pearl
+from sim.policies.product import ProductRule
+from sim.policies.saguaro import Saguaro
+from sim.policies.specbranch import SpecBranch
 
 POLICIES: dict[str, type[Any]] = {
     "autoregressive": Autoregressive,
     "fixed_length": FixedLength,
     "confidence_stop": ConfidenceStop,
+    "adaedl": AdaEdl,
+    "product_rule": ProductRule,
     "pearl": Pearl,
+    "saguaro": Saguaro,
+    "specbranch": SpecBranch,
+    "outcome_hedging": OutcomeHedging,
 }
 
 

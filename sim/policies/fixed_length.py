@@ -16,7 +16,9 @@ class FixedLength(Defaults):
     draft_length: int = 4
 
     def __post_init__(self) -> None:
-        check_at_least("draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive.")
+        check_at_least(
+            "draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive."
+        )
 
     def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
         return self.draft_length - len(pending)

@@ -21,7 +21,9 @@ class Pearl(Defaults):
     draft_length: int = 6
 
     def __post_init__(self) -> None:
-        check_at_least("draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive.")
+        check_at_least(
+            "draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive."
+        )
 
     @property
     def overlaps(self) -> bool:

@@ -190,9 +190,13 @@ def test_writing_a_run_does_not_import_torch() -> None:
 
 
 def test_an_exception_leaves_what_was_recorded(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), RunWriter(tmp_path / "run", config={}, meta={}) as writer:
-        writer.ops([op(), op()])
-        raise KeyError
+    def fail() -> None:
+        with RunWriter(tmp_path / "run", config={}, meta={}) as writer:
+            writer.ops([op(), op()])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     run = read_run(tmp_path / "run")
     assert not run.is_complete
     assert len(run.ops) == 2

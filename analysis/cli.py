@@ -1,0 +1,278 @@
+"""The command line: record, calibrate, simulate, explore, validate, demo.
+
+Every command works on run folders and prints a small table. Nothing heavy is imported before a command needs it: torch
+only by the commands that run real models.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="specbranch",
+    help="Decide how a large language model should decode: record, calibrate, explore, validate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+pair_app = typer.Typer(help="The embedded draft/target pair.", no_args_is_help=True)
+app.add_typer(pair_app, name="pair")
+console = Console()
+
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="New folder for the results; never overwritten.")]
+RunDir = Annotated[Path, typer.Option("--run", help="Run folder of `specbranch record`.")]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="Policy label such as fixed_length:draft_length=4; give it once for each policy."),
+]
+Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="Sampling temperature; repeatable.")]
+Target = Annotated[str, typer.Option(help="Target model: Hugging Face id, folder, or `embedded`.")]
+Draft = Annotated[str, typer.Option(help="Draft model: id, folder, `embedded` or `embedded_large`.")]
+Prompts = Annotated[str, typer.Option(help="`held_out`, `training`, or a .jsonl file of prompts.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+@app.command()
+def record(
+    output_dir: OutputDir,
+    target: Target = "embedded",
+    draft: Draft = "embedded",
+    policy: Policies = None,
+    temperature: Temperatures = None,
+    top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the most probable tokens up to this mass; 1 is off.")] = 1.0,
+    prompts: Prompts = "held_out",
+    num_prompts: int = 16,
+    skip_prompts: int = 0,
+    max_new_tokens: int = 96,
+    repeats: int = 1,
+    seed: Seed = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")] = None,
+    ignore_eos: bool = False,
+    tail_depth: Annotated[int, typer.Option(help="Draft tokens recorded after each wrong one.")] = 16,
+    engine: Annotated[str, typer.Option(help="static or hugging_face.")] = "static",
+    device: str = "cpu",
+    dtype: str = "float32",
+    capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
+) -> None:
+    """Run a pair for real and write down everything that happened."""
+    from analysis.progress import progress_bar
+    from analysis.tables import print_speeds
+    from executor.recorder import RecordSettings
+    from executor.recorder import record as record_run
+    from traces.speeds import measured_speeds
+
+    defaults = RecordSettings()
+    settings = RecordSettings(
+        target=target,
+        draft=draft,
+        policies=tuple(policy or defaults.policies),
+        temperatures=tuple(temperature or defaults.temperatures),
+        top_k=top_k,
+        top_p=top_p,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        skip_prompts=skip_prompts,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        seed=seed,
+        stop_strings=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        tail_depth=tail_depth,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        capacity=capacity,
+    )
+    with progress_bar(console, "recording") as report:
+        run = record_run(settings, output_dir, progress=report)
+    print_speeds(console, "Measured", measured_speeds(run.requests, run.rounds))
+    console.print(f"tokens identical under every policy: {'yes' if run.summary['tokens_identical'] else 'NO'}")
+    console.print(f"run folder: {output_dir}")
+
+
+@app.command()
+def calibrate(
+    run: RunDir,
+    output: Annotated[Path | None, typer.Option(help="Where to write; RUN/calibration.json by default.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit latencies to a recorded run and print how good the fit is."""
+    from traces.calibration import calibrate as fit
+    from traces.runs import read_run
+
+    path = output or run / "calibration.json"
+    if path.exists():
+        raise ValueError(f"{path} exists already; name another place with --output.")
+    fitted = fit(read_run(run), seed=seed)
+    fitted.save(path)
+    console.print(fitted.report(), highlight=False, markup=False)
+    console.print(f"calibration: {path}")
+
+
+@app.command()
+def simulate(
+    run: RunDir,
+    output_dir: OutputDir,
+    policy: Policies = None,
+    calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Replay a recorded run under other policies in simulated time; writes a run folder for each."""
+    from analysis.simulation import simulate_run
+    from analysis.tables import print_speeds
+
+    if not policy:
+        raise ValueError("no policy to simulate; give --policy, such as --policy pearl:draft_length=6.")
+    speeds = simulate_run(run, output_dir, policy, calibration=calibration, seed=seed)
+    print_speeds(console, "Simulated", speeds)
+    console.print(f"run folders: {output_dir}")
+
+
+@app.command()
+def explore(
+    run: RunDir,
+    output_dir: OutputDir,
+    policy: Policies = None,
+    calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
+    temperature: Temperatures = None,
+    seed: Seed = 0,
+    top: Annotated[int, typer.Option(help="How many of the best to print.")] = 10,
+) -> None:
+    """Try many policies on the simulator, calibrated from a run; the default grid holds every method."""
+    from analysis.exploration import default_grid, explore_run
+    from analysis.tables import print_speeds
+
+    found = explore_run(run, output_dir, policy or default_grid(), calibration=calibration, temperatures=temperature, seed=seed)
+    print_speeds(console, f"Best of {found.num_policies} policies, predicted", found.best(top))
+    console.print(f"results: {output_dir}")
+
+
+@app.command()
+def validate(
+    run: RunDir,
+    output_dir: OutputDir,
+    policy: Policies = None,
+    calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
+    num_prompts: Annotated[int, typer.Option(help="Prompts to run, none of which the run holds.")] = 16,
+    repeats: int = 1,
+    seed: Seed = 0,
+) -> None:
+    """Run policies for real on prompts that were not recorded, and compare with the prediction."""
+    from analysis.progress import progress_bar
+    from analysis.tables import print_validation
+    from analysis.validation import validate_run
+
+    with progress_bar(console, "measuring") as report:
+        found = validate_run(
+            run,
+            output_dir,
+            policy or ["autoregressive", "fixed_length:draft_length=2", "fixed_length:draft_length=4", "pearl:draft_length=6"],
+            calibration=calibration,
+            num_prompts=num_prompts,
+            repeats=repeats,
+            seed=seed,
+            progress=report,
+        )
+    print_validation(console, found)
+    console.print(f"run folder: {output_dir}")
+
+
+@app.command()
+def compare(
+    output_dir: OutputDir,
+    target: Target = "embedded",
+    draft: Draft = "embedded",
+    hrad: Annotated[str, typer.Option(help="H-RAD predictor: folder, `embedded`, or empty for none.")] = "",
+    temperature: Temperatures = None,
+    num_prompts: Annotated[int, typer.Option(help="Prompts to calibrate on, and as many others to measure.")] = 32,
+    max_new_tokens: int = 96,
+    repeats: int = 1,
+    seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Few prompts, small grids: under a minute.")] = False,
+) -> None:
+    """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
+    from analysis.comparison import compare as compare_methods
+    from analysis.comparison import print_comparison
+    from analysis.progress import progress_bar
+
+    rows = compare_methods(
+        output_dir,
+        target=target,
+        draft=draft,
+        hrad=hrad,
+        temperatures=temperature or ([1.0] if quick else [0.0, 1.0]),
+        num_prompts=min(num_prompts, 6) if quick else num_prompts,
+        max_new_tokens=min(max_new_tokens, 48) if quick else max_new_tokens,
+        repeats=repeats,
+        is_quick=quick,
+        seed=seed,
+        progress=lambda title: progress_bar(console, title),
+    )
+    print_comparison(console, rows)
+    console.print(f"run folders: {output_dir}")
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="New folder; runs/demo-N by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and policies: under a minute.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """The whole loop on the embedded pair: record, calibrate, explore, validate, plot."""
+    from analysis.demo import run_demo
+
+    run_demo(console, output_dir, is_quick=quick, seed=seed)
+
+
+@pair_app.command("train")
+def pair_train(
+    output_dir: OutputDir,
+    preset: Annotated[str, typer.Option(help="cpu, gpu or quick.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the preset's.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Shorten the schedule to end within this time.")] = None,
+) -> None:
+    """Train a pair from the standard library's source, as the embedded one was."""
+    from executor.pair.training import main as train
+
+    arguments = [preset, "--output-dir", str(output_dir)]
+    arguments += ["--device", device] if device else []
+    arguments += ["--max-minutes", str(max_minutes)] if max_minutes is not None else []
+    train(arguments)
+
+
+def main() -> None:
+    """Entry point: an expected error is one line on standard error and exit code 1."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        Console(stderr=True).print("interrupted; what was recorded before stays readable.")
+        sys.exit(130)
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        text = " ".join(str(error).split())
+        Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error speaks to the user: bad input, a place that cannot be read or written, a failed worker."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        return True
+    return isinstance(error, ValueError | OSError) or type(error).__name__ == "ExecutorError"
+
+
+if __name__ == "__main__":
+    main()

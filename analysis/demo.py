@@ -1,0 +1,149 @@
+"""The whole loop on the embedded pair: record, calibrate, explore, validate, and a figure of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from analysis.exploration import Exploration, default_grid, explore_run
+from analysis.progress import progress_bar
+from analysis.tables import print_speeds, print_validation, short_label
+from analysis.validation import PolicyCheck, Validation, validate_run
+from traces.calibration import calibrate
+from traces.perfetto import write_timeline
+from traces.runs import read_run
+from traces.speeds import Speed, measured_speeds
+
+SPECULATIVE = ("fixed_length", "pearl", "confidence_stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How much the demo runs."""
+
+    num_recorded: int
+    num_measured: int
+    max_new_tokens: int
+    temperatures: tuple[float, ...]
+    draft_lengths: tuple[int, ...]
+
+
+FULL = DemoSize(
+    num_recorded=40, num_measured=24, max_new_tokens=96, temperatures=(0.0, 1.0), draft_lengths=(1, 2, 3, 4, 6, 8)
+)
+QUICK = DemoSize(num_recorded=16, num_measured=8, max_new_tokens=64, temperatures=(1.0,), draft_lengths=(2, 4))
+
+
+def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Path:
+    """Run the loop and print what was found; returns the folder with everything."""
+    from executor.recorder import RecordSettings, record
+
+    started = time.perf_counter()
+    size = QUICK if is_quick else FULL
+    folder = output_dir or _next_folder(Path("runs"))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} already holds something, and runs are never overwritten; name a new folder.")
+
+    console.rule("1. record the pair on this machine")
+    settings = RecordSettings(
+        temperatures=size.temperatures, num_prompts=size.num_recorded, max_new_tokens=size.max_new_tokens, seed=seed
+    )
+    with progress_bar(console, "recording") as report:
+        recorded = record(settings, folder / "recorded", progress=report)
+    print_speeds(console, "Measured", measured_speeds(recorded.requests, recorded.rounds))
+    write_timeline(recorded.ops, folder / "recorded" / "timeline.json")
+
+    console.rule("2. calibrate the simulator")
+    calibration = calibrate(recorded, seed=seed)
+    calibration.save(folder / "recorded" / "calibration.json")
+    console.print(calibration.report(), highlight=False, markup=False)
+
+    console.rule("3. explore policies on the simulator")
+    explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
+    console.print(
+        f"{explored.num_policies} policies on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s"
+    )
+    print_speeds(console, "Best, predicted", [_best(explored, t) for t in size.temperatures])
+
+    console.rule("4. run the best ones for real, on prompts that were not recorded")
+    labels = [f"{method}:draft_length={length}" for method in ("fixed_length", "pearl") for length in size.draft_lengths]
+    labels = [label for label in labels if label != "pearl:draft_length=1"]
+    labels += [_best(explored, temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
+    with progress_bar(console, "measuring") as report:
+        validation = validate_run(
+            folder / "recorded", folder / "validated", labels, num_prompts=size.num_measured, seed=seed, progress=report
+        )
+    print_validation(console, validation)
+
+    figure = _draw(folder / "speedup.png", explored, validation, size.temperatures)
+    best = [max(_at(validation, t), key=lambda check: check.measured_tokens_per_s) for t in size.temperatures]
+    for check in best:
+        console.print(
+            f"T = {check.temperature:g}: fastest measured is {short_label(check.policy)}, "
+            f"{check.speedup_over_autoregressive or 1:.2f} times autoregressive"
+        )
+    wall_s = time.perf_counter() - started
+    (folder / "summary.json").write_text(
+        json.dumps({"validation": validation.as_dict(), "wall_s": wall_s, "is_quick": is_quick}, indent=1) + "\n"
+    )
+    console.print(f"figure {figure}, everything in {folder}, {wall_s:.0f} s")
+    return folder
+
+
+def _best(explored: Exploration, temperature: float, methods: Sequence[str] | None = None) -> Speed:
+    return explored.best_at(temperature, methods)
+
+
+def _at(validation: Validation, temperature: float) -> list[PolicyCheck]:
+    return [check for check in validation.policies if check.temperature == temperature]
+
+
+def _draw(path: Path, explored: Exploration, validation: Validation, temperatures: Sequence[float]) -> Path:
+    """Predicted (line) and measured (points) speed-up against draft length, one panel a temperature."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from analysis.plots import speedup_by_draft_length
+
+    figure = Figure(figsize=(5.2 * len(temperatures), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, temperature in zip(figure.subplots(1, len(temperatures), squeeze=False)[0], temperatures, strict=True):
+        predicted = pd.DataFrame(
+            [
+                (*_method_and_length(speed.policy), speed.speedup, *(speed.speedup_interval or (None, None)))
+                for speed in explored.speeds
+                if speed.temperature == temperature
+            ],
+            columns=["method", "draft_length", "speedup", "low", "high"],
+        )
+        measured = pd.DataFrame(
+            [
+                (*_method_and_length(check.policy), check.speedup_over_autoregressive, *check.speedup_interval)
+                for check in _at(validation, temperature)
+            ],
+            columns=predicted.columns,
+        )
+        speedup_by_draft_length(axes, predicted, measured, ["fixed_length", "pearl"])
+        axes.set_title(f"T = {temperature:g}: does the simulator tell how long to draft?", fontsize=10)
+    figure.savefig(path, dpi=140)
+    return path
+
+
+def _method_and_length(policy: str) -> tuple[str, int]:
+    method, _, settings = policy.partition(":")
+    _, found, length = settings.partition("draft_length=")
+    return method, int(length.split(",")[0]) if found else 0
+
+
+def _next_folder(parent: Path) -> Path:
+    """The first of parent/demo-1, parent/demo-2 ... that does not exist."""
+    number = 1
+    while (parent / f"demo-{number}").exists():
+        number += 1
+    return parent / f"demo-{number}"

@@ -1,0 +1,1 @@
+"""H-RAD (METHOD 2.7): from the target's hidden states, predict whether none, some or all of a draft will be accepted."""

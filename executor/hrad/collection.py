@@ -1,0 +1,168 @@
+"""Collect H-RAD data: decode prompts with the pair, then one pass of the target along every finished sequence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from executor.engines.base import Engine
+from executor.hrad.dataset import (
+    Dataset,
+    DatasetMeta,
+    Purpose,
+    accepted_lengths,
+    drafted_signals,
+    running_rates,
+    save_dataset,
+)
+from executor.hrad.features import class_inputs_along
+from executor.hrad.predictor import HradError
+from executor.models import fingerprint, load_engine, load_tokenizer
+from executor.prompts import load_prompts
+from executor.recorder import RecordSettings, record, resolve_model
+from traces.runs import Run
+
+SOURCES = {"training": Purpose.TRAINING, "held_out": Purpose.EVALUATION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """What to collect; the names are those of `executor.recorder.RecordSettings`.
+
+    purpose: "training" data comes from the prompts `training` or a file, "evaluation" data from `held_out` or a file.
+    draft_length: gamma of the classes. num_feature_layers: K, the target's last blocks that are looked at.
+    """
+
+    purpose: Purpose = Purpose.TRAINING
+    target: str = "embedded"
+    draft: str = "embedded"
+    prompts: str = "training"
+    num_prompts: int = 120
+    skip_prompts: int = 0
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+    max_new_tokens: int = 96
+    draft_length: int = 8
+    num_feature_layers: int = 4
+    seed: int = 0
+    engine: str = "static"
+    device: str = "cpu"
+    dtype: str = "float32"
+    capacity: int = 1024
+
+    def __post_init__(self) -> None:
+        if SOURCES.get(self.prompts, self.purpose) != self.purpose:
+            right = next(name for name, purpose in SOURCES.items() if purpose == self.purpose)
+            raise HradError(
+                f"{self.prompts} prompts are never used for {self.purpose}; take {right} or a file of your own."
+            )
+        if self.draft_length < 1 or self.num_feature_layers < 1:
+            raise HradError(
+                f"draft_length and num_feature_layers must be at least 1, but got {self.draft_length} and "
+                f"{self.num_feature_layers}."
+            )
+
+
+def collect(
+    settings: CollectSettings,
+    output_dir: str | Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Dataset:
+    """Decode and look; writes the run folder `run` and the dataset into output_dir. progress counts requests."""
+    run = record(
+        RecordSettings(
+            target=settings.target,
+            draft=settings.draft,
+            policies=("fixed_length:draft_length=3",),
+            temperatures=settings.temperatures,
+            prompts=settings.prompts,
+            num_prompts=settings.num_prompts,
+            skip_prompts=settings.skip_prompts,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            tail_depth=settings.draft_length - 1,
+            engine=settings.engine,
+            device=settings.device,
+            dtype=settings.dtype,
+            capacity=settings.capacity,
+        ),
+        Path(output_dir) / "run",
+        progress=progress,
+    )
+    engine = load_engine(
+        resolve_model(settings.target, "target"),
+        engine=settings.engine,
+        device=settings.device,
+        dtype=settings.dtype,
+        capacity=settings.capacity,
+        num_feature_layers=settings.num_feature_layers,
+    )
+    dataset = dataset_of(run, engine, settings)
+    save_dataset(output_dir, dataset)
+    return dataset
+
+
+@torch.inference_mode()
+def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
+    """The rows of a recorded run; engine: the target, keeping the features of its last blocks."""
+    if settings.num_feature_layers > engine.num_layers:
+        raise HradError(
+            f"the target has {engine.num_layers} blocks, so the last {settings.num_feature_layers} cannot be looked "
+            "at; use a smaller num_feature_layers."
+        )
+    target, draft = resolve_model(settings.target, "target"), resolve_model(settings.draft, "draft")
+    tokenizer = load_tokenizer(target)
+    prompts = load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts)
+    index_of = {prompt.prompt_id: index for index, prompt in enumerate(prompts)}
+    generated = {
+        int(str(request_id)): rows.token.astype(int).tolist()
+        for request_id, rows in run.alignment.groupby("request_id", sort=False)
+    }
+    parts: dict[str, list[NDArray[np.generic]]] = {}
+    for trace in run.traces():
+        num_accepted = accepted_lengths(trace.ranks, settings.draft_length)
+        num_rows, prompt = len(num_accepted), prompts[index_of[trace.prompt_id]]
+        if not num_rows:
+            continue
+        prompt_tokens = list(tokenizer.encode(prompt.text))
+        tokens = [*prompt_tokens, *generated[trace.request_id]]
+        inputs = torch.cat(list(class_inputs_along(engine, tokens, len(prompt_tokens))))[:num_rows]
+        rows = {
+            "inputs": inputs.to("cpu", torch.float16).numpy(),
+            "num_accepted": num_accepted,
+            "signals": drafted_signals(trace, num_rows, settings.draft_length),
+            "running_rate": running_rates(trace.ranks, num_rows),
+            "prompts": np.full(num_rows, index_of[trace.prompt_id]),
+            "temperatures": np.full(num_rows, trace.temperature),
+        }
+        for name, values in rows.items():
+            parts.setdefault(name, []).append(values)
+    if not parts:
+        raise HradError(
+            f"no request has {settings.draft_length} tokens, so none can be labelled; raise max_new_tokens or shorten "
+            "draft_length."
+        )
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    meta = DatasetMeta(
+        purpose=settings.purpose,
+        target_fingerprint=fingerprint(target),
+        draft_fingerprint=fingerprint(draft),
+        draft_length=settings.draft_length,
+        num_feature_layers=settings.num_feature_layers,
+        hidden_size=engine.hidden_size,
+        embedding_size=arrays["inputs"].shape[1] - settings.num_feature_layers * engine.hidden_size,
+        temperatures=settings.temperatures,
+        prompt_keys=tuple(prompt_key(prompt.text) for prompt in prompts),
+    )
+    return Dataset(meta=meta, **arrays)
+
+
+def prompt_key(text: str) -> str:
+    """Hash of a prompt's text: tells whether two data sets share a prompt, whatever its name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

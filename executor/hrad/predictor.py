@@ -1,0 +1,184 @@
+"""The H-RAD predictor: a three-layer perceptron over target features, its card, and how both are stored.
+
+A predictor belongs to one pair: its labels depend on the draft, its inputs on the target. The card names both by
+fingerprint, and a predictor is refused anywhere else. Weights are safetensors: reading them runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from executor.engines.base import Engine
+from executor.hrad.features import class_inputs
+from executor.models import fingerprint
+from sim.policies.base import Policy
+
+SCHEMA_VERSION = 1
+CLASS_NAMES = ("reject", "confidence", "accept")
+WEIGHTS_NAME, CARD_NAME = "predictor.safetensors", "predictor.json"
+
+
+class HradError(ValueError):
+    """A predictor or its data cannot be used here. One line: what, where, what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorCard:
+    """What a predictor was made for and from.
+
+    draft_length: gamma of the labels: class 2 means that all of so many drafted tokens are accepted.
+    num_feature_layers: K. widths: of the two hidden layers. prompt_keys: hashes of the prompts it was trained on, of
+    which held_back_keys only stopped the training and calibrated the result; metrics: on these.
+    is_calibrated: False when the outputs are those of balanced classes, as class-weighted training leaves them.
+    """
+
+    target_fingerprint: str
+    draft_fingerprint: str
+    draft_length: int
+    num_feature_layers: int
+    hidden_size: int
+    embedding_size: int
+    widths: tuple[int, int]
+    temperatures: tuple[float, ...]
+    num_positions: int
+    prompt_keys: tuple[str, ...]
+    held_back_keys: tuple[str, ...] = ()
+    is_calibrated: bool = True
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def num_inputs(self) -> int:
+        """Width of the first layer, from the target's shape."""
+        return self.num_feature_layers * self.hidden_size + self.embedding_size
+
+
+def make_network(num_inputs: int, widths: tuple[int, int], dropout: float) -> nn.Sequential:
+    """Linear-ReLU-Dropout twice, then Linear to the three classes."""
+    return nn.Sequential(
+        nn.Linear(num_inputs, widths[0]),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(widths[0], widths[1]),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(widths[1], len(CLASS_NAMES)),
+    )
+
+
+class Predictor:
+    """Class probabilities from features; float32 whatever the stored precision."""
+
+    def __init__(self, card: PredictorCard, network: nn.Sequential, device: torch.device | str = "cpu") -> None:
+        self.card = card
+        layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+        # Inputs stand in rows, so weights are kept as (inputs, outputs): the layout that one row is fastest in.
+        self._layers = [
+            (
+                layer.bias.detach().to(device, torch.float32),
+                layer.weight.detach().to(device, torch.float32).t().contiguous(),
+            )
+            for layer in layers
+        ]
+
+    def __call__(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        """(n, K, hidden), (n, embedding) -> (n, 3): chances that none, some, all of draft_length are accepted."""
+        return self.from_inputs(class_inputs(features, embeddings))
+
+    def from_inputs(self, inputs: Tensor) -> Tensor:
+        """(n, num_inputs), as `class_inputs` makes them, -> (n, 3)."""
+        (first_bias, first), (second_bias, second), (last_bias, last) = self._layers
+        hidden = torch.addmm(first_bias, inputs, first).relu_()
+        hidden = torch.addmm(second_bias, hidden, second).relu_()
+        return functional.softmax(torch.addmm(last_bias, hidden, last), dim=-1)
+
+    def check_engine(self, engine: Engine) -> None:
+        """Refuse a target of another shape."""
+        found = engine.hidden_size, int(engine.embed([0]).shape[1])
+        if found != (self.card.hidden_size, self.card.embedding_size) or (
+            self.card.num_feature_layers > engine.num_layers
+        ):
+            raise HradError(
+                f"this H-RAD predictor reads {self.card.num_feature_layers} blocks of {self.card.hidden_size} units and "
+                f"embeddings of {self.card.embedding_size}, but the target has {engine.num_layers} blocks of "
+                f"{found[0]} and embeddings of {found[1]}; train one for this pair (specbranch hrad collect, train)."
+            )
+
+
+def check_pair(card: PredictorCard, target: str | Path, draft: str | Path) -> None:
+    """Refuse a predictor that was trained for another target or draft."""
+    pairs = (("target", target, card.target_fingerprint), ("draft", draft, card.draft_fingerprint))
+    for role, path, wanted in pairs:
+        found = fingerprint(path)
+        if found != wanted:
+            raise HradError(
+                f"this H-RAD predictor was trained for another {role} ({wanted[:12]}) than {path} ({found[:12]}); "
+                "train one for this pair (specbranch hrad collect, then specbranch hrad train), or run without a predictor."
+            )
+
+
+def check_classes(policy: Policy, has_predictor: bool) -> None:
+    """Refuse a policy that reads H-RAD's classes where nothing predicts them."""
+    if policy.needs.classes and not has_predictor:
+        raise HradError(
+            f'{policy} reads H-RAD\'s classes, but no predictor is loaded; name one (hrad="embedded" is that of the '
+            "shipped default pair), train one with specbranch hrad, or choose a policy without classes."
+        )
+
+
+def save_predictor(folder: str | Path, card: PredictorCard, network: nn.Sequential) -> None:
+    """Write weights (float16) and card. The folder may exist, an earlier predictor in it is replaced."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in network.state_dict().items()}
+    if not all(bool(value.isfinite().all()) for value in state.values()):
+        raise HradError("the trained weights do not fit float16; train again with a lower learning rate.")
+    _replace(folder / WEIGHTS_NAME, lambda path: save_file(state, path))
+    text = json.dumps(asdict(card), indent=2) + "\n"
+    _replace(folder / CARD_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_card(folder: str | Path) -> PredictorCard:
+    """The card alone; no weight is read."""
+    path = Path(folder) / CARD_NAME
+    if not path.is_file():
+        raise HradError(f"no H-RAD predictor at {folder}: it has no {CARD_NAME}; give a folder that hrad train wrote.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            raise HradError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; train it again.")
+        return TypeAdapter(PredictorCard).validate_python(raw)
+    except (OSError, ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HradError(f"cannot read {path}: {str(error).splitlines()[0]}; train the predictor again.") from error
+
+
+def load_predictor(folder: str | Path, device: torch.device | str = "cpu") -> Predictor:
+    """A stored predictor on a device; weights that do not fit the card are refused."""
+    card, path = read_card(folder), Path(folder) / WEIGHTS_NAME
+    network = make_network(card.num_inputs, card.widths, dropout=0.0)
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise HradError(f"cannot read the weights {path} ({reason}); copy or train the predictor again.") from error
+    return Predictor(card, network, device)
+
+
+def _replace(path: Path, write: object) -> None:
+    """Write under a temporary name, then rename: no reader sees half a file."""
+    assert callable(write)
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)

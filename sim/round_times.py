@@ -1,0 +1,81 @@
+"""How long rounds take with mean latencies, for arrays of rounds: the engine's arithmetic without its events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sim.latency import LatencyModel, OpShape
+from sim.lockstep import Floats, Ints, RoundArrays
+from sim.shapes import prefill
+from traces.schema import RequestTrace
+
+_FIRST_TABLE_LENGTH = 1024
+
+
+class RoundTimer:
+    """Times rounds of given requests. Runs of equal forwards over growing contexts are differences of running sums."""
+
+    def __init__(self, latency: LatencyModel, traces: Sequence[RequestTrace], *, same_device: bool = False) -> None:
+        self._latency = latency
+        self._same_device = same_device
+        self._prompts = np.array([trace.num_prompt_tokens for trace in traces], dtype=np.int64)
+        self._sums: dict[tuple[str, int], Floats] = {}
+        both = [self._prefill_s("draft"), self._prefill_s("target")]
+        self.prefill_s: Floats = both[0] + both[1] if same_device else np.maximum(*both)
+
+    def times_of(self, rounds: RoundArrays, request: Ints, position: Ints) -> tuple[Floats, Floats, Floats]:
+        """Seconds of each round, and of the draft and the target in it. position: committed tokens before the round."""
+        mean = self._latency.mean_array
+        sequence = self._prompts[request] + position
+        pending = rounds.num_pending
+
+        # Serial drafting: the first forward takes the lag, later ones a token each; no lag, no first forward.
+        cached = sequence + rounds.num_carried - rounds.draft_lag
+        serial_s = np.zeros(len(sequence))
+        drafts = np.flatnonzero(rounds.num_serial)
+        if len(drafts):
+            lag, start, count = rounds.draft_lag[drafts], cached[drafts], rounds.num_serial[drafts]
+            first_s = np.where(lag > 0, mean("draft", np.maximum(lag, 1), 1, start), 0.0)
+            later = start + lag
+            serial_s[drafts] = first_s + self._run_s("draft", 1, later, later + count - 1)
+
+        # Ahead of the verdict: one look, then all branches step by step.
+        ahead_s = np.zeros(len(sequence))
+        looks = np.flatnonzero(rounds.look_lag)
+        if len(looks):
+            lag = rounds.look_lag[looks]
+            ahead_s[looks] = mean("look", lag, 1, (sequence + pending)[looks] - lag)
+        branches = np.flatnonzero((rounds.num_branches > 0) & (rounds.num_branch_steps > 0))
+        if len(branches):
+            rows, start = rounds.num_branches[branches], (sequence + pending)[branches]
+            stop = start + rounds.num_branch_steps[branches]
+            for count in np.unique(rows).tolist():
+                chosen = rows == count
+                ahead_s[branches[chosen]] += self._run_s("branch", count, start[chosen], stop[chosen])
+
+        verify_s = mean("verify", pending + 1, 1, sequence - 1)
+        host_s = mean("host", pending, rounds.num_branches, sequence - 1)
+        act_s = verify_s + ahead_s if self._same_device else np.maximum(verify_s, ahead_s)
+        return serial_s + act_s + host_s, serial_s + ahead_s, verify_s
+
+    def _run_s(self, kind: str, num_branches: int, start: Ints, stop: Ints) -> Floats:
+        """Forwards of one token a row at contexts start .. stop - 1."""
+        sums = self._sums.get((kind, num_branches))
+        length = int(stop.max()) + 1
+        if sums is None or len(sums) < length:
+            contexts = np.arange(max(2 * length, _FIRST_TABLE_LENGTH))
+            means = self._latency.mean_array(kind, 1, num_branches, contexts)
+            sums = self._sums[kind, num_branches] = np.concatenate(([0.0], np.cumsum(means)))
+        seconds: Floats = sums[stop] - sums[start]
+        return seconds
+
+    def _prefill_s(self, actor: str) -> Floats:
+        shapes = [prefill(actor, int(prompt)) for prompt in self._prompts]
+        return np.array(
+            [
+                self._latency.mean_s(OpShape(actor, "prefill", shape.first_tokens, 1, 0)) if shape.num_forwards else 0.0
+                for shape in shapes
+            ]
+        )

@@ -1,0 +1,151 @@
+"""Ends and failures of a session: limits, stops, dead and hanging workers, no traces left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from executor.errors import ExecutorError
+from executor.prompts import load_prompts
+from executor.recorder import RecordSettings, open_session
+from executor.requests import EndFinder, Request, trim_stop
+from executor.session import Session
+from sim.policies.catalog import parse_policy
+from traces.schema import FinishReason, Sampling
+
+POLICIES = ["autoregressive", "fixed_length:draft_length=5", "pearl:draft_length=6", "saguaro:draft_length=4,fan_out=2"]
+
+
+def _request(session: Session, **changes: object) -> Request:
+    prompt = load_prompts("held_out", 1)[0]
+    settings: dict[str, object] = {
+        "prompt_id": prompt.prompt_id,
+        "tokens": session.encode(prompt.text),
+        "max_new_tokens": 24,
+        "sampling": Sampling(1.0),
+        "ignore_eos": True,
+    }
+    return Request(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", POLICIES)
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_the_token_limit_is_exact(session: Session, label: str, limit: int) -> None:
+    done = session.run(_request(session, max_new_tokens=limit), parse_policy(label))
+    assert len(done.tokens) == limit
+    assert done.finish_reason is FinishReason.MAX_TOKENS
+
+
+@pytest.mark.parametrize("label", POLICIES)
+def test_generation_ends_with_the_first_end_token(session: Session, label: str) -> None:
+    request = _request(session, max_new_tokens=40)
+    free = session.run(request, parse_policy("autoregressive")).tokens
+    session_eos, session.eos_ids = session.eos_ids, frozenset({free[9]})  # some token of the middle plays the end
+    try:
+        done = session.run(_request(session, max_new_tokens=40, ignore_eos=False), parse_policy(label))
+    finally:
+        session.eos_ids = session_eos
+    assert done.tokens == free[: free.index(free[9]) + 1]
+    assert done.finish_reason is FinishReason.EOS
+
+
+@pytest.mark.parametrize("label", POLICIES)
+def test_generation_ends_with_the_token_that_completes_a_stop_string(session: Session, label: str) -> None:
+    request = _request(session, max_new_tokens=40)
+    free = session.run(request, parse_policy("autoregressive")).tokens
+    text = session.decode_text(free)
+    stop = text[len(text) // 2 : len(text) // 2 + 4]  # crosses token borders, most likely
+    done = session.run(_request(session, max_new_tokens=40, stop_strings=(stop,)), parse_policy(label))
+    assert stop in session.decode_text(done.tokens)
+    assert stop not in session.decode_text(done.tokens[:-1])
+    assert done.tokens == free[: len(done.tokens)]
+    assert done.finish_reason is FinishReason.STOP_STRING
+    assert trim_stop(session.decode_text(done.tokens), [stop]) == text[: text.index(stop)]
+
+
+def test_a_prompt_of_one_token_works(session: Session) -> None:
+    request = _request(session, tokens=(0,))
+    plain = session.run(request, parse_policy("autoregressive"))
+    assert session.run(request, parse_policy("pearl:draft_length=3")).tokens == plain.tokens
+
+
+def test_a_request_beyond_the_capacity_is_refused(session: Session) -> None:
+    with pytest.raises(ValueError, match="capacity"):
+        session.run(_request(session, max_new_tokens=5000), parse_policy("autoregressive"))
+
+
+def test_global_random_state_is_untouched(session: Session) -> None:
+    before = torch.get_rng_state()
+    session.run(_request(session), parse_policy("fixed_length:draft_length=3"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_ends_are_found_in_order() -> None:
+    request = Request(prompt_id="p", tokens=(1,), max_new_tokens=5, sampling=Sampling())
+    ends = EndFinder(request, frozenset({9}), lambda tokens: "")
+    assert ends.find([1, 2], [3]) == (1, None)
+    assert ends.find([1, 2], [3, 9, 4]) == (2, FinishReason.EOS)
+    assert ends.find([1, 2], [3, 4, 5, 6]) == (3, FinishReason.MAX_TOKENS)
+    assert ends.find([1, 2], [3, 4, 9]) == (3, FinishReason.EOS)
+
+
+def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind() -> None:
+    with open_session(RecordSettings(capacity=256)) as broken:
+        files = [Path(path) for path in broken.target._paths]
+        os.kill(broken.target.pid, signal.SIGKILL)
+        with pytest.raises(ExecutorError, match="the target process failed"):
+            broken.run(_request(broken), parse_policy("pearl:draft_length=3"))
+        with pytest.raises(ExecutorError, match="start a new session"):
+            broken.run(_request(broken), parse_policy("autoregressive"))
+    assert not any(path.exists() for path in files)
+
+
+def test_a_hanging_worker_is_stopped_in_time() -> None:
+    with open_session(RecordSettings(capacity=256, timeout_s=1.0)) as stuck:
+        os.kill(stuck.target.pid, signal.SIGSTOP)
+        started = time.perf_counter()
+        with pytest.raises(ExecutorError, match="no answer in time"):
+            stuck.run(_request(stuck), parse_policy("autoregressive"))
+        assert time.perf_counter() - started < 30
+
+
+def test_a_worker_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import os\n"
+        "from executor.recorder import RecordSettings, open_session\n"
+        "session = open_session(RecordSettings(capacity=256))\n"
+        "print(session.target.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    pid = int(told.stdout.strip())
+    ended = threading.Event()
+    for _ in range(200):
+        if not _is_running(pid):
+            ended.set()
+            break
+        time.sleep(0.05)
+    assert ended.is_set(), f"worker {pid} outlived its parent"
+
+
+def test_missing_weights_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path / "nowhere")):
+        Session(str(tmp_path / "nowhere"), str(tmp_path / "nowhere"))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

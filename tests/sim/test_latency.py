@@ -1,0 +1,144 @@
+"""Latency models: means, draws and arrays of one model agree, and the physics points the right way."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import sim.latency
+from sim.latency import (
+    ConstantLatency,
+    EmpiricalLatency,
+    FittedLatency,
+    Hardware,
+    LatencyModel,
+    ModelShape,
+    OpShape,
+    RooflineLatency,
+)
+from traces.calibration import Calibration, LatencyFit
+from traces.latency_fit import TERMS
+from traces.schema import Op
+
+COEFFICIENTS = (2e-3, 1e-4, 2e-6, 3e-4, 1e-7, 2e-7, 5e-4, 2e-4)
+RATIOS = tuple(np.linspace(0.5, 1.5, 200).tolist())
+
+
+def fit(least: int = 1) -> LatencyFit:
+    return LatencyFit(
+        coefficients=COEFFICIENTS,
+        intervals=((0.0, 0.0),) * len(TERMS),
+        ratios=RATIOS,
+        least=least,
+        left_out=(),
+        r2=None,
+        error=0.0,
+        num_ops=1,
+        num_requests=1,
+    )
+
+
+def fitted(*, is_noisy: bool = True) -> FittedLatency:
+    fits = {"draft": fit(), "verify": fit(), "host": fit(0), "target_prefill": fit(), "draft_prefill": fit()}
+    calibration = Calibration(fits=fits, round_check=None, num_requests=1, num_unclean=0)
+    return FittedLatency(calibration, is_noisy=is_noisy)
+
+
+def measured() -> EmpiricalLatency:
+    rng = np.random.default_rng(0)
+    ops = []
+    for tokens, context in itertools.product((1, 2, 5), (10, 100, 1000)):
+        for _ in range(40):
+            seconds = 0.001 * tokens * (1 + context / 1000) * rng.gamma(50, 0.02)
+            for actor, kind in (("target", "verify"), ("draft", "draft"), ("host", "host"), ("target", "prefill")):
+                ops.append(Op(0, 0, actor, "cpu", kind, 1.0, 1.0 + seconds, tokens, 1, 1, context))
+    return EmpiricalLatency(pd.DataFrame(ops), num_nearest=40)
+
+
+SEVEN_B = ModelShape(num_parameters=7e9, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128)
+DEVICE = Hardware(name="A", bandwidth_bytes_per_s=2e12, peak_flops_per_s=300e12, overhead_s=1e-4)
+MODELS = {
+    "constant": ConstantLatency(draft_s=0.002, verify_s=0.02, host_s=1e-4),
+    "fitted": fitted(),
+    "means": fitted(is_noisy=False),
+    "empirical": measured(),
+    "roofline": RooflineLatency(target=SEVEN_B, draft=SEVEN_B, target_hardware=DEVICE, draft_hardware=DEVICE),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("actor", "kind"), [("target", "verify"), ("draft", "draft"), ("draft", "branch"), ("host", "host")]
+)
+def test_arrays_draws_and_means_agree(name: str, actor: str, kind: str) -> None:
+    model: LatencyModel = MODELS[name]
+    tokens, branches, context = np.array([1, 2, 5, 9]), np.array([[1], [3]]), 120
+    array = model.mean_array(kind, tokens, branches, context)
+    assert array.shape == (2, 4)
+    rng = np.random.default_rng(7)
+    for (row, column), mean in np.ndenumerate(array):
+        op = OpShape(actor, kind, int(tokens[column]), int(branches[row, 0]), context)
+        assert model.mean_s(op) == pytest.approx(mean, rel=1e-12)
+        draws = np.array([model.draw_s(op, rng) for _ in range(400)])
+        stderr = max(draws.std() / np.sqrt(len(draws)), 1e-12 * mean)
+        assert abs(draws.mean() - mean) <= 4 * stderr + 1e-15
+
+
+def test_a_fitted_draw_is_a_recorded_ratio_times_the_mean() -> None:
+    op, rng = OpShape("target", "verify", 5, 1, 300), np.random.default_rng(0)
+    model = fitted()
+    ratios = np.array([model.draw_s(op, rng) for _ in range(2000)]) / model.mean_s(op)
+    assert 0.5 <= ratios.min() < 0.52
+    assert 1.48 < ratios.max() <= 1.5
+    assert fitted(is_noisy=False).draw_s(op, rng) == model.mean_s(op)
+
+
+def test_the_two_prefills_are_apart() -> None:
+    model = ConstantLatency(draft_s=0, verify_s=0, draft_prefill_s=0.3, target_prefill_s=0.7)
+    assert model.mean_array("prefill", 9, 1, 0) == 0.7
+    assert model.mean_array("prefill", 9, 1, 0, actor="draft") == 0.3
+    assert model.mean_s(OpShape("draft", "prefill", 9, 1, 0)) == 0.3
+
+
+def test_constant_latency_ignores_every_shape() -> None:
+    model = MODELS["constant"]
+    shapes = np.arange(1, 50)
+    assert set(model.mean_array("verify", shapes, shapes, shapes).tolist()) == {0.02}
+    with pytest.raises(ValueError, match="draft_s must be at least 0"):
+        ConstantLatency(draft_s=-1.0, verify_s=1.0)
+
+
+def test_empirical_latency_answers_with_the_nearest_operations() -> None:
+    model = measured()
+    near, same = (model.mean_s(OpShape("target", "verify", 5, 1, context)) for context in (95, 100))
+    assert near == same
+    assert same == pytest.approx(0.0055, rel=4 * 0.141 / np.sqrt(40))
+    assert model.mean_s(OpShape("target", "verify", 500, 1, 100)) == same  # the edge answers
+    with pytest.raises(ValueError, match="no draft_prefill operation was recorded"):
+        model.mean_s(OpShape("draft", "prefill", 5, 1, 0))
+
+
+def test_the_roofline_is_flat_until_the_flops_bind() -> None:
+    model = MODELS["roofline"]
+    one, few, many = model.mean_array("verify", [1, 8, 2000], 1, 0)
+    assert one == pytest.approx(1e-4 + 2 * 7e9 / 2e12, rel=1e-3)  # bytes of the weights over the bandwidth
+    assert few == pytest.approx(one, rel=1e-2)
+    assert many == pytest.approx(1e-4 + 2 * 7e9 * 2000 / 300e12, rel=0.1)  # FLOPs of the weights over the peak
+    near, far = model.mean_array("verify", 1, 1, [0, 10_000])
+    assert far - near == pytest.approx(10_000 * 2 * 32 * 32 * 128 * 2 / 2e12)  # bytes of the cache
+
+
+def test_unknown_operations_are_refused() -> None:
+    for model in MODELS.values():
+        with pytest.raises(ValueError, match="no operation 'nap'"):
+            model.mean_array("nap", 1, 1, 1)
+        with pytest.raises(ValueError, match="no latency is fitted"):
+            model.mean_s(OpShape("target", "draft", 1, 1, 1))
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(sim.latency).failed == 0

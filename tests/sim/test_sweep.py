@@ -1,0 +1,237 @@
+"""The sweep gives the very rounds of the step machine and the times of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.array_rules import ARRAY_RULES, NothingRule
+from sim.engine import simulate, summarise
+from sim.latency import ConstantLatency, Hardware, LatencyModel, ModelShape, RooflineLatency
+from sim.lockstep import HedgeArrays, Ints, Lanes, TraceArrays
+from sim.policies.autoregressive import Autoregressive
+from sim.policies.base import Defaults, Hedges, Observation, Policy
+from sim.policies.confidence import ConfidenceSignal, ConfidenceStop
+from sim.policies.fixed_length import FixedLength
+from sim.policies.pearl import Pearl
+from sim.replay import replay
+from sim.sweep import Sweep, num_draft_forwards, sweep
+from traces.metrics import Counts
+from traces.schema import FinishReason, RequestTrace, Round, Signal
+
+TAIL_DEPTH = 8
+SMALL = ModelShape(num_parameters=1e8, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=64)
+LARGE = ModelShape(num_parameters=3e9, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128)
+DEVICE = Hardware(name="a device", bandwidth_bytes_per_s=1e12, peak_flops_per_s=1e13, overhead_s=1e-4)
+ROOFLINE = RooflineLatency(target=LARGE, draft=SMALL, target_hardware=DEVICE, draft_hardware=DEVICE, host_s=1e-4)
+CONSTANT = ConstantLatency(draft_s=0.1, verify_s=1.0, host_s=0.01, draft_prefill_s=0.3, target_prefill_s=2.0)
+
+
+@dataclass(frozen=True)
+class AnyHedge(Defaults):
+    """Drafts, withdraws, hedges and keeps by fixed numbers: every path of the step machine, no sense."""
+
+    serial: int = 2
+    submit: int = 3
+    fanout: int = 1
+    at_end: int = 2
+    num_steps: int = 3
+    kept: int = 2
+
+    @property
+    def overlaps(self) -> bool:
+        return True
+
+    def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
+        return self.serial - len(pending)
+
+    def keep(self, seen: Observation, drafted: Sequence[Signal]) -> int:
+        return self.kept if seen.was_hit and seen.num_rounds % 2 else self.submit
+
+    def hedge(self, seen: Observation, pending: Sequence[Signal], frontier: Signal) -> Hedges:
+        return Hedges((self.fanout,) * len(pending) + (self.at_end,), self.num_steps)
+
+
+class AnyHedgeRule(NothingRule):
+    overlaps = True
+
+    def __init__(self, policies: Sequence[AnyHedge], arrays: TraceArrays) -> None:
+        names = ("serial", "submit", "fanout", "at_end", "num_steps", "kept")
+        self.of = {name: np.array([getattr(policy, name) for policy in policies]) for name in names}
+
+    def num_wanted(self, lanes: Lanes) -> Ints:
+        lanes.memory.setdefault("num_rounds", np.zeros_like(lanes.lane))
+        return self.of["serial"][lanes.row]
+
+    def _kept(self, lanes: Lanes) -> Ints:
+        is_odd = lanes.was_hit & (lanes.memory["num_rounds"] % 2 == 1)
+        return np.where(is_odd, self.of["kept"][lanes.row], self.of["submit"][lanes.row])
+
+    def num_submitted(self, lanes: Lanes, num_drafted: Ints) -> Ints | None:
+        return self._kept(lanes)
+
+    def num_kept(self, lanes: Lanes, num_ahead: Ints) -> Ints | None:
+        return self._kept(lanes)
+
+    def hedge(self, lanes: Lanes, num_pending: Ints) -> HedgeArrays:
+        width = int(num_pending.max()) + 1
+        below = np.where(np.arange(width) < num_pending[:, None], self.of["fanout"][lanes.row][:, None], 0)
+        return HedgeArrays(self.of["at_end"][lanes.row], self.of["num_steps"][lanes.row], below)
+
+    def learn(self, lanes: Lanes, num_pending: Ints, num_accepted: Ints) -> None:
+        lanes.memory["num_rounds"] = lanes.memory["num_rounds"] + 1
+
+
+def random_trace(request_id: int, seed: int, num_tokens: int, *, alpha: float, num_beyond: int) -> RequestTrace:
+    """num_beyond: how far the request's maximum lies behind its end (0: it ended there)."""
+    rng = np.random.default_rng(seed)
+    ranks = np.where(rng.random(num_tokens) < alpha, 0, rng.integers(1, 5, num_tokens))
+
+    def signals(count: int) -> tuple[Signal, ...]:
+        return tuple(Signal(*row) for row in rng.random((count, 3)).tolist())
+
+    ends = [*np.flatnonzero(ranks).tolist(), num_tokens]
+    return RequestTrace(
+        request_id=request_id,
+        prompt_id=f"prompt-{request_id}",
+        num_prompt_tokens=int(rng.integers(1, 30)),
+        max_new_tokens=num_tokens + num_beyond,
+        temperature=1.0,
+        finish_reason=FinishReason.EOS if num_beyond else FinishReason.MAX_TOKENS,
+        ranks=tuple(ranks.tolist()),
+        signals=signals(num_tokens),
+        tails={position: signals(TAIL_DEPTH) for position in ends},
+        tail_depth=TAIL_DEPTH,
+    )
+
+
+POLICIES = st.one_of(
+    st.builds(Autoregressive),
+    st.builds(FixedLength, draft_length=st.integers(1, 12)),
+    st.builds(Pearl, draft_length=st.integers(1, 12)),
+    st.builds(
+        ConfidenceStop,
+        threshold=st.floats(-1, 1),
+        max_length=st.integers(1, TAIL_DEPTH + 1),
+        signal=st.sampled_from(ConfidenceSignal),
+    ),
+    st.builds(
+        AnyHedge,
+        serial=st.integers(0, 5),
+        submit=st.integers(0, 5),
+        fanout=st.integers(0, 3),
+        at_end=st.integers(0, 3),
+        num_steps=st.integers(0, 5),
+        kept=st.integers(0, 5),
+    ),
+)
+TRACES = st.builds(
+    random_trace,
+    st.just(0),
+    st.integers(0, 10_000),
+    st.integers(1, 60),
+    alpha=st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0]),
+    num_beyond=st.sampled_from([0, 1, 2, 7]),
+)
+
+
+def with_ids(traces: Sequence[RequestTrace]) -> list[RequestTrace]:
+    return [RequestTrace(**{**trace.__dict__, "request_id": index}) for index, trace in enumerate(traces)]
+
+
+def rounds_of(result: Sweep, lane: int) -> list[tuple[int, ...]]:
+    rounds = result.rounds
+    assert rounds is not None
+    row_tokens = rounds.num_branches * (1 + rounds.num_branch_steps)
+    num_rejected = np.where(rounds.num_emitted > rounds.num_accepted, rounds.num_pending - rounds.num_accepted, 0)
+    columns = np.array(
+        [
+            rounds.position - rounds.position[rounds.lane == lane].min(),
+            rounds.num_serial,
+            rounds.num_pending,
+            rounds.num_accepted,
+            rounds.num_emitted,
+            rounds.num_branches,
+            rounds.num_branch_steps,
+            rounds.num_serial + row_tokens,
+            num_draft_forwards(rounds),
+            rounds.is_hit,
+            rounds.num_kept,
+            num_rejected,
+            rounds.is_finished,
+        ]
+    )
+    return [tuple(row) for row in columns.T[rounds.lane == lane].tolist()]
+
+
+def fields_of(done: Round) -> tuple[int, ...]:
+    return (
+        done.position,
+        done.num_serial,
+        done.num_pending,
+        done.num_accepted,
+        done.num_emitted,
+        done.num_branches,
+        done.num_branch_steps,
+        done.num_drafted,
+        done.num_draft_forwards,
+        done.is_hit,
+        done.num_kept,
+        done.num_rejected,
+        done.is_finished,
+    )
+
+
+@pytest.mark.parametrize("latency", [CONSTANT, ROOFLINE], ids=["constant", "roofline"])
+@pytest.mark.parametrize("fewest_lanes", [0, 10**9], ids=["arrays", "step machine"])
+@settings(max_examples=40, deadline=None)
+@given(
+    policies=st.lists(POLICIES, min_size=1, max_size=5),
+    traces=st.lists(TRACES, min_size=1, max_size=3),
+    same_device=st.booleans(),
+)
+def test_sweep_gives_the_rounds_of_replay_and_the_times_of_the_engine(
+    latency: LatencyModel,
+    fewest_lanes: int,
+    policies: list[Policy],
+    traces: list[RequestTrace],
+    same_device: bool,
+) -> None:
+    traces = with_ids(traces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sim.sweep._FEWEST_LANES", fewest_lanes)
+        patch.setitem(ARRAY_RULES, AnyHedge, AnyHedgeRule)
+        result = sweep(policies, traces, latency, same_device=same_device, record_rounds=True)
+    for row, policy in enumerate(policies):
+        for column, trace in enumerate(traces):
+            expected = [fields_of(done) for done in replay(policy, trace)]
+            assert rounds_of(result, row * len(traces) + column) == expected, f"{policy} on request {column}"
+        run = summarise(simulate(policy, traces, latency, same_device=same_device))
+        summary = result.summary(row)
+        for name in Counts.__dataclass_fields__:
+            assert getattr(summary, name) == getattr(run, name), f"{name} of {policy}"
+        for name in ("decode_s", "total_s", "draft_busy_s", "target_busy_s"):
+            assert getattr(summary, name) == pytest.approx(getattr(run, name), rel=1e-9), f"{name} of {policy}"
+
+
+def test_results_do_not_depend_on_how_rounds_are_grouped() -> None:
+    traces = [random_trace(index, index, 80, alpha=0.7, num_beyond=0) for index in range(3)]
+    policies = [FixedLength(3), Pearl(5), FixedLength(7), ConfidenceStop(0.5, 6)]
+    whole = sweep(policies, traces, ROOFLINE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sim.sweep._FLUSH_ROUNDS", 7)
+        pieces = sweep(policies, traces, ROOFLINE)
+    np.testing.assert_allclose(pieces.decode_s, whole.decode_s, rtol=1e-12)
+    for name, values in whole.counts.items():
+        np.testing.assert_array_equal(pieces.counts[name], values)
+
+
+def test_a_trace_without_signals_is_refused() -> None:
+    trace = RequestTrace(0, "p", 4, 2, 1.0, FinishReason.MAX_TOKENS, (0, 1))
+    with pytest.raises(ValueError, match="no draft confidences"):
+        sweep([ConfidenceStop()], [trace], CONSTANT)
