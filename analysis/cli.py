@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from analysis.hrad_commands import hrad_app
+
 app = typer.Typer(
     name="specbranch",
     help="Decide how a large language model should decode: record, calibrate, explore, validate.",
@@ -20,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(hrad_app, name="hrad")
 pair_app = typer.Typer(help="The embedded draft/target pair.", no_args_is_help=True)
 app.add_typer(pair_app, name="pair")
 console = Console()
@@ -240,12 +243,18 @@ def pair_train(
     max_minutes: Annotated[float | None, typer.Option(help="Shorten the schedule to end within this time.")] = None,
 ) -> None:
     """Train a pair from the standard library's source, as the embedded one was."""
-    from executor.pair.training import main as train
+    from dataclasses import replace
 
-    arguments = [preset, "--output-dir", str(output_dir)]
-    arguments += ["--device", device] if device else []
-    arguments += ["--max-minutes", str(max_minutes)] if max_minutes is not None else []
-    train(arguments)
+    from executor.pair.training import PRESETS, shortened, train_pair
+
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known are {', '.join(sorted(PRESETS))}.")
+    settings = PRESETS[preset]()
+    if device is not None:
+        settings = replace(settings, device=device)
+    if max_minutes is not None:
+        settings = shortened(settings, max_minutes)
+    train_pair(settings, output_dir)
 
 
 def main() -> None:
@@ -260,18 +269,19 @@ def main() -> None:
     except Exception as error:
         if not _is_expected(error):
             raise
-        text = " ".join(str(error).split())
+        told = error.format_message() if hasattr(error, "format_message") else str(error)
+        text = " ".join(told.split())
         Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
         sys.exit(getattr(error, "exit_code", 1))
 
 
 def _is_expected(error: Exception) -> bool:
     """Whether an error speaks to the user: bad input, a place that cannot be read or written, a failed worker."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        return True
-    return isinstance(error, ValueError | OSError) or type(error).__name__ == "ExecutorError"
+    return (
+        isinstance(error, ValueError | OSError)
+        or hasattr(error, "format_message")  # typer's own usage errors
+        or type(error).__name__ == "ExecutorError"  # known by name, so that torch is not imported for it
+    )
 
 
 if __name__ == "__main__":

@@ -32,22 +32,25 @@ class MeanDurations:
         if kind == "prefill":  # once a request: no table
             return [self._latency.mean_s(OpShape(actor, kind, first_tokens, num_branches, context))] * count
         if count == 1:
-            return [self._table(kind, first_tokens, num_branches, context + 1)[context]]
-        stop = context + first_tokens + count - 1
-        later = self._table(kind, 1, num_branches, stop)
+            table = self._tables.get((kind, first_tokens, num_branches))
+            if table is None or len(table) <= context:
+                table = self._extend(kind, first_tokens, num_branches, context)
+            return [table[context]]
         if first_tokens == 1:
-            return later[context:stop]
-        first = self._table(kind, first_tokens, num_branches, context + 1)[context]
-        return [first, *later[context + first_tokens : stop]]
+            last = context + count - 1
+            table = self._tables.get((kind, 1, num_branches))
+            if table is None or len(table) <= last:
+                table = self._extend(kind, 1, num_branches, last)
+            return table[context : last + 1]
+        first = Forwards(actor, kind, 1, first_tokens, num_branches, context)
+        later = Forwards(actor, kind, count - 1, 1, num_branches, context + first_tokens)
+        return self.of(first) + self.of(later)
 
-    def _table(self, kind: str, num_tokens: int, num_branches: int, length: int) -> list[float]:
-        """Means at contexts 0 to at least length - 1."""
-        table = self._tables.get((kind, num_tokens, num_branches))
-        if table is None or len(table) < length:
-            contexts = np.arange(max(length, 2 * len(table or ()), _FIRST_TABLE_LENGTH))
-            means = self._latency.mean_array(kind, num_tokens, num_branches, contexts)
-            table = means.tolist()
-            self._tables[kind, num_tokens, num_branches] = table
+    def _extend(self, kind: str, num_tokens: int, num_branches: int, context: int) -> list[float]:
+        """A table of means that reaches a context, and as far again."""
+        contexts = np.arange(max(2 * (context + 1), _FIRST_TABLE_LENGTH))
+        table: list[float] = self._latency.mean_array(kind, num_tokens, num_branches, contexts).tolist()
+        self._tables[kind, num_tokens, num_branches] = table
         return table
 
 

@@ -180,9 +180,7 @@ class _Stage:
                     f"round {index} of request {trace.request_id} ran {num_forwards} draft forwards, "
                     f"but the step machine counted {closed.num_draft_forwards}."
                 )
-                forwards = host(
-                    closed.num_pending, closed.num_branches, cache.num_sequence - closed.num_emitted
-                )
+                forwards = host(closed.num_pending, closed.num_branches, cache.num_sequence - closed.num_emitted)
                 times = durations.of(forwards)
                 if times[0] > 0:
                     yield self._run(trace, index, decider, forwards, times)

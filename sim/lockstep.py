@@ -50,6 +50,14 @@ class TraceArrays:
             known = self._runs[kind] = self._build_runs(kind, width)
         return known
 
+    def classes(self) -> Ints:
+        """(positions,) H-RAD's most probable class after each number of committed tokens; -1 where unrecorded."""
+        found = np.full(self.num_positions, -1, dtype=np.int64)
+        for start, trace in zip(self.starts.tolist(), self.traces, strict=True):
+            if trace.class_probs:
+                found[start : start + trace.num_tokens + 1] = np.argmax(trace.class_probs, axis=1)
+        return found
+
     def _build_runs(self, kind: ConfidenceSignal, width: int) -> Floats:
         on_path = np.full(self.num_positions, np.nan)
         tails = np.full((self.num_positions, max(width, 1)), np.nan)

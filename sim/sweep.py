@@ -82,9 +82,9 @@ def sweep(
     record_rounds: bool = False,
 ) -> Sweep:
     """All policies on all requests, which run one after another; see `sim.engine.simulate` for same_device."""
-    for policy in policies:
+    for needs in {policy.needs for policy in policies}:
         for trace in traces:
-            check_answers(trace, policy.needs)
+            check_answers(trace, needs)
     arrays = TraceArrays(traces)
     sums = _Sums(policies, traces, arrays, RoundTimer(latency, traces, same_device=same_device), record_rounds)
     kinds: dict[type[Policy], list[int]] = {}

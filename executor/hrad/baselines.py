@@ -1,7 +1,7 @@
 """What H-RAD has to beat: statistics and draft confidences that cost nothing, brought to the same three classes.
 
-Each is fitted on the predictor's training data and gives class probabilities, so that all are judged alike (METHOD Q10).
-Two of them look at drafted tokens: they can say what to keep of a draft, but not how long a draft to begin with.
+Each is fitted on the predictor's training data and gives class probabilities, so all are judged alike (METHOD Q10).
+Some of them look at drafted tokens: they can say what to keep of a draft, but not how long a draft to begin with.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fit_baselines(training: Dataset) -> list[Rule]:
 def fit_combination(predictor: Predictor, held_back: Dataset) -> Rule:
     """H-RAD and the first token's confidence together: what the one adds to the other.
 
-    held_back: training rows that the predictor's weights were not fitted to, or the combination would trust it too much.
+    held_back: training rows that the weights were not fitted to, or the combination would trust H-RAD too much.
     """
 
     def both(data: Dataset) -> Probs:
@@ -100,7 +100,8 @@ def _logistic(inputs_of: Callable[[Dataset], Probs]) -> _Fit:
         def predict_rows(data: Dataset) -> Probs:
             probs = np.full((len(data), len(CLASS_NAMES)), 1e-6)
             probs[:, known] = model.predict_proba((inputs_of(data) - mean) / spread)
-            return probs / probs.sum(1, keepdims=True)
+            normed: Probs = probs / probs.sum(1, keepdims=True)
+            return normed
 
         return predict_rows
 
@@ -120,7 +121,8 @@ def _product_rule(training: Dataset) -> Callable[[Dataset], Probs]:
         inputs = _token_inputs(data)
         chances = model.predict_proba(inputs.reshape(-1, inputs.shape[-1]))[:, 1].reshape(inputs.shape[:2])
         reject, accept = 1 - chances[:, 0], chances.prod(1)
-        return np.clip(np.column_stack([reject, 1 - reject - accept, accept]), 1e-6, 1)
+        probs: Probs = np.clip(np.column_stack([reject, 1 - reject - accept, accept]), 1e-6, 1)
+        return probs
 
     return predict_rows
 

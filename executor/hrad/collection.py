@@ -158,11 +158,12 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
         hidden_size=engine.hidden_size,
         embedding_size=arrays["inputs"].shape[1] - settings.num_feature_layers * engine.hidden_size,
         temperatures=settings.temperatures,
-        prompt_keys=tuple(prompt_key(prompt.text) for prompt in prompts),
+        prompt_keys=prompt_keys(settings),
     )
     return Dataset(meta=meta, **arrays)
 
 
-def prompt_key(text: str) -> str:
-    """Hash of a prompt's text: tells whether two data sets share a prompt, whatever its name."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def prompt_keys(settings: CollectSettings) -> tuple[str, ...]:
+    """Hashes of the prompts' texts: tell whether two data sets share a prompt, whatever its name."""
+    prompts = load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts)
+    return tuple(hashlib.sha256(prompt.text.encode()).hexdigest()[:12] for prompt in prompts)

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from executor.engines.base import Engine
 from executor.hrad.baselines import Probs, Rule, fit_baselines, fit_combination, predict
 from executor.hrad.dataset import ACCEPT, REJECT, Dataset, Purpose
-from executor.hrad.predictor import CLASS_NAMES, HradError, Predictor
+from executor.hrad.predictor import CLASS_NAMES, HradError, Predictor, PredictorCard
 
 NUM_BINS = 10
 NUM_RESAMPLES = 300
@@ -26,8 +26,8 @@ Interval = tuple[float, float]
 class Quality:
     """One rule on evaluation data; 95% intervals by resampling whole prompts.
 
-    gain: mean log-loss of the constant minus that of the rule, in nats a position. balanced_accuracy: mean recall of the
-    classes. calibration_error: see `expected_calibration_error`. auc_reject, auc_accept: of class 0 and 2 against the rest.
+    gain: mean log-loss of the constant minus that of the rule, in nats a position. balanced_accuracy: mean recall of
+    the classes. calibration_error: `expected_calibration_error`. auc_reject, auc_accept: one class against the rest.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Everything that is known of a predictor. by_temperature: H-RAD alone, against the constant at that temperature."""
+    """Everything that is known of a predictor. by_temperature: H-RAD alone, against the constant there."""
 
     num_positions: int
     num_prompts: int
@@ -116,15 +116,20 @@ def check_apart(predictor: Predictor, training: Dataset, evaluation: Dataset) ->
     card = predictor.card
     if set(training.meta.prompt_keys) != set(card.prompt_keys):
         raise HradError("this is not the data that the predictor was trained on; give the folder that hrad train read.")
-    if shared := set(card.prompt_keys) & set(evaluation.meta.prompt_keys):
-        raise HradError(
-            f"{len(shared)} evaluation prompts were trained on ({min(shared)} among them); choose others, for example "
-            "with --skip-prompts."
-        )
+    check_prompts_apart(card, evaluation.meta.prompt_keys)
     for name in ("target_fingerprint", "draft_fingerprint", "draft_length", "num_feature_layers"):
         wanted = getattr(card, name)
         if (found := getattr(evaluation.meta, name)) != wanted:
             raise HradError(f"{name} of the evaluation data is {found}, but the predictor has {wanted}; collect again.")
+
+
+def check_prompts_apart(card: PredictorCard, prompt_keys: Sequence[str]) -> None:
+    """Refuse to judge a predictor on a prompt that it was trained on."""
+    if shared := set(card.prompt_keys) & set(prompt_keys):
+        raise HradError(
+            f"{len(shared)} of {len(prompt_keys)} evaluation prompts were trained on; choose others, for example with "
+            "--skip-prompts."
+        )
 
 
 def quality(rule: Rule, data: Dataset, constant: Probs, *, seed: int = 0) -> Quality:
@@ -182,7 +187,7 @@ def auc(scores: Probs, is_positive: NDArray[np.bool_]) -> float:
 def expected_calibration_error(probs: Probs, labels: Labels) -> float:
     """Mean distance between predicted chance and observed share, over classes and bins of equal count, by count.
 
-    Over all three classes rather than the likeliest alone: policies read each of them. Naeini et al. 2015 for two classes.
+    Over all three classes rather than the likeliest alone, for policies read each of them.
     """
     bins = [item for index in range(len(CLASS_NAMES)) for item in _bins(probs[:, index], labels == index, "")]
     distance = sum(abs(item.mean_predicted - item.observed) * item.num for item in bins)

@@ -110,7 +110,7 @@ class Predictor:
             self.card.num_feature_layers > engine.num_layers
         ):
             raise HradError(
-                f"this H-RAD predictor reads {self.card.num_feature_layers} blocks of {self.card.hidden_size} units and "
+                f"the H-RAD predictor reads {self.card.num_feature_layers} blocks of {self.card.hidden_size} units and "
                 f"embeddings of {self.card.embedding_size}, but the target has {engine.num_layers} blocks of "
                 f"{found[0]} and embeddings of {found[1]}; train one for this pair (specbranch hrad collect, train)."
             )
@@ -124,7 +124,7 @@ def check_pair(card: PredictorCard, target: str | Path, draft: str | Path) -> No
         if found != wanted:
             raise HradError(
                 f"this H-RAD predictor was trained for another {role} ({wanted[:12]}) than {path} ({found[:12]}); "
-                "train one for this pair (specbranch hrad collect, then specbranch hrad train), or run without a predictor."
+                "train one for this pair (specbranch hrad collect, then hrad train), or run without a predictor."
             )
 
 

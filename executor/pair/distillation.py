@@ -86,7 +86,6 @@ def distil_drafts(
             logits = [draft(input_ids=inputs, use_cache=False).logits for draft in drafts.values()]
         return torch.stack([distillation_loss(teacher, own) for own in logits])
 
-    teach = torch.compile(target_logits, dynamic=False) if settings.use_compile else target_logits
     learn = torch.compile(total_loss, dynamic=False) if settings.use_compile else total_loss
     optimisers = [PairOptimiser(draft, plan, team) for draft in drafts.values()]
     generator = torch.Generator().manual_seed(settings.seed * team.num_processes + team.rank)
@@ -98,7 +97,7 @@ def distil_drafts(
         batch_size, length = plan.window_shape(progress)
         batch = crop_batch(streams, shares, (batch_size // team.num_processes, length), generator).to(device)
         with torch.no_grad():
-            teacher = teach(batch)
+            teacher = target_logits(batch)
         losses = learn(batch, teacher)
         torch.autograd.backward(losses.sum())
         for optimiser in optimisers:

@@ -59,7 +59,8 @@ class OutcomeHedging(AcceptanceGuess):
 
     @property
     def needs(self) -> Needs:
-        return Needs(signals=True, num_alternatives=self.max_branches + 1, tail_depth=self.draft_length + 1)
+        num_alternatives = self.max_branches if self.only_frontier else self.max_branches + 1
+        return Needs(signals=True, num_alternatives=num_alternatives, tail_depth=self.draft_length + 1)
 
     @property
     def overlaps(self) -> bool:

@@ -14,11 +14,15 @@ from sim.array_rules import ARRAY_RULES, NothingRule
 from sim.engine import simulate, summarise
 from sim.latency import ConstantLatency, Hardware, LatencyModel, ModelShape, RooflineLatency
 from sim.lockstep import HedgeArrays, Ints, Lanes, TraceArrays
+from sim.policies.adaedl import AdaEdl
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Defaults, Hedges, Observation, Policy
 from sim.policies.confidence import ConfidenceSignal, ConfidenceStop
 from sim.policies.fixed_length import FixedLength
 from sim.policies.pearl import Pearl
+from sim.policies.product import ProductRule
+from sim.policies.saguaro import FanOut, Saguaro
+from sim.policies.specbranch import OnMiss, SpecBranch
 from sim.replay import replay
 from sim.sweep import Sweep, num_draft_forwards, sweep
 from traces.metrics import Counts
@@ -27,7 +31,7 @@ from traces.schema import FinishReason, RequestTrace, Round, Signal
 TAIL_DEPTH = 8
 SMALL = ModelShape(num_parameters=1e8, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=64)
 LARGE = ModelShape(num_parameters=3e9, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128)
-DEVICE = Hardware(name="a device", bandwidth_bytes_per_s=1e12, peak_flops_per_s=1e13, overhead_s=1e-4)
+DEVICE = Hardware(name="a device", bandwidth_bytes_per_s=1e12, peak_flops_per_s=2e11, overhead_s=1e-4)
 ROOFLINE = RooflineLatency(target=LARGE, draft=SMALL, target_hardware=DEVICE, draft_hardware=DEVICE, host_s=1e-4)
 CONSTANT = ConstantLatency(draft_s=0.1, verify_s=1.0, host_s=0.01, draft_prefill_s=0.3, target_prefill_s=2.0)
 
@@ -107,6 +111,7 @@ def random_trace(request_id: int, seed: int, num_tokens: int, *, alpha: float, n
         signals=signals(num_tokens),
         tails={position: signals(TAIL_DEPTH) for position in ends},
         tail_depth=TAIL_DEPTH,
+        class_probs=tuple(map(tuple, rng.dirichlet([1, 1, 1], num_tokens + 1).tolist())),
     )
 
 
@@ -118,6 +123,33 @@ POLICIES = st.one_of(
         ConfidenceStop,
         threshold=st.floats(-1, 1),
         max_length=st.integers(1, TAIL_DEPTH + 1),
+        signal=st.sampled_from(ConfidenceSignal),
+    ),
+    st.builds(
+        ProductRule,
+        threshold=st.floats(-0.1, 1),
+        max_length=st.integers(1, TAIL_DEPTH),
+        guess_by=st.sampled_from(ConfidenceSignal),
+        slope=st.floats(0, 3),
+    ),
+    st.builds(
+        AdaEdl,
+        threshold=st.floats(0, 1),
+        entropy_factor=st.sampled_from([0.2, 1.0]),
+        max_length=st.integers(1, TAIL_DEPTH),
+        target_rate=st.sampled_from([0.3, 0.9]),
+        step=st.sampled_from([0.0, 0.01, 0.5]),
+    ),
+    st.builds(Saguaro, draft_length=st.integers(1, 7), fan_out=st.integers(1, 4), spread=st.sampled_from(FanOut)),
+    st.builds(
+        SpecBranch,
+        draft_length=st.integers(1, TAIL_DEPTH - 1),
+        prior_length=st.integers(0, TAIL_DEPTH - 1),
+        max_branches=st.integers(1, 5),
+        epsilon=st.floats(0, 1),
+        uses_hrad=st.booleans(),
+        is_fixed_count=st.booleans(),
+        on_miss=st.sampled_from(OnMiss),
         signal=st.sampled_from(ConfidenceSignal),
     ),
     st.builds(
@@ -189,10 +221,10 @@ def fields_of(done: Round) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("latency", [CONSTANT, ROOFLINE], ids=["constant", "roofline"])
 @pytest.mark.parametrize("fewest_lanes", [0, 10**9], ids=["arrays", "step machine"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    policies=st.lists(POLICIES, min_size=1, max_size=5),
-    traces=st.lists(TRACES, min_size=1, max_size=3),
+    policies=st.lists(POLICIES, min_size=1, max_size=4),
+    traces=st.lists(TRACES, min_size=1, max_size=2),
     same_device=st.booleans(),
 )
 def test_sweep_gives_the_rounds_of_replay_and_the_times_of_the_engine(

@@ -1,0 +1,113 @@
+"""An evaluated H-RAD predictor for people: a table on the terminal, a page in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from executor.hrad.evaluation import Evaluation, Quality
+from executor.hrad.predictor import CLASS_NAMES, PredictorCard
+
+COLUMNS = (
+    "rule",
+    "sees",
+    "log-loss gain [95%]",
+    "accuracy",
+    "balanced",
+    "calibration error",
+    "AUC reject [95%]",
+    "AUC accept [95%]",
+)
+
+
+def print_evaluation(console: Console, found: Evaluation) -> None:
+    """The rules side by side, and what a prediction costs."""
+    table = Table(
+        title=f"Classes on {found.num_positions} positions of {found.num_prompts} prompts", title_justify="left"
+    )
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("rule", "sees") else "right")
+    for rule in found.rules:
+        table.add_row(*(cell.replace("[", "\\[") for cell in _cells(rule)))
+    console.print(table)
+    if found.cost is not None:
+        console.print(_cost_line(found), highlight=False)
+
+
+def as_markdown(found: Evaluation, card: PredictorCard, command: str) -> str:
+    """A page with everything in `found`. command: what printed it."""
+    hrad = next(rule for rule in found.rules if rule.name == "H-RAD")
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, found.class_shares, strict=True))
+    sections = [
+        "# H-RAD: how well acceptance is predicted",
+        f"Written by `{command}`.",
+        f"Predictor: a {card.num_inputs}-{card.widths[0]}-{card.widths[1]}-3 perceptron over the target's last "
+        f"{card.num_feature_layers} blocks and the newest token's embedding, trained on {card.num_positions} positions "
+        f"of {len(card.prompt_keys)} training prompts at temperatures {_listed(card.temperatures)}. A class says how "
+        f"many of {card.draft_length} drafted tokens would be accepted: none (reject), all (accept), or some "
+        "(confidence).",
+        f"Judged on {found.num_positions} positions of {found.num_prompts} prompts that the predictor was not trained "
+        f"on. Classes there: {shares}.",
+        "## Beside the baselines",
+        "Gain is the constant's log-loss minus the rule's, in nats a position; intervals resample prompts. "
+        "What a rule sees limits its use: rules that see draft tokens can only cut a draft that was made already.",
+        _table(COLUMNS, [_cells(rule) for rule in found.rules]),
+        "## H-RAD at each temperature",
+        _table(
+            ("temperature", *COLUMNS[2:]),
+            [[f"{value:g}", *_cells(rule)[2:]] for value, rule in found.by_temperature.items()],
+        ),
+        "## Confusion of H-RAD's likeliest class",
+        _table(
+            ("happened", *(f"said {name}" for name in CLASS_NAMES)),
+            [[name, *map(str, row)] for name, row in zip(CLASS_NAMES, hrad.confusion, strict=True)],
+        ),
+        "## Reliability of H-RAD",
+        "Positions in tenths by predicted chance.",
+        _table(
+            ("class", "predicted", "observed", "positions"),
+            [
+                [item.class_name, f"{item.mean_predicted:.3f}", f"{item.observed:.3f}", str(item.num)]
+                for item in found.reliability
+            ],
+        ),
+    ]
+    if found.cost is not None:
+        sections += ["## Cost", _cost_line(found)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _cells(rule: Quality) -> list[str]:
+    return [
+        rule.name,
+        rule.sees,
+        f"{rule.gain:+.3f} {_interval(rule.gain_interval)}",
+        f"{rule.accuracy:.3f}",
+        f"{rule.balanced_accuracy:.3f}",
+        f"{rule.calibration_error:.3f}",
+        f"{rule.auc_reject:.3f} {_interval(rule.auc_reject_interval)}",
+        f"{rule.auc_accept:.3f} {_interval(rule.auc_accept_interval)}",
+    ]
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _cost_line(found: Evaluation) -> str:
+    assert found.cost is not None
+    return (
+        f"A prediction takes {found.cost.predict_s * 1e6:.0f} us after a verification of "
+        f"{found.cost.verify_s * 1e6:.0f} us: {found.cost.share:.1%} of the two (medians on one core)."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,19 @@
+"""A small real recording, shared by the tests of the analyses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from executor.recorder import RecordSettings, record
+from executor.session import Session
+
+
+@pytest.fixture(scope="session")
+def recorded(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the embedded pair: two policies, two temperatures, three prompts."""
+    folder = tmp_path_factory.mktemp("runs") / "recorded"
+    settings = RecordSettings(num_prompts=3, max_new_tokens=24, capacity=512)
+    record(settings, folder, session=session)
+    return folder
