@@ -245,7 +245,8 @@ def pair_train(
     """Train a pair from the standard library's source, as the embedded one was."""
     from dataclasses import replace
 
-    from executor.pair.training import PRESETS, shortened, train_pair
+    from executor.pair.settings import PRESETS, shortened
+    from executor.pair.training import train_pair
 
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; known are {', '.join(sorted(PRESETS))}.")

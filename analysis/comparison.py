@@ -17,7 +17,7 @@ from sim.latency import FittedLatency, LatencyModel
 from sim.policies.catalog import label_of, parse_policy
 from traces.calibration import calibrate
 from traces.metrics import count_rounds
-from traces.runs import Run
+from traces.runs import Run, check_new_folder
 from traces.schema import RequestTrace
 from traces.speeds import measured_speeds
 
@@ -129,6 +129,7 @@ def compare(
     """
     from executor.recorder import RecordSettings, open_session, record
 
+    check_new_folder(output_dir)
     settings = RecordSettings(
         target=target,
         draft=draft,

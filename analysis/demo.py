@@ -17,7 +17,7 @@ from analysis.tables import print_speeds, print_validation, short_label
 from analysis.validation import PolicyCheck, Validation, validate_run
 from traces.calibration import calibrate
 from traces.perfetto import write_timeline
-from traces.runs import read_run
+from traces.runs import check_new_folder
 from traces.speeds import Speed, measured_speeds
 
 SPECULATIVE = ("fixed_length", "pearl", "confidence_stop")
@@ -47,8 +47,7 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
     folder = output_dir or _next_folder(Path("runs"))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} already holds something, and runs are never overwritten; name a new folder.")
+    check_new_folder(folder)
 
     console.rule("1. record the pair on this machine")
     settings = RecordSettings(

@@ -24,14 +24,21 @@ COLUMNS = (
 
 def print_evaluation(console: Console, found: Evaluation) -> None:
     """The rules side by side, and what a prediction costs."""
-    table = Table(
-        title=f"Classes on {found.num_positions} positions of {found.num_prompts} prompts", title_justify="left"
-    )
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("rule", "sees") else "right")
+    title = f"Classes on {found.num_positions} positions of {found.num_prompts} prompts"
+    table = Table(title=title, title_justify="left")
+    for name in ("rule", "gain [95%]", "acc.", "AUC 0", "AUC 2", "ECE"):
+        table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=True)
     for rule in found.rules:
-        table.add_row(*(cell.replace("[", "\\[") for cell in _cells(rule)))
+        table.add_row(
+            rule.name,
+            f"{rule.gain:+.3f} {_interval(rule.gain_interval)}".replace("[", "\\["),
+            f"{rule.accuracy:.3f}",
+            f"{rule.auc_reject:.3f}",
+            f"{rule.auc_accept:.3f}",
+            f"{rule.calibration_error:.3f}",
+        )
     console.print(table)
+    console.print("gain: nats a position over the constant; AUC: of reject (0) and accept (2); ECE: calibration error")
     if found.cost is not None:
         console.print(_cost_line(found), highlight=False)
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from executor.draft_side import DraftSide, Forward
+from executor.draft_side import DraftSide
 from executor.noise import NoiseTable
 from executor.requests import EndFinder, Request
-from executor.target_client import TargetClient, TargetVerdict
+from executor.target_client import Prefill, TargetClient, TargetVerdict
 from sim.machine import Branch, Close, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Policy
 from traces.schema import FinishReason, Op, Round, RoundTimes
@@ -50,10 +50,12 @@ def run_request(
     eos_ids: frozenset[int],
     decode_text: Callable[[list[int]], str],
     devices: tuple[str, str] = ("cpu", "cpu"),
+    is_recording: bool = True,
 ) -> Decoded:
     """Decode one prompt under a policy. The tokens are those of plain autoregressive decoding, whatever the policy.
 
-    devices: names of the draft's and the target's device, for the op table.
+    devices: names of the draft's and the target's device, for the op table. is_recording: whether rounds and operations
+    are written down (switched off to measure what that costs).
     """
     done = Decoded(request, start_s=time.perf_counter())
     ends = EndFinder(request, eos_ids, decode_text)
@@ -65,10 +67,8 @@ def run_request(
     if needs.drafts:
         draft.prefill()
     prefill = target.wait_prefill()
-    recorder = _OpRecorder(done, request_id, devices)
-    recorder.add("target", "prefill", prefill.start_s, prefill.end_s, prefill.num_cached, 1, 0)
-    recorder.add_forwards(draft.forwards)
-    draft.forwards.clear()
+    recorder = _Recorder(done, draft, request_id, devices) if is_recording else _NoRecorder(draft)
+    recorder.add_prefill(prefill)
     done.prefilled_s = round_start = time.perf_counter()
 
     machine = decode(
@@ -87,13 +87,11 @@ def run_request(
             draft.submit(command.num_pending)
             context = num_prompt - 1 + len(done.tokens)
             target.submit(draft.pending)
-            submitted_s = time.perf_counter()
         elif isinstance(command, Look):
             reply = draft.look()
         elif isinstance(command, Branch):
             draft.branch(command.fanout, command.num_steps)
         elif isinstance(command, Settle):
-            ahead_until_s = time.perf_counter()
             verdict = target.wait_verdict()
             done.predict_s += verdict.predict_s
             reply = _settle(done, draft, verdict, ends)
@@ -103,15 +101,7 @@ def run_request(
             now, turn = time.perf_counter(), command.round
             if turn.round == 0:
                 done.first_token_s = now
-            recorder.add("target", "verify", verdict.start_s, verdict.end_s, turn.num_pending + 1, 1, context, turn.round)
-            recorder.add_forwards(draft.forwards, turn.round)
-            draft_s = sum(forward.end_s - forward.start_s for forward in draft.forwards)
-            draft.forwards.clear()
-            # What the critical path does not explain is the host's: decisions, hand-over, bookkeeping.
-            critical_s = (submitted_s - round_start) + max(verdict.end_s, ahead_until_s) - submitted_s
-            host_s = now - round_start - critical_s
-            recorder.add("host", "host", now - host_s, now, turn.num_pending, turn.num_branches, context, turn.round)
-            done.rounds.append((turn, RoundTimes(round_start, now, draft_s, verdict.end_s - verdict.start_s)))
+            recorder.add_round(turn, round_start, now, verdict, context)
             round_start = now
     done.end_s = round_start
     return done
@@ -133,23 +123,59 @@ def _settle(done: Decoded, draft: DraftSide, verdict: TargetVerdict, ends: EndFi
     return Settled(num_accepted, num_emitted, reason is not None, rank, is_hit, ahead, verdict.class_probs)
 
 
-class _OpRecorder:
-    """Appends rows to the op table of one request."""
+class _Recorder:
+    """Writes down the operations and rounds of one request."""
 
-    def __init__(self, done: Decoded, request_id: int, devices: tuple[str, str]) -> None:
-        self._ops, self._request_id = done.ops, request_id
-        self._devices = {"draft": devices[0], "target": devices[1], "host": "host"}
+    def __init__(self, done: Decoded, draft: DraftSide, request_id: int, devices: tuple[str, str]) -> None:
+        self._ops, self._rounds, self._forwards = done.ops, done.rounds, draft.forwards
+        self._request_id = request_id
+        self._draft_device, self._target_device = devices
 
-    def add(
-        self, actor: str, kind: str, start_s: float, end_s: float, tokens: int, branches: int, context: int, turn: int = -1
-    ) -> None:
-        """One operation; `turn` is its round, -1 for the prefill."""
-        device = self._devices[actor]
+    def add_prefill(self, prefill: Prefill) -> None:
+        """Both models' prefill, before round 0."""
+        device = self._target_device
+        start_s, end_s = prefill.start_s, prefill.end_s
         self._ops.append(
-            Op(self._request_id, turn, actor, device, kind, start_s, end_s, tokens, 1, branches, context)
+            Op(self._request_id, -1, "target", device, "prefill", start_s, end_s, prefill.num_cached, 1, 1, 0)
         )
+        self._add_forwards(-1)
 
-    def add_forwards(self, forwards: list[Forward], turn: int = -1) -> None:
-        """The draft's forwards of one round."""
-        for kind, start_s, end_s, tokens, branches, context in forwards:
-            self.add("draft", kind, start_s, end_s, tokens, branches, context, turn)
+    def add_round(self, turn: Round, start_s: float, end_s: float, verdict: TargetVerdict, context: int) -> None:
+        """A round that ended now, with its operations."""
+        request_id, index = self._request_id, turn.round
+        verify_s = verdict.end_s - verdict.start_s
+        serial_s = sum(forward.end_s - forward.start_s for forward in self._forwards if forward.kind == "draft")
+        draft_s = sum(forward.end_s - forward.start_s for forward in self._forwards)
+        # What the critical path does not explain is the host's: decisions, hand-over, bookkeeping.
+        host_s = max(0.0, end_s - start_s - serial_s - max(verify_s, draft_s - serial_s))
+        tokens, branches = turn.num_pending, turn.num_branches
+        device, started, ended = self._target_device, verdict.start_s, verdict.end_s
+        self._ops += [
+            Op(request_id, index, "target", device, "verify", started, ended, tokens + 1, 1, 1, context),
+            Op(request_id, index, "host", "host", "host", end_s - host_s, end_s, tokens, 1, branches, context),
+        ]
+        self._add_forwards(index)
+        self._rounds.append((turn, RoundTimes(start_s, end_s, draft_s, verify_s)))
+
+    def _add_forwards(self, index: int) -> None:
+        device = self._draft_device
+        for kind, start_s, end_s, tokens, branches, context in self._forwards:
+            self._ops.append(
+                Op(self._request_id, index, "draft", device, kind, start_s, end_s, tokens, 1, branches, context)
+            )
+        self._forwards.clear()
+
+
+class _NoRecorder:
+    """Writes nothing down: the other side of the recorder's cost."""
+
+    def __init__(self, draft: DraftSide) -> None:
+        self._forwards = draft.forwards
+
+    def add_prefill(self, prefill: Prefill) -> None:
+        """Forget it."""
+        self._forwards.clear()
+
+    def add_round(self, turn: Round, start_s: float, end_s: float, verdict: TargetVerdict, context: int) -> None:
+        """Forget it."""
+        self._forwards.clear()

@@ -91,8 +91,10 @@ class Session:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     @torch.inference_mode()
-    def run(self, request: Request, policy: Policy, *, request_id: int = 0) -> Decoded:
-        """Decode one request."""
+    def run(
+        self, request: Request, policy: Policy, *, request_id: int = 0, is_recording: bool = True
+    ) -> Decoded:
+        """Decode one request. Without recording only its tokens and its start and end are kept."""
         check_classes(policy, self.has_predictor)
         longest = len(request.tokens) + request.max_new_tokens
         if longest > self.capacity:
@@ -110,6 +112,7 @@ class Session:
             eos_ids=self.eos_ids,
             decode_text=self.decode_text,
             devices=self.devices,
+            is_recording=is_recording,
         )
 
     @torch.inference_mode()

@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from traces.acceptance_chain import AcceptanceChain
 from traces.joint_acceptance import JointAcceptance, Positions, TemperatureLaw
-from traces.schema import FinishReason, RequestTrace, Signal
+from traces.schema import UNKNOWN_SIGNAL, FinishReason, RequestTrace, Signal
 
 
 class AcceptanceModel(Protocol):
@@ -147,6 +148,59 @@ def _walk(after: tuple[Positions, Positions], num: int, rng: np.random.Generator
         signals.append(cell.signals[index])
         was_accepted = cell.ranks[index] == 0
     return ranks, signals
+
+
+class Chained:
+    """Outcomes of a fitted chain (hazard by run length, or Markov, with or without a request effect), and signals to them.
+
+    A position's rank and signal are drawn together from the recorded positions with the same outcome (right or wrong), its
+    tail from the recorded tails: what the signal tells of the outcome survives, the order of signals does not.
+    """
+
+    def __init__(
+        self, chain: AcceptanceChain, traces: Sequence[RequestTrace], *, num_prompt_tokens: int = 128
+    ) -> None:
+        if not traces:
+            raise ValueError("a chained model takes ranks and signals from recorded traces, but got none.")
+        self.chain, self.num_prompt_tokens = chain, num_prompt_tokens
+        self.temperature = traces[0].temperature
+        self.tail_depth = min(trace.tail_depth for trace in traces)
+        has_signals = all(trace.signals for trace in traces)
+        self._pools: tuple[list[tuple[int, Signal]], list[tuple[int, Signal]]] = ([], [])
+        self._tails: tuple[list[tuple[Signal, ...]], list[tuple[Signal, ...]]] = ([], [])  # after a wrong token, at the end
+        for trace in traces:
+            signals = trace.signals if has_signals else (UNKNOWN_SIGNAL,) * trace.num_tokens
+            for rank, signal in zip(trace.ranks, signals, strict=True):
+                self._pools[rank == 0].append((rank, signal))
+            for position, tail in trace.tails.items():
+                self._tails[position == trace.num_tokens].append(tail[: self.tail_depth])
+        self.has_signals = has_signals
+        if not all(self._pools):
+            raise ValueError("the traces hold only right or only wrong draft tokens: nothing to draw the others from.")
+
+    def sample(self, num_tokens: int, request_id: int, rng: np.random.Generator) -> RequestTrace:
+        _check_length(num_tokens)
+        is_right = self.chain.sample(num_tokens, rng).tolist()
+        draws = [rng.integers(len(pool), size=num_tokens).tolist() for pool in self._pools]
+        drawn = [self._pools[right][draws[right][index]] for index, right in enumerate(is_right)]
+        tails: dict[int, tuple[Signal, ...]] = {}
+        if self.tail_depth:
+            positions = [position for position, right in enumerate(is_right) if not right] + [num_tokens]
+            for position in positions:
+                pool = self._tails[position == num_tokens] or self._tails[position != num_tokens]
+                tails[position] = pool[int(rng.integers(len(pool)))]
+        return RequestTrace(
+            request_id=request_id,
+            prompt_id=f"chained-{request_id}",
+            num_prompt_tokens=self.num_prompt_tokens,
+            max_new_tokens=num_tokens,
+            temperature=self.temperature,
+            finish_reason=FinishReason.MAX_TOKENS,
+            ranks=tuple(rank for rank, _ in drawn),
+            signals=tuple(signal for _, signal in drawn) if self.has_signals else (),
+            tails=tails,
+            tail_depth=self.tail_depth,
+        )
 
 
 class Recorded:

@@ -41,6 +41,16 @@ class RunError(ValueError):
     """A run folder that cannot be written or read; the message is one line that says what to do."""
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse a place that holds something already; runs are never overwritten."""
+    try:
+        is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise RunError(f"cannot look into {folder}: {_reason(error)}; name another place.") from error
+    if is_taken:
+        raise RunError(f"{folder} already holds something, and runs are never overwritten; name a new folder.")
+
+
 class RunWriter:
     """Writes one run folder. As a context manager it flushes what was recorded, also when the run fails.
 
@@ -58,11 +68,8 @@ class RunWriter:
         self._meta = {**_surroundings(), **meta, "schema_version": SCHEMA_VERSION, "status": INCOMPLETE}
         config_text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
         meta_text = _json(self._meta)
+        check_new_folder(self.folder)
         try:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise RunError(
-                    f"{self.folder} already holds something, and runs are never overwritten; name a new folder."
-                )
             (self.folder / PARTS).mkdir(parents=True)
         except OSError as error:
             raise RunError(

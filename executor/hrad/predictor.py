@@ -26,6 +26,7 @@ from sim.policies.base import Policy
 
 SCHEMA_VERSION = 1
 CLASS_NAMES = ("reject", "confidence", "accept")
+FILE_MODE = 0o644
 WEIGHTS_NAME, CARD_NAME = "predictor.safetensors", "predictor.json"
 
 
@@ -181,4 +182,5 @@ def _replace(path: Path, write: object) -> None:
     assert callable(write)
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
+    temporary.chmod(FILE_MODE)  # safetensors writes for the owner alone
     os.replace(temporary, path)

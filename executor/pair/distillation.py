@@ -94,8 +94,8 @@ def distil_drafts(
     windows = corpus.evaluation_windows(settings.num_evaluation_windows, plan.sequence_length).to(device)
     clock, step, num_tokens = Clock(plan), 0, 0
     while (progress := team.agree(clock.progress(step))) < 1:
-        batch_size, length = plan.window_shape(progress)
-        batch = crop_batch(streams, shares, (batch_size // team.num_processes, length), generator).to(device)
+        batch_size, length = plan.batch_size, plan.sequence_length
+        batch = crop_batch(streams, shares, (max(1, batch_size // team.num_processes), length), generator).to(device)
         with torch.no_grad():
             teacher = target_logits(batch)
         losses = learn(batch, teacher)

@@ -16,9 +16,7 @@ class Optimisation:
 
     num_steps: optimiser steps. batch_size, sequence_length: in sequences and tokens.
     learning_rate: peak. warmup_steps: linear rise. decay_start: progress in [0, 1] at which the linear fall begins.
-    late_sequence_length: window length of the last steps (progress from `late_start`), at as many tokens a step, so
-        that most steps are cheap and long contexts are still learnt; None keeps one length.
-    max_minutes: wall time after which the schedule is cut short; None lets the steps alone decide.
+    max_minutes: wall time, compilation included, at which the schedule ends early; None lets the steps alone decide.
     """
 
     num_steps: int
@@ -27,8 +25,6 @@ class Optimisation:
     learning_rate: float
     warmup_steps: int = 60
     decay_start: float = 0.4
-    late_sequence_length: int | None = None
-    late_start: float = 0.85
     max_minutes: float | None = None
 
     def __post_init__(self) -> None:
@@ -36,12 +32,6 @@ class Optimisation:
             raise ValueError(f"steps, batch size and sequence length must be at least 1, but got {self}.")
         if not 0 <= self.decay_start < 1:
             raise ValueError(f"decay_start must be in [0, 1), but got {self.decay_start}.")
-
-    def window_shape(self, progress: float) -> tuple[int, int]:
-        """(batch size, window length) at this progress."""
-        if self.late_sequence_length is None or progress < self.late_start:
-            return self.batch_size, self.sequence_length
-        return max(1, self.batch_size * self.sequence_length // self.late_sequence_length), self.late_sequence_length
 
 
 def learning_rate_factor(optimisation: Optimisation, step: int, progress: float) -> float:

@@ -34,7 +34,7 @@ class TrainingSettings:
     vocab_size: int = 2048
     max_length: int = 1024
     library: Path | None = None
-    num_own_texts: int = 768
+    num_own_texts: int = 640
     num_own_tokens: int = 192
     own_text_batch: int = 128
     num_evaluation_windows: int = 24
@@ -56,21 +56,21 @@ def cpu_preset() -> TrainingSettings:
             "draft": Shape(num_layers=1, hidden_size=128, intermediate_size=344),
             "draft_large": Shape(num_layers=1, hidden_size=256, intermediate_size=688),
         },
-        target=Optimisation(
-            num_steps=1750, batch_size=24, sequence_length=256, late_sequence_length=512, learning_rate=3e-3
-        ),
+        target=Optimisation(num_steps=1750, batch_size=24, sequence_length=256, learning_rate=3e-3, max_minutes=32),
         unlikelihood=UnlikelihoodPlan(
             optimisation=Optimisation(
-                num_steps=80,
+                num_steps=300,
                 batch_size=8,
                 sequence_length=384,
                 learning_rate=8e-4,
-                warmup_steps=5,
                 decay_start=0.0,
-                max_minutes=4,
+                warmup_steps=5,
+                max_minutes=5.5,
             )
         ),
-        distillation=Optimisation(num_steps=600, batch_size=24, sequence_length=256, learning_rate=5e-3),
+        distillation=Optimisation(
+            num_steps=600, batch_size=24, sequence_length=256, learning_rate=5e-3, max_minutes=8.5
+        ),
     )
 
 

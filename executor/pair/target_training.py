@@ -51,7 +51,7 @@ def train_target(team: Team, settings: TrainingSettings, corpus: Corpus, folder:
     generator = torch.Generator().manual_seed(settings.seed * team.num_processes + team.rank)
     clock, step, num_tokens = Clock(plan), 0, 0
     while (progress := team.agree(clock.progress(step))) < 1:
-        batch_size, length = plan.window_shape(progress)
+        batch_size, length = plan.batch_size, plan.sequence_length
         shape = (max(1, batch_size // team.num_processes), length + 1)
         windows = crop_batch(corpus.training, corpus.shares, shape, generator)
         loss = compiled_loss(windows.to(settings.device))
@@ -94,7 +94,7 @@ def train_against_loops(
             continuations = greedy_continuations(
                 model, own_prompts, num_new_tokens=plan.num_new_tokens, ngram=plan.ngram
             )
-        batch_size, length = plan.optimisation.window_shape(progress)
+        batch_size, length = plan.optimisation.batch_size, plan.optimisation.sequence_length
         shape = (max(1, batch_size // team.num_processes), length + 1)
         windows = crop_batch(corpus.training, corpus.shares, shape, generator).to(settings.device)
         text_loss = next_token_losses(model, windows, use_bfloat16=settings.use_bfloat16).mean()

@@ -22,7 +22,7 @@ class UnlikelihoodPlan:
 
     optimisation: Optimisation
     num_prompts: int = 48
-    refresh_steps: int = 10
+    refresh_steps: int = 15
     num_new_tokens: int = 192
     ngram: int = 8
     weight: float = 0.5

@@ -1,0 +1,170 @@
+"""One task of an exploration: some policies on some traces, timed in every scenario. Runs in any process, on any machine.
+
+Rounds do not depend on times, so policies are replayed once and timed once for each scenario.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.engine_runs import simulated_requests
+from sim.latency import FittedLatency, LatencyModel
+from sim.lockstep import RoundArrays
+from sim.placement import PlacedTimer, Placement, adjusted, mixed
+from sim.policies.base import Policy
+from sim.policies.catalog import parse_policy
+from sim.sweep import sweep
+from traces.calibration import Calibration
+from traces.schema import RequestTrace
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+SECONDS = ("decode_s", "draft_busy_s", "target_busy_s")
+COUNTS = ("num_rounds", "num_emitted", "num_drafted", "num_lost", "num_draft_forwards", "num_submitted", "num_rejected")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What changes times and nothing else: the placement, and target / draft forward (None: as calibrated)."""
+
+    placement: Placement = field(default_factory=Placement)
+    cost_ratio: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What policies are tried on. seed: None for mean latencies, otherwise of the latency draws (shared by policies)."""
+
+    traces: tuple[RequestTrace, ...]
+    calibration: Calibration
+    timings: tuple[Timing, ...]
+    seed: int | None = None
+
+    def packed(self) -> bytes:
+        """As bytes, for the way to a worker (never for the disk)."""
+        return zlib.compress(pickle.dumps(self), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """counts: name -> (policies, requests). seconds: name -> (timings, policies, requests). peak_kv_tokens: (policies,)
+    largest number of cache entries beyond the committed tokens: pending ones and all rows of the branches."""
+
+    labels: tuple[str, ...]
+    counts: dict[str, Ints]
+    seconds: dict[str, Floats]
+    peak_kv_tokens: Ints
+
+
+@lru_cache(maxsize=4)
+def unpacked(packed: bytes) -> Workload:
+    """What `Workload.packed` gave; a worker unpacks it once."""
+    workload: Workload = pickle.loads(zlib.decompress(packed))  # bytes that this program's own coordinator sent
+    return workload
+
+
+def evaluate_packed(packed: bytes, labels: tuple[str, ...]) -> Evaluated:
+    """`evaluate` as a task for a worker."""
+    return evaluate(unpacked(packed), labels)
+
+
+def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
+    """Some policies on a workload."""
+    policies = [parse_policy(label) for label in labels]
+    latency = FittedLatency(workload.calibration)
+    if workload.seed is not None:
+        return _evaluate_drawn(policies, labels, workload, latency)
+    traces = workload.traces
+    swept = sweep(policies, traces, latency, record_rounds=True)
+    assert swept.rounds is not None
+    lengths = np.array([trace.num_tokens + 1 for trace in traces])
+    starts = np.cumsum(lengths) - lengths
+    request = swept.rounds.lane % len(traces)
+    position = swept.rounds.position - starts[request]
+    seconds = np.empty((len(SECONDS), len(workload.timings), len(policies), len(traces)))
+    for index, timing in enumerate(workload.timings):
+        if timing == Timing():
+            seconds[:, index] = swept.decode_s, swept.draft_busy_s, swept.target_busy_s
+        else:
+            seconds[:, index] = _timed(timing, policies, workload, latency, swept.rounds, request, position)
+    peaks = np.zeros(len(policies), dtype=np.int64)
+    held = swept.rounds.num_pending + swept.rounds.num_branches * (1 + swept.rounds.num_branch_steps)
+    np.maximum.at(peaks, swept.rounds.lane // len(traces), held)
+    return Evaluated(
+        labels=tuple(labels),
+        counts={name: swept.counts[name] for name in COUNTS},
+        seconds=dict(zip(SECONDS, seconds, strict=True)),
+        peak_kv_tokens=peaks,
+    )
+
+
+def typical_context(traces: Sequence[RequestTrace]) -> int:
+    """Tokens in the cache half-way through a mean request."""
+    return int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
+
+
+def _timed(
+    timing: Timing,
+    policies: Sequence[Policy],
+    workload: Workload,
+    latency: LatencyModel,
+    rounds: RoundArrays,
+    request: Ints,
+    position: Ints,
+) -> Floats:
+    """(3, policies, requests) seconds of the rounds in one scenario."""
+    traces = workload.traces
+    num_lanes = len(policies) * len(traces)
+    drafts = np.array([policy.needs.drafts for policy in policies])[rounds.lane // len(traces)]
+    found = np.zeros((len(SECONDS), num_lanes))
+    for is_drafting in (True, False):
+        chosen = np.flatnonzero(drafts == is_drafting)
+        if len(chosen):
+            timer = PlacedTimer(_latency_of(timing, workload, latency, is_drafting), traces, timing.placement)
+            part = RoundArrays(*(column[chosen] for column in rounds))
+            times = timer.times_of(part, request[chosen], position[chosen])
+            for sums, values in zip(found, times, strict=True):
+                sums += np.bincount(part.lane, weights=values, minlength=num_lanes)
+    return found.reshape(len(SECONDS), len(policies), len(traces))
+
+
+def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:
+    context = typical_context(workload.traces)
+    return adjusted(latency, timing.placement, cost_ratio=timing.cost_ratio, context_tokens=context, drafts=drafts)
+
+
+def _evaluate_drawn(
+    policies: Sequence[Policy], labels: Sequence[str], workload: Workload, latency: LatencyModel
+) -> Evaluated:
+    """The same by the SimPy engine, with drawn times."""
+    assert workload.seed is not None
+    traces = workload.traces
+    seconds = np.zeros((len(SECONDS), len(workload.timings), len(policies), len(traces)))
+    counts = {name: np.zeros((len(policies), len(traces)), dtype=np.int64) for name in COUNTS}
+    peaks = np.zeros(len(policies), dtype=np.int64)
+    for row, policy in enumerate(policies):
+        for index, timing in enumerate(workload.timings):
+            model = _latency_of(timing, workload, latency, policy.needs.drafts)
+            share = timing.placement.share_of_turns
+            apart = simulated_requests(policy, traces, model, seed=workload.seed)
+            seconds[:, index, row] = apart.seconds
+            if share:  # the same draws, taking turns
+                turns = simulated_requests(policy, traces, model, seed=workload.seed, same_device=True)
+                seconds[0, index, row] = mixed(apart.seconds[0], turns.seconds[0], share)
+            if index == 0:
+                peaks[row] = apart.peak_kv_tokens
+                for name in COUNTS:
+                    counts[name][row] = apart.counts[name]
+    return Evaluated(
+        labels=tuple(labels),
+        counts=counts,
+        seconds=dict(zip(SECONDS, seconds, strict=True)),
+        peak_kv_tokens=peaks,
+    )

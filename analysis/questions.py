@@ -1,0 +1,147 @@
+"""From a study and a run to questions: at each temperature and alignment, the traces, the policies and the timings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from analysis.alignments import aligned_traces
+from analysis.evaluation import Timing, Workload, typical_context
+from analysis.families import cost_ratios
+from analysis.study import Family, Study, StudyError
+from sim.latency import FittedLatency
+from sim.placement import cost_ratio_of
+from sim.policies.catalog import parse_policy
+from sim.replay import check_answers
+from traces.calibration import Calibration
+from traces.schema import RequestTrace
+from traces.signal_fit import fit_ranks, fit_signal
+
+
+@dataclass(frozen=True)
+class Question:
+    """Policies on one set of traces. recorded: the traces behind those of the workload. measured: settings by method."""
+
+    temperature: float
+    alignment: str
+    recorded: tuple[RequestTrace, ...]
+    workload: Workload
+    labels: tuple[str, ...]
+    measured: Mapping[str, Mapping[str, Any]]
+    cost_ratio: float
+
+    def scenario(self, timing: Timing) -> str:
+        """Its name in tables: what it shares with the recorded run is left out."""
+        parts = [f"T={self.temperature:g}"]
+        if self.alignment != "recorded":
+            parts.append(self.alignment)
+        parts.append(timing.placement.label)
+        if timing.cost_ratio is not None:
+            parts.append(f"c={timing.cost_ratio:g}")
+        return " ".join(parts)
+
+    def packed(self) -> bytes:
+        """The workload for a worker; packed once."""
+        return self._packed
+
+    @cached_property
+    def _packed(self) -> bytes:
+        return self.workload.packed()
+
+    def digest(self) -> str:
+        """One line that tells this question from any other: policies, outcomes, signals and the calibration."""
+        sha = hashlib.sha256("\n".join(self.labels).encode())
+        sha.update(TypeAdapter(Calibration).dump_json(self.workload.calibration))
+        sha.update(repr((self.workload.timings, self.workload.seed)).encode())
+        for trace in self.workload.traces:
+            sha.update(repr((trace.prompt_id, trace.num_prompt_tokens, trace.max_new_tokens)).encode())
+            sha.update(np.array(trace.ranks).tobytes() + np.array(trace.signals).tobytes())
+        return sha.hexdigest()
+
+
+def make_questions(
+    traces: Sequence[RequestTrace], calibration: Calibration, study: Study, *, where: str
+) -> list[Question]:
+    """All questions of a study, in the order of temperatures and alignments."""
+    by_temperature: dict[float, dict[tuple[Any, ...], RequestTrace]] = {}
+    for trace in traces:  # repeats of a prompt under shared noise are one and the same sequence
+        by_temperature.setdefault(trace.temperature, {}).setdefault((trace.prompt_id, trace.ranks), trace)
+    wanted = study.conditions.temperatures or sorted(by_temperature)
+    for temperature in wanted:
+        if temperature not in by_temperature:
+            known = ", ".join(f"{known:g}" for known in sorted(by_temperature)) or "none"
+            raise StudyError(f"{where} holds no trace at temperature {temperature:g}, only at {known}; record there first.")
+    if not wanted:
+        raise StudyError(f"{where} holds no trace; record with alignment on.")
+    timings = tuple(
+        Timing(placement, ratio)
+        for placement in study.conditions.all_placements()
+        for ratio in study.conditions.all_cost_ratios()
+    )
+    latency = FittedLatency(calibration)
+    found = []
+    for temperature in wanted:
+        recorded = tuple(by_temperature[temperature].values())
+        ratio = cost_ratio_of(latency, typical_context(recorded))
+        measured = _measured(study, recorded, latency)
+        for alignment in study.conditions.alignments:
+            workload = Workload(
+                traces=tuple(aligned_traces(alignment, recorded, seed=study.seed)),
+                calibration=calibration,
+                timings=timings,
+                seed=study.seed if study.latency == "drawn" else None,
+            )
+            labels = tuple(study.labels(measured))
+            found.append(Question(temperature, alignment, recorded, workload, labels, measured, ratio))
+    return found
+
+
+def refuse_unanswerable(questions: Sequence[Question]) -> None:
+    """One error before any work if a trace cannot answer a policy: tails too short, no signals, no H-RAD classes."""
+    for question in questions:
+        needs = {}
+        for label in question.labels:
+            needs.setdefault(parse_policy(label).needs, label)
+        for need, label in needs.items():
+            for trace in question.workload.traces:
+                try:
+                    check_answers(trace, need)
+                except ValueError as error:
+                    raise StudyError(f"policy {label}: {error}") from None
+
+
+def _measured(study: Study, traces: Sequence[RequestTrace], latency: FittedLatency) -> dict[str, dict[str, Any]]:
+    """Settings that follow from measurements, for the families that ask for them."""
+    import dataclasses
+
+    from sim.policies.catalog import POLICIES
+
+    methods = {entry.method for entry in study.policies if isinstance(entry, Family) and entry.is_measured}
+    if not methods:
+        return {}
+    costs, margin, ranks = cost_ratios(latency, typical_context(traces)), fit_signal(traces), fit_ranks(traces)
+    values = {
+        "guess_by": "margin",
+        "intercept": round(margin.intercept, 4),
+        "slope": round(margin.slope, 4),
+        "draft_cost": round(costs.draft, 4),
+        "branch_cost": round(costs.branch, 4),
+        "verify_cost": round(costs.verify, 4),
+        "mean_acceptance": round(margin.acceptance, 3),
+        "acceptance": round(min(0.95, margin.acceptance), 3),
+        "rank_decay": round(ranks.decay, 3),
+        "rank_tail": round(ranks.tail, 3),
+    }
+    return {
+        method: {
+            entry.name: values[entry.name] for entry in dataclasses.fields(POLICIES[method]) if entry.name in values
+        }
+        for method in methods
+        if method in POLICIES
+    }

@@ -1,0 +1,76 @@
+"""Scale out: the same tasks in this process, in processes of this machine, or on a Dask cluster, through joblib.
+
+What a task computes depends on its arguments alone, so that every backend gives the same numbers bit for bit. Results come
+as they are ready. On Dask a task whose worker dies runs again on another one: arguments travel within the task, so that
+nothing is lost with a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where tasks run. count: processes, for the processes backend; 1 stays in this one. scheduler: Dask's address,
+    such as tcp://127.0.0.1:8786."""
+
+    count: int = 1
+    backend: Literal["processes", "dask"] = "processes"
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"workers must be at least 1, but got {self.count}.")
+        if self.backend not in ("processes", "dask"):
+            raise ValueError(f"unknown backend {self.backend!r}; known are processes and dask.")
+        if self.backend == "dask" and not self.scheduler:
+            raise ValueError("the dask backend needs --scheduler, such as --scheduler tcp://127.0.0.1:8786.")
+        if self.backend != "dask" and self.scheduler:
+            raise ValueError("a scheduler is for the dask backend; give --backend dask as well.")
+
+
+def run_tasks(
+    function: Callable[..., ResultT], tasks: Sequence[tuple[Any, ...]], workers: Workers
+) -> Iterator[tuple[int, ResultT]]:
+    """Index and result of function(*task) for each task, in the order in which they end. The function must be importable."""
+    if workers.backend == "processes" and (workers.count == 1 or len(tasks) < 2):
+        for index, task in enumerate(tasks):
+            yield index, function(*task)
+        return
+    from joblib import Parallel, delayed
+
+    calls = (delayed(_numbered)(function, index, task) for index, task in enumerate(tasks))
+    with _backend(workers) as settings:
+        # One task a batch and all of them handed over at once: tasks are long, and a cluster may grow meanwhile.
+        parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all", **settings)
+        yield from parallel(calls)
+
+
+def _numbered(function: Callable[..., ResultT], index: int, task: tuple[Any, ...]) -> tuple[int, ResultT]:
+    return index, function(*task)
+
+
+@contextmanager
+def _backend(workers: Workers) -> Iterator[dict[str, Any]]:
+    """Settings of `joblib.Parallel`, while the connection behind them is open."""
+    if workers.backend == "processes":
+        yield {"n_jobs": workers.count, "backend": "loky"}
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError("the dask backend needs dask; pip install 'specbranch[dask]'.") from error
+    from joblib import parallel_config
+
+    try:
+        client = Client(workers.scheduler, timeout="10s", set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ValueError(f"no Dask scheduler answers at {workers.scheduler}: {error}") from error
+    with client, parallel_config(backend="dask", client=client, wait_for_workers_timeout=60):
+        yield {"n_jobs": -1}
