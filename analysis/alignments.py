@@ -64,9 +64,7 @@ def aligned_traces(label: str, traces: Sequence[RequestTrace], *, seed: int) -> 
     model = _model_of(alignment, traces)
     rngs = np.random.default_rng(seed).spawn(len(traces))
     return [
-        replace(
-            model.sample(trace.num_tokens, trace.request_id, rng), num_prompt_tokens=trace.num_prompt_tokens
-        )
+        replace(model.sample(trace.num_tokens, trace.request_id, rng), num_prompt_tokens=trace.num_prompt_tokens)
         for trace, rng in zip(traces, rngs, strict=True)
     ]
 

@@ -139,21 +139,57 @@ def simulate(
 
 @app.command()
 def explore(
-    run: RunDir,
+    run: Annotated[Path, typer.Option("--run", "--trace", help="Run folder of `specbranch record`.")],
     output_dir: OutputDir,
+    study: Annotated[Path | None, typer.Option(help="YAML study; flags below add to what it says.")] = None,
     policy: Policies = None,
     calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
     temperature: Temperatures = None,
-    seed: Seed = 0,
+    placement: Annotated[
+        list[str] | None, typer.Option(help="two_devices or shared_device; repeatable.")
+    ] = None,
+    interference: Annotated[
+        list[float] | None, typer.Option(help="Slow-down of two models on a shared device, 1 to 2; repeatable.")
+    ] = None,
+    link_latency: Annotated[list[float] | None, typer.Option(help="One way between two devices, ms; repeatable.")] = None,
+    cost_ratio: Annotated[
+        list[float] | None, typer.Option(help="Target forward / draft forward, in place of the measured; repeatable.")
+    ] = None,
+    alignment: Annotated[
+        list[str] | None, typer.Option(help="recorded, resampled, geometric:alpha=0.7, hazard, markov; repeatable.")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Search with Optuna, so many policies; 0 tries the whole grid.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    backend: Annotated[str, typer.Option(help="processes or dask.")] = "processes",
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; the study's by default.")] = None,
     top: Annotated[int, typer.Option(help="How many of the best to print.")] = 10,
 ) -> None:
-    """Try many policies on the simulator, calibrated from a run; the default grid holds every method."""
-    from analysis.exploration import default_grid, explore_run
-    from analysis.tables import print_speeds
+    """Try many policies on the simulator, calibrated from a run; a killed one goes on when called again."""
+    from analysis.explore_command import explore_and_print
 
-    found = explore_run(run, output_dir, policy or default_grid(), calibration=calibration, temperatures=temperature, seed=seed)
-    print_speeds(console, f"Best of {found.num_policies} policies, predicted", found.best(top))
-    console.print(f"results: {output_dir}")
+    explore_and_print(
+        console,
+        run,
+        output_dir,
+        study_file=study,
+        policies=policy,
+        calibration=calibration,
+        conditions={
+            "temperatures": temperature,
+            "placements": placement,
+            "interference": interference,
+            "link_latency_s": link_latency and [1e-3 * value for value in link_latency],
+            "cost_ratios": cost_ratio,
+            "alignments": alignment,
+        },
+        trials=trials,
+        workers=workers,
+        backend=backend,
+        scheduler=scheduler,
+        seed=seed,
+        top=top,
+    )
 
 
 @app.command()

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.alignments import aligned_traces
 from analysis.evaluation import Evaluated, Timing, Workload, evaluate_packed
 from analysis.outcomes import Ranking, Scored, merge, rank, score
 from analysis.questions import Question, make_questions, refuse_unanswerable
@@ -19,7 +18,7 @@ from analysis.scale_out import Workers, run_tasks
 from analysis.search import pareto_front, search_with_optuna
 from analysis.sensitivity import ParameterEffect, parameter_effects
 from analysis.simulation import load_calibration
-from analysis.study import Study
+from analysis.study import Conditions, Study
 from analysis.task_store import TaskStore
 from traces.runs import RunWriter, read_run
 from traces.schema import num_tokens
@@ -91,8 +90,6 @@ def explore_run(
     seed: int = 0,
 ) -> Exploration:
     """Predict every policy on a run's traces, with drawn latencies; writes a new folder as `explore_study` does."""
-    from analysis.study import Conditions
-
     study = Study(
         policies=list(labels), conditions=Conditions(temperatures=list(temperatures or ())), latency="drawn", seed=seed
     )
@@ -129,7 +126,9 @@ def explore_study(
         for question, evaluated, baseline in found
         for timing, result in _score_all(question, evaluated, baseline, study)
     ]
-    table = pd.concat([_table(question, timing, result, study) for question, timing, result in scored], ignore_index=True)
+    table = pd.concat(
+        [_table(question, timing, result, study) for question, timing, result in scored], ignore_index=True
+    )
     rankings = {question.scenario(timing): rank(result) for question, timing, result in scored}
     effects: list[ParameterEffect] = []
     if is_sensitive:
@@ -161,8 +160,14 @@ def explore_study(
 def summary_of(explored: Exploration) -> dict[str, Any]:
     """What summary.json tells of an exploration."""
     table = explored.table
-    best = table.loc[table.tokens_per_s.idxmax()]
-    columns = ["scenario", "policy", "tokens_per_s", "speedup", *[c for c in table.columns if c.startswith("objective_")]]
+    best = table.iloc[int(table.tokens_per_s.argmax())]
+    columns = [
+        "scenario",
+        "policy",
+        "tokens_per_s",
+        "speedup",
+        *[c for c in table.columns if c.startswith("objective_")],
+    ]
     return {
         "num_policies": explored.num_policies,
         "num_scenarios": int(table.scenario.nunique()),
@@ -226,7 +231,7 @@ class _Tasks:
         parts: list[Evaluated] = []
 
         def values(labels: Sequence[str]) -> list[tuple[float, ...]]:
-            size = max(1, min(self.study.policies_per_task, -(-len(labels) // self.workers.count)))
+            size = max(1, min(self.study.policies_per_task, self.study.search.batch // 4))
             split = [tuple(labels[start : start + size]) for start in range(0, len(labels), size)]
             done = self.evaluate([(index, part) for part in split])
             parts.extend(done)
@@ -258,9 +263,7 @@ class _Tasks:
         self.progress(self.num_done, self.num_total)
 
 
-def _score_all(
-    question: Question, found: Evaluated, baseline: Evaluated, study: Study
-) -> list[tuple[Timing, Scored]]:
+def _score_all(question: Question, found: Evaluated, baseline: Evaluated, study: Study) -> list[tuple[Timing, Scored]]:
     return [
         (timing, _scored(question, found, baseline, index, study))
         for index, timing in enumerate(question.workload.timings)
@@ -291,11 +294,8 @@ def _table(question: Question, timing: Timing, scored: Scored, study: Study) -> 
     table["cost_ratio"] = question.cost_ratio if timing.cost_ratio is None else timing.cost_ratio
     for column, objective in enumerate(study.objectives):
         table[f"objective_{objective}"] = scored.objectives[:, column]
-    table["probability_best"] = np.bincount(
-        np.argmax(scored.resampled, axis=1), minlength=len(scored.labels)
-    ) / len(scored.resampled)
+    table["probability_best"] = np.bincount(np.argmax(scored.resampled, axis=1), minlength=len(scored.labels)) / len(
+        scored.resampled
+    )
     table["is_pareto"] = pareto_front(scored.objectives, study.objectives)
     return table
-
-
-__all__ = ["Exploration", "aligned_traces", "default_grid", "explore_run", "explore_study", "summary_of"]

@@ -175,6 +175,8 @@ def evaluate(
     text = json.dumps(asdict(found), indent=2) + "\n"
     (output_dir / "evaluation.json").write_text(text, encoding="utf-8")
     if markdown is not None:
-        command = f"specbranch hrad evaluate --predictor {predictor} --data {data} --output-dir {output_dir}"
+        command = (
+            f"specbranch hrad evaluate --predictor {predictor} --data DATA --output-dir NEW --num-prompts {num_prompts}"
+        )
         markdown.write_text(as_markdown(found, loaded.card, command), encoding="utf-8")
     console.print(f"evaluation: {output_dir}")

@@ -74,7 +74,10 @@ def score(
     group[np.arange(len(prompts)), of_request] = 1.0
     weights = resampling_weights(len(names), seed=seed)
     tokens, seconds = found.counts["num_emitted"] @ group, found.seconds["decode_s"][timing] @ group
-    base_tokens, base_seconds = baseline.counts["num_emitted"][0] @ group, baseline.seconds["decode_s"][timing, 0] @ group
+    base_tokens, base_seconds = (
+        baseline.counts["num_emitted"][0] @ group,
+        baseline.seconds["decode_s"][timing, 0] @ group,
+    )
     resampled = (weights @ tokens.T) / (weights @ seconds.T)
     base_resampled = (weights @ base_tokens) / (weights @ base_seconds)
     rates = tokens.sum(axis=1) / seconds.sum(axis=1)

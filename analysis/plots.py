@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 
 # Okabe and Ito's palette, told apart by colour-blind readers; a method keeps its colour in every figure.
 COLOURS = {
@@ -17,6 +20,7 @@ COLOURS = {
     "saguaro": "#CC79A7",
     "outcome_hedging": "#D55E00",
     "adaedl": "#F0E442",
+    "product_rule": "#882255",
 }
 NAMES = {
     "autoregressive": "autoregressive",
@@ -27,7 +31,10 @@ NAMES = {
     "saguaro": "SSD",
     "outcome_hedging": "outcome hedging",
     "adaedl": "AdaEDL",
+    "product_rule": "product rule",
 }
+
+MODEL_COLOURS = ("fixed_length", "pearl", "specbranch", "outcome_hedging", "saguaro")  # of lines that are no methods
 
 
 def colour_of(method: str) -> str:
@@ -55,6 +62,112 @@ def speedup_by_draft_length(axes: Axes, predicted: pd.DataFrame, measured: pd.Da
     axes.set_xlabel("draft length (tokens)")
     axes.set_ylabel("speed-up over autoregressive")
     axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return axes
+
+
+def closed_form_line(axes: Axes, table: pd.DataFrame, method: str) -> Axes:
+    """The closed form beside simulation and measurement: dashed. Columns draft_length, speedup."""
+    line = table.sort_values("draft_length")
+    name = NAMES.get(method, method)
+    axes.plot(line.draft_length, line.speedup, color=colour_of(method), linestyle="--", label=f"{name}, closed form")
+    axes.legend(fontsize=8)
+    return axes
+
+
+def bound_line(axes: Axes, table: pd.DataFrame, label: str, *, column: str = "speedup") -> Axes:
+    """An oracle or the entropy bound: what nothing of its kind can beat. Columns draft_length and `column`."""
+    line = table.sort_values("draft_length")
+    axes.plot(line.draft_length, line[column], color="#555555", linestyle=":", linewidth=1.6, label=label)
+    axes.legend(fontsize=8)
+    return axes
+
+
+def branches_by_draft_length(axes: Axes, table: pd.DataFrame) -> Axes:
+    """Speed-up over draft length and branch count as a heat map; the best cell is marked.
+
+    Columns draft_length, max_branches, speedup; of several rows for one cell (thresholds) the fastest counts.
+    """
+    cells = table.pivot_table(index="max_branches", columns="draft_length", values="speedup", aggfunc="max")
+    image = axes.imshow(cells.to_numpy(), origin="lower", aspect="auto", cmap="cividis")
+    axes.set_xticks(range(cells.shape[1]), [f"{value:g}" for value in cells.columns])
+    axes.set_yticks(range(cells.shape[0]), [f"{value:g}" for value in cells.index])
+    row, column = divmod(int(cells.to_numpy().argmax()), cells.shape[1])
+    axes.plot(column, row, marker="*", color="#D55E00", markersize=14, markeredgecolor="white")
+    axes.annotate(f"{cells.iat[row, column]:.2f}", (column, row), xytext=(8, 8), textcoords="offset points", color="white")
+    axes.set_xlabel("draft length (tokens)")
+    axes.set_ylabel("branches (at most)")
+    axes.figure.colorbar(image, ax=axes, label="speed-up over autoregressive")
+    return axes
+
+
+def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
+    """Which method wins over cost ratio and acceptance, with lines of equal speed-up; of `analysis.maps.winners`."""
+    methods = [method for method in COLOURS if method in set(won.method)]
+    codes = won.assign(code=won.method.map({method: index for index, method in enumerate(methods)}))
+    cells = codes.pivot(index="alpha", columns="cost_ratio", values="code")
+    speedups = won.pivot(index="alpha", columns="cost_ratio", values="speedup")
+    ratios, alphas = cells.columns.to_numpy(float), cells.index.to_numpy(float)
+    palette = ListedColormap([colour_of(method) for method in methods])
+    axes.pcolormesh(
+        ratios, alphas, cells.to_numpy(), cmap=palette, vmin=-0.5, vmax=len(methods) - 0.5, alpha=0.75, shading="nearest"
+    )
+    values = speedups.to_numpy(float)
+    levels = [level for level in (1.25, 1.5, 2, 3, 4, 6) if values.min() < level < values.max()]
+    if levels and min(values.shape) > 1:
+        lines = axes.contour(ratios, alphas, values, levels=levels, colors="black", linewidths=0.8)
+        axes.clabel(lines, fmt="%gx", fontsize=8)
+    axes.legend(
+        handles=[Patch(color=colour_of(method), alpha=0.75, label=NAMES.get(method, method)) for method in methods],
+        fontsize=8,
+        loc="lower right",
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("cost ratio (target forward / draft forward)")
+    axes.set_ylabel("acceptance")
+    return axes
+
+
+def acceptance_by_position(axes: Axes, measured: pd.DataFrame, predicted: Mapping[str, Sequence[float]]) -> Axes:
+    """Acceptance of each position of a round, all before it accepted, and what departs from the i.i.d. line.
+
+    measured: columns position (from 1), acceptance, low, high: points. predicted: name -> acceptance by position: lines.
+    """
+    axes.axhline(
+        measured.acceptance.iloc[0], color=colour_of("autoregressive"), linestyle="--", label="i.i.d. from position 1"
+    )
+    for (name, values), colour in zip(predicted.items(), cycle(MODEL_COLOURS), strict=False):
+        axes.plot(range(1, len(values) + 1), values, color=COLOURS[colour], label=name)
+    bars = [measured.acceptance - measured.low, measured.high - measured.acceptance]
+    axes.errorbar(
+        measured.position, measured.acceptance, yerr=bars, fmt="o", color="#444444", capsize=3, label="measured"
+    )
+    axes.set_xlabel("position in the round")
+    axes.set_ylabel("acceptance, all before it accepted")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return axes
+
+
+def pareto_front_plot(axes: Axes, table: pd.DataFrame, x: str, y: str = "tokens_per_s") -> Axes:
+    """All policies, those on the Pareto front marked. Columns method, is_pareto, x and y."""
+    for method, rows in table.groupby("method", sort=False):
+        colour, name = colour_of(str(method)), NAMES.get(str(method), str(method))
+        axes.scatter(rows[x], rows[y], s=8, alpha=0.35, color=colour, label=name)
+    front = table[table.is_pareto].sort_values(x)
+    axes.scatter(
+        front[x],
+        front[y],
+        s=30,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=0.9,
+        label="Pareto front",
+    )
+    axes.set_xlabel(x.removeprefix("objective_").replace("_", " "))
+    axes.set_ylabel(y.replace("tokens_per_s", "speed (tokens/s)"))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     return axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from analysis.families import cost_ratios
 from analysis.study import Family, Study, StudyError
 from sim.latency import FittedLatency
 from sim.placement import cost_ratio_of
-from sim.policies.catalog import parse_policy
+from sim.policies.base import Needs
+from sim.policies.catalog import POLICIES, parse_policy
 from sim.replay import check_answers
 from traces.calibration import Calibration
 from traces.schema import RequestTrace
@@ -76,7 +78,9 @@ def make_questions(
     for temperature in wanted:
         if temperature not in by_temperature:
             known = ", ".join(f"{known:g}" for known in sorted(by_temperature)) or "none"
-            raise StudyError(f"{where} holds no trace at temperature {temperature:g}, only at {known}; record there first.")
+            raise StudyError(
+                f"{where} holds no trace at temperature {temperature:g}, only at {known}; record there first."
+            )
     if not wanted:
         raise StudyError(f"{where} holds no trace; record with alignment on.")
     timings = tuple(
@@ -105,7 +109,7 @@ def make_questions(
 def refuse_unanswerable(questions: Sequence[Question]) -> None:
     """One error before any work if a trace cannot answer a policy: tails too short, no signals, no H-RAD classes."""
     for question in questions:
-        needs = {}
+        needs: dict[Needs, str] = {}
         for label in question.labels:
             needs.setdefault(parse_policy(label).needs, label)
         for need, label in needs.items():
@@ -118,10 +122,6 @@ def refuse_unanswerable(questions: Sequence[Question]) -> None:
 
 def _measured(study: Study, traces: Sequence[RequestTrace], latency: FittedLatency) -> dict[str, dict[str, Any]]:
     """Settings that follow from measurements, for the families that ask for them."""
-    import dataclasses
-
-    from sim.policies.catalog import POLICIES
-
     methods = {entry.method for entry in study.policies if isinstance(entry, Family) and entry.is_measured}
     if not methods:
         return {}

@@ -15,7 +15,12 @@ from sim.policies.catalog import label_of, make_policy
 Floats = NDArray[np.float64]
 Evaluate = Callable[[Sequence[str]], Sequence[tuple[float, ...]]]
 MOST_ASKED = 10  # suggestions for each trial wanted: samplers repeat themselves, and repetitions cost nothing
-DIRECTIONS = {Objective.SPEED: "maximize", Objective.ROLLBACK: "minimize", Objective.ENERGY: "minimize", Objective.MEMORY: "minimize"}
+DIRECTIONS = {
+    Objective.SPEED: "maximize",
+    Objective.ROLLBACK: "minimize",
+    Objective.ENERGY: "minimize",
+    Objective.MEMORY: "minimize",
+}
 
 
 def pareto_front(values: Floats, objectives: Sequence[Objective]) -> NDArray[np.bool_]:
@@ -60,7 +65,11 @@ def search_with_optuna(
         sampler: Any
         if kind == "tpe":
             sampler = optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=min(40, max(10, trials // 5))
+                seed=seed,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=min(40, max(10, trials // 5)),
             )
         else:
             sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, batch))

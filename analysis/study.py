@@ -184,9 +184,7 @@ class Study:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     policies: list[Family | str]
     conditions: Conditions = field(default_factory=Conditions)
-    objectives: list[Objective] = field(
-        default_factory=lambda: [Objective.SPEED, Objective.ROLLBACK, Objective.MEMORY]
-    )
+    objectives: list[Objective] = field(default_factory=lambda: [Objective.SPEED, Objective.ROLLBACK, Objective.MEMORY])
     search: Search = field(default_factory=Search)
     latency: Literal["mean", "drawn"] = "mean"
     seed: int = 0
@@ -251,7 +249,10 @@ def make_study(settings: Mapping[str, Any], *, where: str = "study") -> Study:
 
 def _explain(error: ValidationError) -> str:
     """The mistake that says most: of a choice of types the one that got furthest."""
-    first = max(error.errors(), key=lambda entry: (entry["type"] in ("value_error", "unexpected_keyword_argument"), len(entry["loc"])))
+    first = max(
+        error.errors(),
+        key=lambda entry: (entry["type"] in ("value_error", "unexpected_keyword_argument"), len(entry["loc"])),
+    )
     skipped = ("Family", "str", "Range", "list[", "bool", "int", "float", "constrained", "literal", "function")
     place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(skipped))
     if first["type"] == "unexpected_keyword_argument":

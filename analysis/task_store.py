@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,9 @@ class TaskStore:
 
     def __init__(self, output_dir: Path, question: str) -> None:
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-            raise ValueError(f"{output_dir} already holds something, and results are never overwritten; name a new folder.")
+            raise ValueError(
+                f"{output_dir} already holds something, and results are never overwritten; name a new folder."
+            )
         self.folder = output_dir.with_name(output_dir.name + ".partial")
         self.num_reused = 0
         note = self.folder / "question.json"
@@ -62,7 +65,7 @@ class TaskStore:
         """Store a finished task."""
         path = self._path(workload, found.labels)
         temporary = path.with_suffix(".tmp.npz")
-        columns = {f"n:{name}": values for name, values in found.counts.items()}
+        columns: dict[str, Any] = {f"n:{name}": values for name, values in found.counts.items()}
         columns |= {f"s:{name}": values for name, values in found.seconds.items()}
         with temporary.open("wb") as file:
             np.savez(file, peak=found.peak_kv_tokens, **columns)

@@ -139,7 +139,7 @@ def _roll_out(
 def _scored(
     target: TargetClient, sequence: Sequence[int], num_prompt: int, sampling: Sampling, draft_probs: NDArray[np.float32]
 ) -> tuple[dict[str, NDArray[np.generic]], tuple[ClassProbs, ...]]:
-    """Largest probability and entropy of the target's laws, their overlap with the draft's; H-RAD's classes, if it runs."""
+    """Largest probability and entropy of the target's laws, their overlap with the draft's; classes, if H-RAD runs."""
     stats, overlaps, classes, first = [], [], [], 0
     for chunk in target.score(sequence, num_prompt, sampling, draft_probs.shape[1]):
         num = len(chunk.probs)

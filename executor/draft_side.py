@@ -25,7 +25,7 @@ class Law(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """One timed forward of the draft, for the op table."""
+    """One timed forward of the draft, for the op table. read_s: seconds after end_s that reading signals took."""
 
     kind: str
     start_s: float
@@ -33,6 +33,7 @@ class Forward(NamedTuple):
     num_tokens: int
     num_branches: int
     context_tokens: int
+    read_s: float = 0.0
 
 
 class _Row(NamedTuple):
@@ -127,13 +128,12 @@ class DraftSide:
         for step in range(num_steps):
             logits = engine.grow(newest)
             positions = [generated + row.num_accepted + 1 + step for row in self._rows]
-            laws = self._read(logits, positions)
+            laws, read_from_s = self._read(logits, positions)
             for row, law in zip(self._rows, laws, strict=True):
                 row.laws.append(law)
             newest = [law.tokens[0] for law in laws]
-            end = time.perf_counter()
-            self.forwards.append(Forward("branch", start, end, 1, num_rows, context + step))
-            start = end
+            self._note("branch", start, read_from_s, 1, num_rows, context + step)
+            start = time.perf_counter()
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
         """Commit an outcome. Returns the next token's rank if it is known (else -1), whether a hedge covered it, and the
@@ -177,21 +177,26 @@ class DraftSide:
         else:
             lag = self._pending[context - num_committed :]
         logits = self._engine.extend(lag, last_only=True)
-        law = self._read(logits, [num_committed - self._num_prompt + len(self._pending)])[0]
-        self.forwards.append(Forward(kind, start, time.perf_counter(), len(lag), 1, context))
-        return law
+        laws, read_from_s = self._read(logits, [num_committed - self._num_prompt + len(self._pending)])
+        self._note(kind, start, read_from_s, len(lag), 1, context)
+        return laws[0]
 
-    def _read(self, logits: Tensor, positions: list[int]) -> list[Law]:
-        """Laws from logits (rows, vocab): noise of each row's position, best tokens, signals if they are wanted."""
-        noise = None
-        if self._noise is not None:
-            noise = self._noise.at(positions)
+    def _note(self, kind: str, start: float, read_from_s: float, tokens: int, branches: int, context: int) -> None:
+        """Write down a forward that ends now; reading signals, which not every policy wants, is told apart."""
+        now = time.perf_counter()
+        if not self._needs.signals:
+            read_from_s = now
+        self.forwards.append(Forward(kind, start, read_from_s, tokens, branches, context, now - read_from_s))
+
+    def _read(self, logits: Tensor, positions: list[int]) -> tuple[list[Law], float]:
+        """Laws from logits (rows, vocab): noise of each row's position, best tokens, signals if they are wanted; and the
+        time at which reading the signals began."""
+        noise = None if self._noise is None else self._noise.at(positions)
         scores = noisy_scores(logits, self._sampling, noise)
         count = self._needs.num_alternatives
         tokens = choose(scores)[:, None].tolist() if count == 1 else top_tokens(scores, count).tolist()
+        read_from_s = time.perf_counter()
         if not self._needs.signals:
-            return [Law(row, UNKNOWN_SIGNAL) for row in tokens]
-        return [
-            Law(row, Signal(*signal))
-            for row, signal in zip(tokens, signals(logits, scores, self._sampling).tolist(), strict=True)
-        ]
+            return [Law(row, UNKNOWN_SIGNAL) for row in tokens], read_from_s
+        rows = signals(logits, scores, self._sampling).tolist()
+        return [Law(row, Signal(*signal)) for row, signal in zip(tokens, rows, strict=True)], read_from_s

@@ -144,8 +144,9 @@ class _Recorder:
         """A round that ended now, with its operations."""
         request_id, index = self._request_id, turn.round
         verify_s = verdict.end_s - verdict.start_s
-        serial_s = sum(forward.end_s - forward.start_s for forward in self._forwards if forward.kind == "draft")
-        draft_s = sum(forward.end_s - forward.start_s for forward in self._forwards)
+        spent = [(forward.kind, forward.end_s + forward.read_s - forward.start_s) for forward in self._forwards]
+        serial_s = sum(seconds for kind, seconds in spent if kind == "draft")
+        draft_s = sum(seconds for _, seconds in spent)
         # What the critical path does not explain is the host's: decisions, hand-over, bookkeeping.
         host_s = max(0.0, end_s - start_s - serial_s - max(verify_s, draft_s - serial_s))
         tokens, branches = turn.num_pending, turn.num_branches
@@ -159,10 +160,15 @@ class _Recorder:
 
     def _add_forwards(self, index: int) -> None:
         device = self._draft_device
-        for kind, start_s, end_s, tokens, branches, context in self._forwards:
+        for kind, start_s, end_s, tokens, branches, context, read_s in self._forwards:
             self._ops.append(
                 Op(self._request_id, index, "draft", device, kind, start_s, end_s, tokens, 1, branches, context)
             )
+            if read_s:
+                kind, start_s, end_s = "read" if kind == "draft" else "read_ahead", end_s, end_s + read_s
+                self._ops.append(
+                    Op(self._request_id, index, "draft", device, kind, start_s, end_s, 1, 1, branches, context)
+                )
         self._forwards.clear()
 
 

@@ -127,7 +127,7 @@ class TargetClient:
         return self._process.pid
 
     def begin(self, request: Request, *, predicts: bool = False) -> None:
-        """Start a request and its prefill; `wait_prefill` waits for it. predicts: whether H-RAD's classes are wanted."""
+        """Start a request and its prefill; `wait_prefill` waits for it. predicts: whether classes are wanted."""
         sampling = request.sampling
         self._outbox.post(
             Opcode.BEGIN,
@@ -152,7 +152,7 @@ class TargetClient:
     def score(
         self, tokens: Sequence[int], num_prompt: int, sampling: Sampling, vocab_size: int
     ) -> Iterator[Scores]:
-        """The target's laws along a finished sequence, in chunks. At temperature 0 these are the laws at temperature 1."""
+        """The target's laws along a finished sequence, in chunks; at temperature 0 the laws at temperature 1."""
         self._outbox.post(Opcode.SCORE, (num_prompt, sampling.top_k, *tokens), (sampling.temperature, sampling.top_p))
         self._wait(self._timeout_s, "scoring")
         left = len(tokens) - num_prompt

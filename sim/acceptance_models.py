@@ -157,9 +157,7 @@ class Chained:
     tail from the recorded tails: what the signal tells of the outcome survives, the order of signals does not.
     """
 
-    def __init__(
-        self, chain: AcceptanceChain, traces: Sequence[RequestTrace], *, num_prompt_tokens: int = 128
-    ) -> None:
+    def __init__(self, chain: AcceptanceChain, traces: Sequence[RequestTrace], *, num_prompt_tokens: int = 128) -> None:
         if not traces:
             raise ValueError("a chained model takes ranks and signals from recorded traces, but got none.")
         self.chain, self.num_prompt_tokens = chain, num_prompt_tokens
@@ -167,7 +165,10 @@ class Chained:
         self.tail_depth = min(trace.tail_depth for trace in traces)
         has_signals = all(trace.signals for trace in traces)
         self._pools: tuple[list[tuple[int, Signal]], list[tuple[int, Signal]]] = ([], [])
-        self._tails: tuple[list[tuple[Signal, ...]], list[tuple[Signal, ...]]] = ([], [])  # after a wrong token, at the end
+        self._tails: tuple[list[tuple[Signal, ...]], list[tuple[Signal, ...]]] = (
+            [],
+            [],
+        )  # after a wrong token, at the end
         for trace in traces:
             signals = trace.signals if has_signals else (UNKNOWN_SIGNAL,) * trace.num_tokens
             for rank, signal in zip(trace.ranks, signals, strict=True):

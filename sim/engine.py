@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency import LatencyModel
+from sim.latency import LatencyModel, latency_for
 from sim.machine import Branch, Close, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Policy
 from sim.policies.catalog import POLICIES, label_of
@@ -77,6 +77,7 @@ def simulate(
     """
     if num_streams < 1:
         raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
+    latency = latency_for(latency, policy.needs)
     env = simpy.Environment()
     target = Device(env, "sim:target" if not same_device else "sim:shared")
     draft = Device(env, "sim:draft") if not same_device else target

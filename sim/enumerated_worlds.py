@@ -7,9 +7,10 @@ afresh, and each acceptance test once. Draws that nobody looked at are made when
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -110,7 +111,8 @@ class EnumeratedWorld:
                 return Settled(num_accepted, num_accepted, True, -1, False, (), None)
         self.committed += [*pending[:num_accepted], token]
         is_finished = token == self._eos or len(self.committed) == self._length
-        self._ahead, signals = [], []
+        self._ahead = []
+        signals: list[Signal] = []
         if is_hit := is_hit and not is_finished:
             self._ahead, signals = self._draft(tuple(self.committed), self._num_steps)
         return Settled(num_accepted, num_accepted + 1, is_finished, -1, is_hit, tuple(signals), self.class_probs)
@@ -149,8 +151,7 @@ class SharedNoise:
 
     def signal(self, prefix: Tokens) -> Signal:
         probs = self._pair.draft_law(prefix)
-        index = self._ask(self.noise_of(len(prefix), "draft"), by_margin, probs, self._edges)[0]
-        return _signal_of(probs, self._margins[index])
+        return _signal_of(probs, lambda: self._margin(prefix, probs))
 
     def settle(self, prefix: Tokens, pending: int | None, num_hedges: int) -> tuple[int, bool]:
         hedged: list[int] = []
@@ -164,6 +165,9 @@ class SharedNoise:
     def noise_of(self, position: int, actor: str) -> int:
         """Which noise vector an actor uses at a position. Tests replace this to see the proof fail."""
         return position
+
+    def _margin(self, prefix: Tokens, probs: tuple[float, ...]) -> float:
+        return self._margins[self._ask(self.noise_of(len(prefix), "draft"), by_margin, probs, self._edges)[0]]
 
     def _order(self, prefix: Tokens, depth: int) -> Tokens:
         return self._ask(self.noise_of(len(prefix), "draft"), by_order, self._pair.draft_law(prefix), depth)
@@ -199,9 +203,9 @@ class PrivateNoise:
     def signal(self, prefix: Tokens) -> Signal:
         probs = self._pair.draft_law(prefix)
         if self._rule is not laws.Rule.POINT_MASS:
-            return _NoiselessSignal(*_signal_of(probs, math.nan))
+            return _signal_of(probs, _refuse_margin)
         second, best = sorted(probs)[-2:]
-        return _signal_of(probs, math.log(best / second) if second > 0 else math.inf)
+        return _signal_of(probs, lambda: math.log(best / second) if second > 0 else math.inf)
 
     def settle(self, prefix: Tokens, pending: int | None, num_hedges: int) -> tuple[int, bool]:
         draft_probs, target_probs = self._pair.draft_law(prefix), self.target_law(prefix)
@@ -242,16 +246,31 @@ class PrivateNoise:
         return self._chance.pick(self._laws[key])
 
 
-class _NoiselessSignal(Signal):
-    """A signal under a rule that forbids looking at the noise."""
+class _LateSignal(Signal):
+    """A signal whose margin is looked at only when the policy reads it: what nobody reads needs no branches."""
+
+    _read: Callable[[], float]
 
     @property
-    def margin(self) -> float:  # type: ignore[override]  # a tuple's field, made to refuse
-        raise ValueError(
-            "this policy reads the noisy margin, but under the ratio rules no decision may depend on the draft's own "
-            "draw; read max_prob or entropy, or use the rule shared_noise."
-        )
+    def margin(self) -> float:  # a tuple's field, computed late
+        return self._read()
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.max_prob, self.entropy, self.margin))
+
+    def __getitem__(self, index: Any) -> Any:  # of the whole tuple, whatever the index
+        return tuple(self)[index]
 
 
-def _signal_of(probs: Sequence[float], margin: float) -> Signal:
-    return Signal(max(probs), -sum(chance * math.log(chance) for chance in probs if chance > 0), margin)
+def _signal_of(probs: Sequence[float], read_margin: Callable[[], float]) -> Signal:
+    entropy = -sum(chance * math.log(chance) for chance in probs if chance > 0)
+    signal = _LateSignal(max(probs), entropy, math.nan)
+    signal._read = functools.cache(read_margin)
+    return signal
+
+
+def _refuse_margin() -> float:
+    raise ValueError(
+        "this policy reads the noisy margin, but under the ratio rules no decision may depend on the draft's own draw; "
+        "read max_prob or entropy, or use the rule shared_noise."
+    )

@@ -45,7 +45,9 @@ class TinyPair:
         for name in ("target_probs", "draft_probs"):
             table = getattr(self, name)
             if set(table.shape) != {self.vocab_size}:
-                raise ValueError(f"{name} must have every axis as long as the vocabulary, but its shape is {table.shape}.")
+                raise ValueError(
+                    f"{name} must have every axis as long as the vocabulary, but its shape is {table.shape}."
+                )
             if (table < 0).any() or not np.allclose(table.sum(axis=-1), 1, atol=1e-9):
                 raise ValueError(f"{name} must hold laws along its last axis: not negative, sum 1.")
 
@@ -138,7 +140,7 @@ def sequence_law(
     *,
     classes: ClassesOf | None = None,
     eos: int | None = None,
-    margin_edges: tuple[float, ...] = (0.5, 1.5),
+    margin_edges: tuple[float, ...] = (1.0,),
     max_paths: int = 1_000_000,
     noise: type[SharedNoise] | type[PrivateNoise] | None = None,
 ) -> SequenceLaw:
@@ -152,7 +154,9 @@ def sequence_law(
     """
     check_pairing(rule, policy)
     if policy.needs.classes and classes is None:
-        raise ValueError(f"{type(policy).__name__} reads H-RAD's classes; give `classes`, a function of the tokens so far.")
+        raise ValueError(
+            f"{type(policy).__name__} reads H-RAD's classes; give `classes`, a function of the tokens so far."
+        )
     kind = noise or (SharedNoise if rule is Rule.SHARED_NOISE else PrivateNoise)
     chance = Chance()
     model = kind(pair, rule, chance, margin_edges)
@@ -179,9 +183,12 @@ def sequence_law(
         sums += chance.probability * counts
         num_paths += 1
         if num_paths > max_paths:
-            raise ValueError(f"more than {max_paths} paths; take a shorter length, a smaller vocabulary or fewer margin_edges.")
+            raise ValueError(
+                f"more than {max_paths} paths; take a shorter length, a smaller vocabulary or fewer margin_edges."
+            )
         if not chance.advance():
-            return SequenceLaw(probs, *map(float, sums), num_paths)
+            rounds, submitted, rejected, hits = sums.tolist()
+            return SequenceLaw(probs, rounds, submitted, rejected, hits, num_paths)
 
 
 def _context(prefix: Tokens, order: int) -> Tokens:

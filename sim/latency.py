@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from sim.policies.base import Needs
 from traces.calibration import Calibration, LatencyFit, group_of
 
 Array = NDArray[np.float64]
@@ -101,12 +102,14 @@ class ConstantLatency:
 class FittedLatency:
     """The affine laws of a calibration; draws multiply the mean by a recorded ratio measured / fitted.
 
-    is_noisy: False makes every draw the mean.
+    is_noisy: False makes every draw the mean. reads_signals: the draft's forwards include reading their signals, which was
+    recorded apart, because only some policies want them (`latency_for`).
     """
 
-    def __init__(self, calibration: Calibration, *, is_noisy: bool = True) -> None:
+    def __init__(self, calibration: Calibration, *, is_noisy: bool = True, reads_signals: bool = False) -> None:
         self.calibration = calibration
         self.is_noisy = is_noisy
+        self._read = calibration.fits.get("read") if reads_signals else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
 
     def _fit(self, actor: str, kind: str) -> tuple[LatencyFit, tuple[float, ...], int]:
@@ -116,18 +119,44 @@ class FittedLatency:
             found = self._fits[actor, kind] = (fit, fit.ratios, len(fit.ratios))
         return found
 
+    def with_signals(self) -> FittedLatency:
+        """The same latencies for a policy that reads the draft's signals."""
+        return FittedLatency(self.calibration, is_noisy=self.is_noisy, reads_signals=True)
+
     def mean_s(self, op: OpShape) -> float:
-        return self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
+        mean = self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
+        return mean + self._read_s(op)
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         fit, ratios, num_ratios = self._fit(op.actor, op.kind)
         mean = fit.mean_s(op.num_tokens, op.num_branches, op.context_tokens)
-        return mean * ratios[int(rng.random() * num_ratios)] if self.is_noisy else mean
+        drawn = mean * ratios[int(rng.random() * num_ratios)] if self.is_noisy else mean
+        return drawn + self._read_s(op)
 
     def mean_array(
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
     ) -> Array:
-        return self._fit(actor or _actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
+        means = self._fit(actor or _actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
+        if self._read is not None and kind in _SIGNALLED:
+            means = means + self._read.mean_array(1, num_branches, context_tokens)
+        return means
+
+    def _read_s(self, op: OpShape) -> float:
+        if self._read is None or op.kind not in _SIGNALLED:
+            return 0.0
+        return self._read.mean_s(1, op.num_branches, op.context_tokens)
+
+
+_SIGNALLED = ("draft", "look", "branch")  # forwards whose laws a policy may read
+
+
+def latency_for(latency: LatencyModel, needs: Needs) -> LatencyModel:
+    """The latencies that a policy meets: with the cost of reading signals, if it wants them and the model tells it."""
+    with_signals = getattr(latency, "with_signals", None)
+    if needs.signals and with_signals is not None:
+        found: LatencyModel = with_signals()
+        return found
+    return latency
 
 
 class EmpiricalLatency:

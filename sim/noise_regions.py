@@ -66,8 +66,12 @@ def cut(region: Region, plane: Cut) -> tuple[Region, Region]:
         else:
             share = float(-heights[low] / (heights[high] - heights[low]))  # of the edge, from low to w
             point = vertices[low] + share * (vertices[high] - vertices[low])
-            # Exactly on the plane, so that a later comparison of the same two never sees it aside.
-            point[i if a > 0 else j] = b * point[j] / a if a > 0 else 0.0
+            # Exactly on the plane, so that a later comparison of the same two never sees it aside. The coordinate with
+            # the larger factor is the one to move: the other way rounding errors would grow by the ratio.
+            if a >= b:
+                point[i] = b * point[j] / a
+            else:
+                point[j] = a * point[i] / b
             for replaced, part in ((high, share), (low, 1 - share)):
                 piece = vertices.copy()
                 piece[replaced] = point

@@ -47,7 +47,9 @@ class Placement:
 
     def __post_init__(self) -> None:
         if not self.interference >= 1:
-            raise ValueError(f"interference must be at least 1, but got {self.interference}; 1 is none, 2 taking turns.")
+            raise ValueError(
+                f"interference must be at least 1, but got {self.interference}; 1 is none, 2 taking turns."
+            )
         if not 0 <= self.link_latency_s < float("inf"):
             raise ValueError(f"link_latency_s must be at least 0 seconds, but got {self.link_latency_s}.")
         if not self.link_bytes_per_s > 0:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sim.array_rules import ARRAY_RULES
-from sim.latency import LatencyModel
+from sim.latency import LatencyModel, latency_for
 from sim.lockstep import Floats, Ints, Lanes, RoundArrays, TraceArrays, step_all
 from sim.policies.base import Policy
 from sim.replay import check_answers, replay
@@ -86,11 +86,16 @@ def sweep(
         for trace in traces:
             check_answers(trace, needs)
     arrays = TraceArrays(traces)
-    sums = _Sums(policies, traces, arrays, RoundTimer(latency, traces, same_device=same_device), record_rounds)
-    kinds: dict[type[Policy], list[int]] = {}
+    timers = {
+        needs.signals: RoundTimer(latency_for(latency, needs), traces, same_device=same_device)
+        for needs in {policy.needs for policy in policies}
+    }
+    sums = _Sums(policies, traces, arrays, next(iter(timers.values())), record_rounds)
+    kinds: dict[tuple[type[Policy], bool], list[int]] = {}
     for index, policy in enumerate(policies):
-        kinds.setdefault(type(policy), []).append(index)
-    for kind, chosen in kinds.items():
+        kinds.setdefault((type(policy), policy.needs.signals), []).append(index)
+    for (kind, reads_signals), chosen in kinds.items():
+        sums.use(timers[reads_signals])
         if kind in ARRAY_RULES and len(chosen) * len(traces) >= _FEWEST_LANES:
             rule = ARRAY_RULES[kind]([policies[index] for index in chosen], arrays)
             step_all(rule, _lanes(chosen, arrays), arrays, sums.add)
@@ -161,6 +166,11 @@ class _Sums:
         num_lanes = len(self.policies) * len(self.traces)
         self.counts = {name: np.zeros(num_lanes, dtype=np.int64) for name in _COUNTED}
         self.seconds = np.zeros((3, num_lanes))  # decode, draft busy, target busy
+
+    def use(self, timer: RoundTimer) -> None:
+        """Time the rounds to come with another timer."""
+        self.flush()
+        self.timer = timer
 
     def add(self, rounds: RoundArrays) -> None:
         self.waiting.append(rounds)

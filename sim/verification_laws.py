@@ -1,7 +1,7 @@
 """Verification rules as laws: what a draft proposes, and what is emitted, with exact probabilities (NumPy, float64).
 
-Four lossless rules behind one interface (EXECUTOR.md in the project's notes; sources below). At one position let p be the
-target's law and q the draft's, both after temperature and filters. A rule proposes k candidates; the target emits a token
+Four lossless rules behind one interface. At one position let p be the target's law and q the draft's, both after
+temperature and filters. A rule proposes k candidates; the target emits a token
 t; the position is a hit when t is among them. For every rule sum over proposals of P(proposal) P(t | proposal) = p(t),
 and `emitted_law` lets anyone check it. `executor.verification_rules` holds the same decisions on tensors.
 
@@ -77,7 +77,7 @@ def residual_law(target_probs: Floats, draft_probs: Floats) -> Floats:
     """
     owed = np.maximum(target_probs - draft_probs, 0)
     total = owed.sum()
-    return owed / total if total > 0 else np.array(target_probs)
+    return np.asarray(owed / total if total > 0 else target_probs, dtype=np.float64)
 
 
 def without(draft_probs: Floats, tokens: Sequence[int]) -> Floats:
@@ -108,7 +108,9 @@ def candidate_law(rule: Rule, draft_probs: Floats, earlier: Sequence[int], num_c
 def proposal_law(rule: Rule, draft_probs: Floats, num_candidates: int) -> list[Proposal]:
     """Every proposal of positive probability. num_candidates: k >= 1, cut to the vocabulary."""
     if num_candidates < 1:
-        raise ValueError(f"num_candidates must be at least 1, but got {num_candidates}; without a draft use emitted_law.")
+        raise ValueError(
+            f"num_candidates must be at least 1, but got {num_candidates}; without a draft use emitted_law."
+        )
     num_candidates = min(num_candidates, len(draft_probs))
     found = [Proposal((), 1.0)]
     for _ in range(num_candidates):
@@ -235,7 +237,8 @@ def _shared_noise_law(target_probs: Floats, draft_probs: Floats, candidates: Seq
     if not candidates:
         return np.array(target_probs)
     if len(candidates) == 1:
-        return shared_noise_joint(target_probs, draft_probs)[candidates[0]] / draft_probs[candidates[0]]
+        joint = shared_noise_joint(target_probs, draft_probs)[candidates[0]]
+        return np.asarray(joint / draft_probs[candidates[0]], dtype=np.float64)
     orders = by_order(everything(len(draft_probs)), draft_probs.tolist(), len(candidates))
     known = next((part for _, order, part in orders if order == tuple(candidates)), None)
     if known is None:

@@ -66,8 +66,8 @@ class AcceptanceChain:
         A round that starts after a right tokens accepts all with s = g_a .. g_(a + L - 1), and then the bonus token was
         right too with g_(a + L): only then does the next round start at age a + L + 1, otherwise at 0.
         """
-        hazards = self._shifted(_NODES if self.request_sd else np.zeros(1))
-        weights = _WEIGHTS if self.request_sd else np.ones(1)
+        nodes, weights = request_nodes(self.request_sd)
+        hazards = self._shifted(nodes)
         oldest = hazards.shape[1] - 1
         reach = np.zeros((len(hazards), draft_length + 1))
         visits = np.zeros(len(hazards))
@@ -97,8 +97,8 @@ class AcceptanceChain:
     @property
     def acceptance(self) -> float:
         """Share of positions at which the draft's token is right, in the long run, averaged over requests."""
-        hazards = self._shifted(_NODES if self.request_sd else np.zeros(1))
-        weights = _WEIGHTS if self.request_sd else np.ones(1)
+        nodes, weights = request_nodes(self.request_sd)
+        hazards = self._shifted(nodes)
         run = np.cumprod(hazards, axis=1)  # chance that a run reaches 1, 2, ... tokens
         last = np.minimum(hazards[:, -1], 1 - 1e-12)
         length = run[:, :-1].sum(axis=1) + run[:, -1] / (1 - last)
@@ -133,24 +133,35 @@ class AcceptanceChain:
         return found
 
 
+def request_nodes(request_sd: float) -> tuple[Floats, Floats]:
+    """Standard normal effects and their weights (Gauss and Hermite); one of weight 1 when requests do not differ."""
+    return (_NODES, _WEIGHTS) if request_sd else (np.zeros(1), np.ones(1))
+
+
 def fit_geometric(traces: Sequence[RequestTrace]) -> AcceptanceChain:
     """One chance for all."""
-    return _fit("geometric", _counts(traces, 1), has_effect=False)
+    return fit_counts("geometric", run_counts(traces, 1), has_effect=False)
 
 
 def fit_markov(traces: Sequence[RequestTrace], *, has_effect: bool = True) -> AcceptanceChain:
     """The last outcome and the request matter."""
-    return _fit("Markov", _counts(traces, 2), has_effect=has_effect)
+    return fit_counts("Markov", run_counts(traces, 2), has_effect=has_effect)
 
 
-def fit_hazard(traces: Sequence[RequestTrace], *, has_effect: bool = True, most_ages: int = MOST_AGES) -> AcceptanceChain:
+def fit_hazard(
+    traces: Sequence[RequestTrace], *, has_effect: bool = True, most_ages: int = MOST_AGES
+) -> AcceptanceChain:
     """The length of the run and the request matter; ages with few observations share one chance."""
-    counts = _counts(traces, most_ages)
-    num_ages = max(1, int((counts.sum(axis=(0, 1)) >= LEAST_OBSERVED).sum()))
-    return _fit("hazard", _counts(traces, num_ages), has_effect=has_effect)
+    return fit_counts("hazard", run_counts(traces, well_observed_ages(traces, most_ages)), has_effect=has_effect)
 
 
-def _counts(traces: Sequence[RequestTrace], num_ages: int) -> NDArray[np.int64]:
+def well_observed_ages(traces: Sequence[RequestTrace], most_ages: int = MOST_AGES) -> int:
+    """How many run lengths were seen often enough to have a chance of their own."""
+    counts = run_counts(traces, most_ages)
+    return max(1, int((counts.sum(axis=(0, 1)) >= LEAST_OBSERVED).sum()))
+
+
+def run_counts(traces: Sequence[RequestTrace], num_ages: int) -> NDArray[np.int64]:
     """(requests, 2, ages) how often the draft was wrong (0) and right (1) after each run; longer runs count as the oldest."""
     if not traces:
         raise ValueError("an acceptance model needs at least one recorded trace, but got none.")
@@ -164,8 +175,11 @@ def _counts(traces: Sequence[RequestTrace], num_ages: int) -> NDArray[np.int64]:
     return found
 
 
-def _fit(name: str, counts: NDArray[np.int64], *, has_effect: bool) -> AcceptanceChain:
-    """Maximum likelihood, the requests' effect integrated out; half an observation each way keeps chances off 0 and 1."""
+def fit_counts(
+    name: str, counts: NDArray[np.int64], *, has_effect: bool, near: AcceptanceChain | None = None
+) -> AcceptanceChain:
+    """Maximum likelihood of `run_counts`, the requests' effect integrated out; half an observation each way keeps chances off 0 and
+    1. near: a fit to start from."""
     wrong, right = counts[:, 0].astype(float), counts[:, 1].astype(float)
     start = logit((right.sum(axis=0) + 0.5) / (counts.sum(axis=(0, 1)) + 1.0))
     num_ages = counts.shape[2]
@@ -181,7 +195,8 @@ def _fit(name: str, counts: NDArray[np.int64], *, has_effect: bool) -> Acceptanc
         return -float(logsumexp(inside, axis=1, b=_WEIGHTS).sum())
 
     bounds = [(-12.0, 12.0)] * num_ages + [(-6.0, 1.5)]
-    best = minimize(loss, np.r_[start, -1.0], method="L-BFGS-B", bounds=bounds)
+    begin = np.r_[start, -1.0] if near is None else np.r_[logit(near.hazards), np.log(near.request_sd)]
+    best = minimize(loss, np.clip(begin, -6.0, 6.0), method="L-BFGS-B", bounds=bounds)
     return AcceptanceChain(
         name=name + " with a request effect",
         hazards=tuple(expit(best.x[:-1]).tolist()),

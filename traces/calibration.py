@@ -32,11 +32,13 @@ __all__ = [
     "group_of",
 ]
 
-GROUPS = ("draft", "verify", "draft_prefill", "target_prefill", "host")
+GROUPS = ("draft", "read", "verify", "draft_prefill", "target_prefill", "host")
 _GROUP_OF = {
     ("draft", "draft"): "draft",
     ("draft", "look"): "draft",
     ("draft", "branch"): "draft",
+    ("draft", "read"): "read",
+    ("draft", "read_ahead"): "read",
     ("target", "verify"): "verify",
     ("draft", "prefill"): "draft_prefill",
     ("target", "prefill"): "target_prefill",
@@ -185,7 +187,12 @@ def check_rounds(
         part = ops.iloc[of_group]
         mean = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
         seconds[of_group] = mean * draw_ratios(fit.ratios, len(of_group), rng)
-    lanes = ops["kind"].map({"draft": "serial", "look": "ahead", "branch": "ahead", "verify": "verify", "host": "host"})
+    lanes = ops["kind"].map(
+        {
+            **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},
+            **{"verify": "verify", "host": "host"},
+        }
+    )
     drawn = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
     sums = drawn.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
     sums = sums.reindex(columns=["serial", "ahead", "verify", "host"]).fillna(0.0)

@@ -125,7 +125,7 @@ class Op(NamedTuple):
     round: int
     actor: str  # draft | target | host
     device: str
-    kind: str  # prefill | draft | look | branch | verify | host
+    kind: str  # prefill | draft | look | branch | read | read_ahead (of the draft's signals) | verify | host
     start_s: float
     end_s: float
     num_tokens: int
