@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.engine_runs import simulated_requests
+from analysis.study import policy_of
 from sim.latency import FittedLatency, LatencyModel
 from sim.lockstep import RoundArrays
 from sim.placement import PlacedTimer, Placement, adjusted, mixed
 from sim.policies.base import Policy
-from sim.policies.catalog import parse_policy
 from sim.sweep import sweep
 from traces.calibration import Calibration
 from traces.schema import RequestTrace
@@ -77,17 +77,14 @@ def evaluate_packed(packed: bytes, labels: tuple[str, ...]) -> Evaluated:
 
 def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
     """Some policies on a workload."""
-    policies = [parse_policy(label) for label in labels]
+    policies = [policy_of(label) for label in labels]
     latency = FittedLatency(workload.calibration)
     if workload.seed is not None:
         return _evaluate_drawn(policies, labels, workload, latency)
     traces = workload.traces
     swept = sweep(policies, traces, latency, record_rounds=True)
     assert swept.rounds is not None
-    lengths = np.array([trace.num_tokens + 1 for trace in traces])
-    starts = np.cumsum(lengths) - lengths
-    request = swept.rounds.lane % len(traces)
-    position = swept.rounds.position - starts[request]
+    request, position = _places(swept.rounds, traces)
     seconds = np.empty((len(SECONDS), len(workload.timings), len(policies), len(traces)))
     for index, timing in enumerate(workload.timings):
         if timing == Timing():
@@ -105,9 +102,35 @@ def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
     )
 
 
+def speeds_under(
+    workload: Workload, timing: Timing, labels: Sequence[str], calibrations: Sequence[Calibration]
+) -> Floats:
+    """(calibrations, policies) decode tokens/s with mean latencies; the policies are replayed once."""
+    policies = [policy_of(label) for label in labels]
+    traces = workload.traces
+    swept = sweep(policies, traces, FittedLatency(workload.calibration), record_rounds=True)
+    assert swept.rounds is not None
+    request, position = _places(swept.rounds, traces)
+    tokens = swept.counts["num_emitted"].sum(axis=1)
+    speeds = []
+    for calibration in calibrations:
+        latency = FittedLatency(calibration)
+        times = _timed(timing, policies, workload, latency, swept.rounds, request, position)
+        speeds.append(tokens / times[0].sum(axis=1))
+    return np.array(speeds)
+
+
 def typical_context(traces: Sequence[RequestTrace]) -> int:
     """Tokens in the cache half-way through a mean request."""
     return int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
+
+
+def _places(rounds: RoundArrays, traces: Sequence[RequestTrace]) -> tuple[Ints, Ints]:
+    """Request of each round, and committed tokens before it."""
+    lengths = np.array([trace.num_tokens + 1 for trace in traces])
+    starts = np.cumsum(lengths) - lengths
+    request = rounds.lane % len(traces)
+    return request, rounds.position - starts[request]
 
 
 def _timed(

@@ -15,11 +15,11 @@ from pydantic import TypeAdapter
 from analysis.alignments import aligned_traces
 from analysis.evaluation import Timing, Workload, typical_context
 from analysis.families import cost_ratios
-from analysis.study import Family, Study, StudyError
+from analysis.study import Family, Study, StudyError, policy_of
 from sim.latency import FittedLatency
 from sim.placement import cost_ratio_of
 from sim.policies.base import Needs
-from sim.policies.catalog import POLICIES, parse_policy
+from sim.policies.catalog import POLICIES
 from sim.replay import check_answers
 from traces.calibration import Calibration
 from traces.schema import RequestTrace
@@ -111,7 +111,7 @@ def refuse_unanswerable(questions: Sequence[Question]) -> None:
     for question in questions:
         needs: dict[Needs, str] = {}
         for label in question.labels:
-            needs.setdefault(parse_policy(label).needs, label)
+            needs.setdefault(policy_of(label).needs, label)
         for need, label in needs.items():
             for trace in question.workload.traces:
                 try:

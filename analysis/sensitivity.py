@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.evaluation import Timing, Workload, evaluate
-from traces.calibration import Calibration
+from analysis.evaluation import Timing, Workload, speeds_under
 from traces.latency_fit import TERMS
 
 NUM_CONTENDERS = 12
@@ -49,36 +48,24 @@ def parameter_effects(
         if term not in fit.left_out
         for end in dict.fromkeys(fit.intervals[index])
     ]
-    base = _speeds(workload, timing, workload.calibration, labels)
-    effects = []
-    for group, index, term, end in moves:
+    calibrations = [workload.calibration]
+    for group, index, _, end in moves:
         fit = workload.calibration.fits[group]
-        coefficients = (*fit.coefficients[:index], end, *fit.coefficients[index + 1 :])
-        moved = replace(
-            workload.calibration, fits={**workload.calibration.fits, group: replace(fit, coefficients=coefficients)}
-        )
-        speeds = _speeds(workload, timing, moved, labels)
-        best = int(np.argmax(speeds))
+        moved = replace(fit, coefficients=(*fit.coefficients[:index], end, *fit.coefficients[index + 1 :]))
+        calibrations.append(replace(workload.calibration, fits={**workload.calibration.fits, group: moved}))
+    speeds = speeds_under(workload, timing, labels, calibrations)
+    effects = []
+    for (group, index, term, end), moved_speeds in zip(moves, speeds[1:], strict=True):
+        best = int(np.argmax(moved_speeds))  # the first of equals, so the chosen one where nothing beats it
         effects.append(
             ParameterEffect(
                 group=group,
                 term=term,
-                fitted=fit.coefficients[index],
+                fitted=workload.calibration.fits[group].coefficients[index],
                 moved_to=end,
-                best=labels[best] if speeds[best] > speeds[0] else chosen,
-                speed_change=float(speeds[0] / base[0] - 1),
-                regret=float(max(0.0, 1 - speeds[0] / speeds[best])),
+                best=labels[best],
+                speed_change=float(moved_speeds[0] / speeds[0, 0] - 1),
+                regret=float(1 - moved_speeds[0] / moved_speeds[best]),
             )
         )
     return sorted(effects, key=lambda effect: -effect.regret)
-
-
-def _speeds(
-    workload: Workload, timing: Timing, calibration: Calibration, labels: tuple[str, ...]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    moved = replace(workload, calibration=calibration, timings=(timing,), seed=None)
-    found = evaluate(moved, labels)
-    speeds: np.ndarray[tuple[int], np.dtype[np.float64]] = found.counts["num_emitted"].sum(axis=1) / found.seconds[
-        "decode_s"
-    ][0].sum(axis=1)
-    return speeds

@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -107,7 +108,7 @@ class Family:
         choices = self.choices()
         fixed = dict(measured or {}) if self.is_measured else {}
         return [
-            make_policy(self.method, fixed | dict(zip(choices, combination, strict=True)))
+            _made(self.method, tuple((fixed | dict(zip(choices, combination, strict=True))).items()))
             for combination in itertools.product(*choices.values())
         ]
 
@@ -263,6 +264,18 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", but got {first['input']!r}"
     return f"{place + ': ' if place else ''}{message}{got}"
+
+
+@lru_cache(maxsize=1 << 14)
+def _made(method: str, settings: tuple[tuple[str, Any], ...]) -> Policy:
+    """`make_policy`, once for each policy: a study is read, checked and answered."""
+    return make_policy(method, dict(settings))
+
+
+@lru_cache(maxsize=1 << 14)
+def policy_of(label: str) -> Policy:
+    """`parse_policy`, once for each label of a process."""
+    return parse_policy(label)
 
 
 def _values_of(values: Values) -> tuple[Plain, ...]:

@@ -1,9 +1,9 @@
 """Verification rules with private noise as torch kernels: the decisions of `sim.verification_laws`, many rows at once.
 
-Shared noise, the default, is `executor.verification`. Here are RATIO, POINT_MASS and TOP_PLUS_SAMPLE. Random numbers are
-arguments, from `executor.noise`: Purpose.DRAFT for `propose` (a key of its own for every attempt: a position that is
-drafted again needs fresh noise, unlike under shared noise), Purpose.ACCEPT and Purpose.RESIDUAL for `verify` (a key a
-position: each position is settled once). No number may serve twice.
+Shared noise, the default, is `executor.verification`. Here are RATIO, POINT_MASS and TOP_PLUS_SAMPLE. Random numbers
+are arguments, from `executor.noise`: Purpose.DRAFT for `propose` (a key of its own for every attempt: a position that
+is drafted again needs fresh noise, unlike under shared noise), Purpose.ACCEPT and Purpose.RESIDUAL for `verify` (a key
+a position: each position is settled once). No number may serve twice.
 
 Rows of probabilities are float32, (n, vocab); sums and ratios run in float64, so that the same numbers give the
 specification's decisions. Nothing waits for the device but the last line of `settle_rows`.
@@ -31,8 +31,8 @@ class Verdicts(NamedTuple):
 def propose(rule: Rule, draft_probs: Tensor, num_candidates: int, noise: Tensor | None) -> Tensor:
     """Candidates of each row in the order of the rule: (n, vocab) -> (n, num_candidates).
 
-    noise: (n, vocab) standard Gumbel of the draft's own; None for POINT_MASS, which draws nothing. Noisy top k is drawing
-    without replacement (Kool et al., arXiv:1903.06059).
+    noise: (n, vocab) standard Gumbel of the draft's own; None for POINT_MASS, which draws nothing. The noisy top k are
+    draws without replacement (Kool et al., arXiv:1903.06059).
     """
     _check(rule)
     num_candidates = min(num_candidates, draft_probs.shape[-1])
@@ -59,17 +59,18 @@ def verify(
     """Settle every row by itself.
 
     target_probs, draft_probs: (n, vocab), after temperature and filters; a row without candidates may hold anything in
-    draft_probs. candidates: (n, k) from `propose`, rows with fewer padded at the end by -1. accept_uniforms: (n, k), the
-    test of a candidate uses its own column. residual_uniforms: (n,). Uniforms lie in [0, 1).
+    draft_probs. candidates: (n, k) from `propose`, rows with fewer padded at the end by -1. accept_uniforms: (n, k),
+    the test of a candidate uses its own column. residual_uniforms: (n,). Uniforms lie in [0, 1).
     """
     _check(rule)
     num_rows, num_columns = candidates.shape
-    counts = (candidates != NO_CANDIDATE).sum(dim=-1)
+    are_given = candidates != NO_CANDIDATE
+    counts = are_given.sum(dim=-1)
     owed, left = target_probs.double(), draft_probs.double()
     tokens = torch.full((num_rows,), NO_CANDIDATE, device=candidates.device)
     for column in range(num_columns if rule is not Rule.POINT_MASS else 0):
         token = candidates[:, column].clamp(min=0)
-        is_tested = column < counts if rule is Rule.RATIO else column == counts - 1
+        is_tested = are_given[:, column] if rule is Rule.RATIO else counts == column + 1
         drawn_from = _renormalised(left, candidates[:, :column])
         at_token = token[:, None]
         is_kept = _is_accepted(
@@ -77,7 +78,7 @@ def verify(
         )
         tokens = torch.where((tokens == NO_CANDIDATE) & is_tested & is_kept, token, tokens)
         owed = torch.where(is_tested[:, None], _residual(owed, drawn_from), owed)
-        left = left.scatter(-1, at_token, torch.where((column < counts)[:, None], 0.0, left.gather(-1, at_token)))
+        left = left.scatter(-1, at_token, left.gather(-1, at_token).masked_fill(are_given[:, column : column + 1], 0.0))
     tokens = torch.where(tokens == NO_CANDIDATE, _inverted(owed, residual_uniforms), tokens)
     is_candidate = tokens[:, None] == candidates
     hits = (

@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency import LatencyModel, latency_for
+from sim.latency import LatencyModel, cold_start_s, latency_for
 from sim.machine import Branch, Close, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Policy
 from sim.policies.catalog import POLICIES, label_of
@@ -84,7 +84,8 @@ def simulate(
     means = MeanDurations(latency) if rng is None else None
     rngs = rng.spawn(len(traces)) if rng is not None else []
     run = SimulatedRun()
-    stage = _Stage(env, policy, draft, target, run, record_ops, _label_of(policy) if label is None else label)
+    name = _label_of(policy) if label is None else label
+    stage = _Stage(env, policy, draft, target, run, record_ops, name, cold_start_s(latency))
 
     def durations_of(index: int) -> Durations:
         return means if means is not None else DrawnDurations(latency, rngs[index])
@@ -116,6 +117,7 @@ class _Stage:
     run: SimulatedRun
     record_ops: bool
     label: str
+    cold_s: tuple[float, float]
 
     def serve(self, trace: RequestTrace, durations: Durations) -> Process:
         """One request, from its prefill to its last token."""
@@ -160,6 +162,8 @@ class _Stage:
                     forwards = cache.look()
                 if forwards.num_forwards:
                     times = durations.of(forwards)
+                    for ordinal in range(num_forwards, min(len(self.cold_s), num_forwards + len(times))):
+                        times[ordinal - num_forwards] += self.cold_s[ordinal]
                     draft_s += sum(times)
                     num_forwards += forwards.num_forwards
                     yield self._run(trace, index, draft, forwards, times)

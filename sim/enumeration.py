@@ -4,10 +4,10 @@
     law = sequence_law(MyPolicy(), Rule.SHARED_NOISE, pair, length=5)
     assert total_variation(law.probs, autoregressive_law(pair, 5)) < 1e-12
 
-The real step machine (`sim.machine.decode`) runs along each path of a tree whose branches are the answers of a world made
-of next-token tables (`sim.enumerated_worlds`). A length of at least the policy's longest draft + 2 covers a token after a
-bonus token and after a correction. The check is exact up to rounding: a TV distance above 1e-12 is a defect of the policy
-under that rule, not bad luck.
+The real step machine (`sim.machine.decode`) runs along each path of a tree whose branches are the answers of a world
+made of next-token tables (`sim.enumerated_world`). A length of at least the policy's longest draft + 2 covers a token
+after a bonus token and after a correction. The check is exact up to rounding: a TV distance above 1e-12 is a defect of
+the policy under that rule, not bad luck.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from sim.enumerated_worlds import ClassesOf, EnumeratedWorld, PrivateNoise, SharedNoise, Tokens
+from sim.enumerated_draws import PrivateNoise, SharedNoise
+from sim.enumerated_world import ClassesOf, EnumeratedWorld, Tokens
 from sim.machine import Close, Reply, decode
 from sim.outcome_tree import Chance
 from sim.policies.base import Policy
@@ -103,7 +104,8 @@ def random_pair(
     concentration: float = 1.0,
     similarity: float = 0.5,
 ) -> TinyPair:
-    """A pair with Dirichlet rows; a share `similarity` of the draft's rows is the target's mean over what it cannot see."""
+    """A pair with Dirichlet rows. Of the draft's law a share `similarity` is the target's, averaged over what the draft
+    cannot see, and the rest its own."""
     flat = np.full(vocab_size, concentration)
     target = rng.dirichlet(flat, size=(vocab_size,) * target_order)
     seen = target.mean(axis=tuple(range(max(0, target_order - draft_order))))
@@ -147,8 +149,8 @@ def sequence_law(
     """The exact law of the `length` tokens (or up to `eos`) that `policy` emits under `rule`.
 
     classes: H-RAD's class probabilities as a function of the committed tokens, for policies that read them.
-    margin_edges: under shared noise policies see the noisy margin rounded to bins with these edges; a rule that compares it
-        with one of them sees all it needs.
+    margin_edges: under shared noise policies see the noisy margin rounded to bins with these edges; a policy that
+        compares it with one of them sees all it needs.
     noise: another model of the draws, for tests that break it on purpose.
     Raises ValueError for a pairing that `check_pairing` refuses, and when the tree has more than max_paths leaves.
     """

@@ -109,6 +109,7 @@ class FittedLatency:
     def __init__(self, calibration: Calibration, *, is_noisy: bool = True, reads_signals: bool = False) -> None:
         self.calibration = calibration
         self.is_noisy = is_noisy
+        self.cold_s = calibration.cold_s
         self._read = calibration.fits.get("read") if reads_signals else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
 
@@ -148,6 +149,12 @@ class FittedLatency:
 
 
 _SIGNALLED = ("draft", "look", "branch")  # forwards whose laws a policy may read
+
+
+def cold_start_s(latency: LatencyModel) -> tuple[float, float]:
+    """What the first and the second draft forward of a round take more (see `traces.calibration.Calibration`)."""
+    found: tuple[float, float] = getattr(latency, "cold_s", (0.0, 0.0))
+    return found
 
 
 def latency_for(latency: LatencyModel, needs: Needs) -> LatencyModel:

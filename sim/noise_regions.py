@@ -1,9 +1,9 @@
 """Sets of shared noise with exact probabilities: what remains possible once orders and choices have been seen.
 
-A Gumbel vector g is -log E with independent exponentials E, so that the noisy order of a law q is the order of E_i / q_i,
-smallest first. Such comparisons do not depend on the length of E, and E / sum(E) is uniform on the simplex. So everything
-that drafts, targets and margins can show of the noise is a set of simplices, and its probability is a share of volume:
-exact up to rounding, for any small vocabulary.
+A Gumbel vector g is -log E with independent exponentials E, so that the noisy order of a law q is the order of
+E_i / q_i, smallest first. Such comparisons do not depend on the length of E, and E / sum(E) is uniform on the simplex.
+So everything that drafts, targets and margins can show of the noise is a set of simplices, and its probability is a
+share of volume: exact up to rounding, for any small vocabulary.
 
 A plane cuts a simplex with vertices on both sides at the point w of an edge (a, b): with a replaced by w and with b
 replaced by w there are two simplices, whose volumes are as |wb| to |aw|, and each has one crossing edge less.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim.latency import LatencyModel, OpShape
+from sim.latency import LatencyModel, OpShape, cold_start_s
 from sim.lockstep import Floats, Ints, RoundArrays
 from sim.shapes import prefill
 from traces.schema import RequestTrace
@@ -54,6 +54,16 @@ class RoundTimer:
             for count in np.unique(rows).tolist():
                 chosen = rows == count
                 ahead_s[branches[chosen]] += self._run_s("branch", count, start[chosen], stop[chosen])
+
+        # The first two forwards of a round are cold, wherever they fall.
+        num_serial = np.zeros(len(sequence), dtype=np.int64)
+        num_serial[drafts] = rounds.num_serial[drafts] - (rounds.draft_lag[drafts] == 0)
+        num_steps = np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0)
+        num_all = num_serial + (rounds.look_lag > 0) + num_steps
+        for ordinal, extra_s in enumerate(cold_start_s(self._latency)):
+            is_serial = num_serial > ordinal
+            serial_s += extra_s * is_serial
+            ahead_s += extra_s * (~is_serial & (num_all > ordinal))
 
         verify_s = mean("verify", pending + 1, 1, sequence - 1)
         host_s = mean("host", pending, rounds.num_branches, sequence - 1)

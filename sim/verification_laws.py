@@ -7,11 +7,11 @@ and `emitted_law` lets anyone check it. `executor.verification_rules` holds the 
 
 SHARED_NOISE     candidates are the top k of log q + g, t = argmax(log p + g) (Daliri et al., arXiv:2408.07978).
 RATIO            k = 1: draft from q, keep with min(1, p / q), else draw from the residual (Leviathan et al.,
-                 arXiv:2211.17192; Chen et al., arXiv:2302.01318). k > 1: candidates drawn without replacement and tested
+                 arXiv:2211.17192; Chen et al., arXiv:2302.01318). k > 1: candidates drawn without replacement, tested
                  in turn (SpecInfer, Miao et al., arXiv:2305.09781).
 POINT_MASS       candidates are the top k of q, t is drawn from p. EAGLE's rule in other words.
-TOP_PLUS_SAMPLE  the top k - 1 of q, and one draw from the rest of q, tested by RATIO against that rest (the scheme of Hu
-                 et al., arXiv:2502.18779). k = 1 is RATIO.
+TOP_PLUS_SAMPLE  the top k - 1 of q, and one draw from the rest of q, tested by RATIO against that rest (the scheme of
+                 Hu et al., arXiv:2502.18779). k = 1 is RATIO.
 
 All ties are broken towards the lower token id.
 """
@@ -89,7 +89,7 @@ def without(draft_probs: Floats, tokens: Sequence[int]) -> Floats:
     left[list(tokens)] = 0
     if left.sum() == 0:
         left[next(token for token in range(len(left)) if token not in tokens)] = 1
-    return left / left.sum()
+    return np.asarray(left / left.sum(), dtype=np.float64)
 
 
 def candidate_law(rule: Rule, draft_probs: Floats, earlier: Sequence[int], num_candidates: int) -> Floats:
@@ -124,7 +124,7 @@ def proposal_law(rule: Rule, draft_probs: Floats, num_candidates: int) -> list[P
 
 
 def trial(rule: Rule, target_probs: Floats, draft_probs: Floats, candidates: Sequence[int]) -> Trial:
-    """The tests and the remainder of a rule with private noise, for the candidates of one position (none: t is from p)."""
+    """Tests and remainder of a rule with private noise, for the candidates of one position (none: t is from p)."""
     if rule is Rule.SHARED_NOISE:
         raise ValueError("under shared noise nothing is tested: the target emits argmax(log p + g); see emitted_law.")
     tested = list(candidates) if rule is Rule.RATIO else list(candidates[-1:])
@@ -228,8 +228,8 @@ def check_pairing(rule: Rule, policy: Policy) -> None:
     for field in dataclasses.fields(policy):
         if getattr(policy, field.name) is ConfidenceSignal.MARGIN:
             raise ValueError(
-                f"{type(policy).__name__}({field.name}=margin) reads the noise that the draft's tokens were drawn with, "
-                f"which the rule {rule.value} does not allow; use {field.name}=max_prob, or the rule shared_noise."
+                f"{type(policy).__name__}({field.name}=margin) reads the noise that the draft's tokens were "
+                f"drawn with, which the rule {rule.value} does not allow; use {field.name}=max_prob or shared noise."
             )
 
 

@@ -20,6 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from traces.acceptance_chain import AcceptanceChain, RoundLaw, request_nodes
+from traces.schema import RequestTrace
 
 Floats = NDArray[np.float64]
 KNOTS = (0, 1, 2, 3, 4, 6, 9, 13, 18)  # ages and positions with a chance of their own; between them logits are straight
@@ -184,3 +185,26 @@ def _fitted(
 
     best: Floats = minimize(loss, start, method="L-BFGS-B", options={"maxiter": 300}).x
     return best
+
+
+def curve_of(traces: Sequence[RequestTrace], draft_length: int) -> AcceptanceCurve:
+    """The curve that replay of recorded traces gives at one draft length; rounds that the request's end could cut short
+    are left out."""
+    reached = np.zeros(draft_length + 1, dtype=np.int64)
+    for trace in traces:
+        position, run = 0, 0
+        while position + draft_length < trace.num_tokens:
+            run = 0
+            while run < draft_length and trace.ranks[position + run] == 0:
+                run += 1
+            reached[: run + 1] += 1
+            position += run + 1
+    if not reached[0]:
+        raise ValueError(f"no request is longer than {draft_length} tokens; take a shorter draft length.")
+    counted = np.flatnonzero(reached[:-1])
+    return AcceptanceCurve(
+        draft_length=draft_length,
+        num_rounds=int(reached[0]),
+        tokens_per_forward=float(reached.sum() / reached[0]),
+        conditional=tuple((reached[counted + 1] / reached[counted]).tolist()),
+    )

@@ -46,6 +46,9 @@ _GROUP_OF = {
 }
 
 
+LEAST_WARM = 50  # draft forwards beyond a round's first two, for a law of their own
+
+
 def group_of(actor: str, kind: str) -> str:
     """The group that an operation is fitted in: every forward of the draft that is no prefill is one law."""
     try:
@@ -70,12 +73,17 @@ class RoundCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Fitted latencies of one pair on one machine. fits: of GROUPS, those that the run has operations of."""
+    """Fitted latencies of one pair on one machine. fits: of GROUPS, those that the run has operations of.
+
+    cold_s: what the first and the second draft forward of a round take more than later ones. While the draft waits for a
+    verdict the target's weights pass through the shared cache, and the draft's have to come back.
+    """
 
     fits: Mapping[str, LatencyFit]
     round_check: RoundCheck | None
     num_requests: int
     num_unclean: int
+    cold_s: tuple[float, float] = (0.0, 0.0)
     schema_version: int = SCHEMA_VERSION
 
     def fit_of(self, group: str) -> LatencyFit:
@@ -116,6 +124,9 @@ class Calibration:
                     lines.append(f"  {term:<36}   {1e3 * value:.5g} [{1e3 * low:.5g}, {1e3 * high:.5g}]")
             if fit.left_out:
                 lines.append(f"  not identified, left out: {', '.join(fit.left_out)}")
+        if any(self.cold_s):
+            first, second = (1e3 * seconds for seconds in self.cold_s)
+            lines.append(f"cold start of a round's drafting: first forward +{first:.3g} ms, second +{second:.3g} ms")
         if self.round_check:
             check = self.round_check
             lines.append(
@@ -148,8 +159,10 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     groups = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
     rng = np.random.default_rng(seed)
     fits = {}
+    is_cold = (groups == "draft") & (_order_in_round(ops, groups == "draft") < len(Calibration.cold_s))
+    has_warm = int((groups == "draft").sum() - is_cold.sum()) >= LEAST_WARM
     for group in GROUPS:
-        part = ops[groups == group]
+        part = ops[(groups == group) & ~(is_cold & has_warm)]
         if len(part):
             fits[group] = fit_latency(
                 part["end_s"] - part["start_s"],
@@ -160,12 +173,33 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
                 least=0 if group == "host" else 1,
                 rng=rng,
             )
+    cold_s = _cold_starts(fits["draft"], ops, groups == "draft") if has_warm else Calibration.cold_s
     return Calibration(
         fits=fits,
-        round_check=check_rounds(fits, ops, groups, rounds, rng),
+        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_s),
         num_requests=int(ops["request_id"].nunique()),
         num_unclean=len(unclean),
+        cold_s=cold_s,
     )
+
+
+def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """How many of the chosen operations of its round came before each operation."""
+    order = np.zeros(len(ops), np.intp)
+    part = ops[chosen].sort_values("start_s", kind="stable")
+    order[part.index] = part.groupby(["request_id", "round"]).cumcount()
+    return order
+
+
+def _cold_starts(fit: LatencyFit, ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean seconds above the warm law of the first and the second draft forward of a round; never negative."""
+    order = _order_in_round(ops, chosen)
+    excess = (ops["end_s"] - ops["start_s"]).to_numpy() - fit.mean_array(
+        ops["num_tokens"], ops["num_branches"], ops["context_tokens"]
+    )
+    means = [excess[chosen & (order == index)] for index in range(len(Calibration.cold_s))]
+    first, second = (max(0.0, float(values.mean())) if len(values) else 0.0 for values in means)
+    return first, second
 
 
 def check_rounds(
@@ -174,6 +208,7 @@ def check_rounds(
     groups: NDArray[np.str_],
     rounds: pd.DataFrame,
     rng: np.random.Generator,
+    cold_s: tuple[float, float] = (0.0, 0.0),
 ) -> RoundCheck | None:
     """Predicted and measured mean time of whole rounds; None without rounds.
 
@@ -187,6 +222,9 @@ def check_rounds(
         part = ops.iloc[of_group]
         mean = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
         seconds[of_group] = mean * draw_ratios(fit.ratios, len(of_group), rng)
+    order = _order_in_round(ops, groups == "draft")
+    for index, extra_s in enumerate(cold_s):
+        seconds[(groups == "draft") & (order == index)] += extra_s
     lanes = ops["kind"].map(
         {
             **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},

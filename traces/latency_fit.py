@@ -8,6 +8,8 @@ matrix-matrix kernels. The host's bookkeeping counts from n = 0 pending tokens a
 
 The location is robust (Huber weights on relative residuals), but a slow tail is part of throughput: the law is scaled
 so that the mean prediction equals the mean measurement, and the tail stays in the ratios measured / fitted.
+Matrix kernels do not grow evenly with the number of rows, so where several widths were measured the law is multiplied by
+a table over n, measured / fitted, interpolated and held flat beyond.
 Assumption: draws are independent; slow spells that last for many operations are spread out.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +39,7 @@ TERMS = (
 NUM_RATIOS = 200
 NUM_RESAMPLES = 400
 HUBER = 1.345  # in robust standard deviations: 95% efficient on normal residuals (Huber 1964)
+PRIOR_OPS = 10  # operations of one width below which its own mean says nothing
 LEAST_UNITS = 5  # with fewer requests than this, stretches of operations are resampled instead
 
 
@@ -48,6 +52,7 @@ class LatencyFit:
     least:     n and b of the smallest operation: 1, for the host 0.
     left_out:  terms that the operations cannot tell apart from the terms before them.
     error:     mean absolute percentage error, as a fraction. r2: None when nothing varies.
+    widths:    (n, measured / fitted) of the widths that were measured often enough; empty when there is one.
     """
 
     coefficients: tuple[float, ...]
@@ -59,6 +64,7 @@ class LatencyFit:
     error: float
     num_ops: int
     num_requests: int
+    widths: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.coefficients) != len(TERMS) or len(self.intervals) != len(TERMS):
@@ -72,7 +78,7 @@ class LatencyFit:
             self.coefficients
         )
         more, rows = num_tokens - self.least, num_branches - self.least
-        return (
+        mean = (
             base
             + tokens * more
             + branches * rows
@@ -80,6 +86,7 @@ class LatencyFit:
             + (tokens_switch if more > 0 else 0.0)
             + (branches_switch if rows > 0 else 0.0)
         )
+        return mean * self._width_factor(num_tokens) if self.widths else mean
 
     def mean_array(self, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike) -> Array:
         """`mean_s` of arrays that broadcast."""
@@ -93,7 +100,19 @@ class LatencyFit:
             + tokens_switch * (more > 0)
             + branches_switch * (rows > 0)
         )
+        if self.widths:
+            found = found * np.interp(np.asarray(num_tokens, float), *np.transpose(self.widths))
         return found
+
+    def _width_factor(self, num_tokens: int) -> float:
+        factor = self._factors.get(num_tokens)
+        if factor is None:
+            factor = self._factors[num_tokens] = float(np.interp(num_tokens, *np.transpose(self.widths)))
+        return factor
+
+    @cached_property
+    def _factors(self) -> dict[int, float]:
+        return {}
 
 
 def fit_latency(
@@ -127,6 +146,9 @@ def fit_latency(
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
 
     fitted = columns @ found
+    widths = _width_table(np.asarray(num_tokens), times, fitted)
+    if widths:
+        fitted = fitted * np.interp(np.asarray(num_tokens, float), *np.transpose(widths))
     coefficients, intervals = np.zeros(len(TERMS)), np.zeros((len(TERMS), 2))
     coefficients[used], intervals[used] = found, np.stack([low, high], axis=1)
     spread = float(((times - times.mean()) ** 2).sum())
@@ -143,7 +165,20 @@ def fit_latency(
         else 0.0,
         num_ops=len(times),
         num_requests=len(np.unique(ids)),
+        widths=widths,
     )
+
+
+def _width_table(num_tokens: Array, times: Array, fitted: Array) -> tuple[tuple[int, float], ...]:
+    """Measured / fitted for each width, drawn towards 1 by the weight of PRIOR_OPS operations."""
+    table = []
+    for width in np.unique(num_tokens).tolist():
+        of_width = num_tokens == width
+        count = int(of_width.sum())
+        if count >= PRIOR_OPS:
+            ratio = times[of_width].sum() / fitted[of_width].sum()
+            table.append((int(width), float((count * ratio + PRIOR_OPS) / (count + PRIOR_OPS))))
+    return tuple(table) if len(table) > 2 else ()
 
 
 def _design(num_tokens: Array, num_branches: Array, context: Array, least: int) -> Array:

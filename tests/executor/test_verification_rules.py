@@ -41,7 +41,7 @@ def numbers(num_rows: int, num_candidates: int, seed: int) -> tuple[Tensor, Tens
 
 
 def num_disagreements(rule: Rule, num_candidates: int, vocab: int, seed: int, num_rows: int = 60) -> int:
-    """Rows that the kernel settles otherwise than the specification with the same numbers; some have fewer candidates."""
+    """Rows that the kernel settles unlike the specification with the same numbers; some have fewer candidates."""
     target, draft = some_rows(num_rows, vocab, seed)
     noise = gumbel(seed, 0, range(num_rows), vocab, Purpose.DRAFT)
     candidates = propose(rule, draft, num_candidates, noise)
@@ -155,3 +155,11 @@ def test_what_cannot_be_answered_is_refused() -> None:
         propose(Rule.RATIO, rows, 1, None)
     with pytest.raises(ValueError, match=r"executor\.verification"):
         propose(Rule.SHARED_NOISE, rows, 1, rows)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_verification_never_waits_for_the_device(rule: Rule) -> None:
+    # Tensors without data: asking for a value would raise.
+    rows, columns = torch.empty(5, 8, device="meta"), torch.empty(5, 3, device="meta")
+    verdicts = verify(rule, rows, rows, columns.long(), columns, columns[:, 0])
+    assert verdicts.tokens.shape == verdicts.hits.shape == (5,)

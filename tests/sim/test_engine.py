@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from sim.engine import Device, SimulatedRun, simulate, summarise
 from sim.latency import ConstantLatency, OpShape
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Defaults, Hedges, Observation, Policy
+from sim.policies.confidence import ConfidenceStop
 from sim.policies.fixed_length import FixedLength
 from sim.policies.pearl import Pearl
 from sim.replay import replay
@@ -248,3 +249,46 @@ def test_drawn_times_average_to_the_means() -> None:
     stderr = np.sqrt(num * (3 * 1.0 + 25.0))
     error = drawn.requests[0].finish_s - mean.requests[0].finish_s
     assert abs(error) <= 4 * stderr, f"{error=:.1f} is {error / stderr:.1f} standard errors off"
+
+
+def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: Callable[..., RequestTrace]) -> None:
+    """A round's first two draft forwards are dearer, and so is every forward whose signals are read."""
+    from sim.latency import FittedLatency
+    from sim.sweep import sweep
+    from traces.calibration import Calibration, LatencyFit
+
+    def law(base: float) -> LatencyFit:
+        return LatencyFit(
+            coefficients=(base, *[0.0] * 7),
+            intervals=((0.0, 0.0),) * 8,
+            ratios=(1.0,),
+            least=1,
+            left_out=(),
+            r2=None,
+            error=0.0,
+            num_ops=1,
+            num_requests=1,
+        )
+
+    groups = {"draft": 1.0, "read": 0.25, "verify": 6.0, "draft_prefill": 1.0, "target_prefill": 2.0, "host": 0.0}
+    calibration = Calibration(
+        fits={name: law(base) for name, base in groups.items()},
+        round_check=None,
+        num_requests=1,
+        num_unclean=0,
+        cold_s=(0.5, 0.125),
+    )
+    latency = FittedLatency(calibration, is_noisy=False)
+    trace = make_trace(num_tokens=80)
+    run = simulate(FixedLength(3), [trace], latency)
+    turn, times = run.rounds[0]
+    assert times.draft_s == pytest.approx(3 + 0.625)
+    read = simulate(ConfidenceStop(threshold=0.0, max_length=3), [trace], latency)
+    assert read.rounds[0][1].draft_s == pytest.approx(3 * 1.25 + 0.625)
+    assert turn.num_serial == 3
+    policies = [FixedLength(3), ConfidenceStop(threshold=0.3, max_length=5), Pearl(5), Autoregressive()]
+    swept = sweep(policies, [trace], latency)
+    for index, policy in enumerate(policies):
+        rounds = simulate(policy, [trace], latency).rounds
+        seconds = rounds[-1][1].end_s - rounds[0][1].start_s
+        assert swept.decode_s[index].sum() == pytest.approx(seconds, rel=1e-9)

@@ -1,7 +1,7 @@
 """Known defects of speculative decoders, each seeded on purpose: the enumeration must see every one of them.
 
-A measure is 0 for the sound code (below 1e-12) and must exceed 1e-6 for the mutant: the distance of the emitted law from the
-target's, or, for defects that cannot harm the law, the rejections of a draft that equals its target.
+A measure is 0 for the sound code (below 1e-12) and must exceed 1e-6 for the mutant: the distance of the emitted law
+from the target's, or, for defects that cannot harm the law, the rejections of a draft that equals its target.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from sim import verification_laws as laws
-from sim.enumerated_worlds import PrivateNoise, SharedNoise, Tokens
+from sim.enumerated_draws import PrivateNoise, SharedNoise
+from sim.enumerated_world import Tokens
 from sim.enumeration import TinyPair, autoregressive_law, random_pair, sequence_law, total_variation
 from sim.policies.base import Defaults, Needs, Observation
 from sim.policies.catalog import parse_policy
@@ -24,7 +25,7 @@ from traces.schema import Sampling, Signal
 
 PAIR = random_pair(np.random.default_rng(3), 3)
 TWO = random_pair(np.random.default_rng(3), 2)
-SAME = TinyPair(PAIR.target_probs, PAIR.target_probs)
+SAME = TinyPair(TWO.target_probs, TWO.target_probs)
 TOP_P = PAIR.sampled(Sampling(1.0, top_p=0.7))
 TARGET, DRAFT = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.4, 0.3, 0.2, 0.1])
 FIXED = parse_policy("fixed_length:draft_length=2")
@@ -44,7 +45,6 @@ def rejections(noise: type | None = None) -> float:
 def must_differ(sound: float, broken: float) -> None:
     assert sound < 1e-12
     assert broken > 1e-6, f"the mutant lives: {broken:.1e}"
-    print(f"MEASURE {sound:.1e} {broken:.3f}")
 
 
 def test_always_accepting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ class _BehindByOne:
 
 
 def test_leaving_the_drafts_cache_wrong_by_one_after_full_acceptance() -> None:
-    """The draft goes on from a wrong context. The law is unharmed (q is what was drawn from), its own target rejects it."""
+    """The draft goes on from a wrong context: the law is unharmed, but even a target equal to the draft rejects."""
 
     class Uncropped(SharedNoise):
         def __init__(self, pair: TinyPair, *others: object) -> None:

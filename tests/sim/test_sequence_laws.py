@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.enumerated_world import EnumeratedWorld, Tokens
 from sim.enumeration import TinyPair, autoregressive_law, random_pair, sequence_law, total_variation
+from sim.machine import Close, Reply, decode
 from sim.policies.base import Defaults, Hedges, Needs, Observation, Policy, Verdict
 from sim.policies.catalog import POLICIES, parse_policy
 from sim.verification_laws import Rule
 from traces.schema import Sampling, Signal
 
-# Drafts of at most 2 tokens, so that 4 emitted tokens hold a token after a bonus and after a correction; some of 3 and 5.
+# Each is enumerated to two tokens more than its longest draft: a token after a bonus and after a correction.
 LABELS = [
     "autoregressive",
     "fixed_length:draft_length=2",
@@ -173,6 +175,57 @@ def test_no_decision_changes_the_law_under_shared_noise(salt: int, seed: int) ->
 def test_no_decision_made_before_the_draw_changes_the_law_under_the_others(rule: Rule, salt: int, seed: int) -> None:
     pair = random_pair(np.random.default_rng(seed), 2)
     assert distance(Whim(salt, False), rule, pair, 4) < 1e-12
+
+
+class SampledNoise:
+    """Gumbel vectors drawn as a sampler draws them: no regions, no branches."""
+
+    def __init__(self, pair: TinyPair, rng: np.random.Generator) -> None:
+        self._pair, self._noise = pair, rng.gumbel(size=(16, pair.vocab_size))
+
+    def begin_round(self, position: int) -> None:
+        """Nothing."""
+
+    def draft(self, prefix: Tokens) -> int:
+        return int(self._scores(prefix).argmax())
+
+    def signal(self, prefix: Tokens) -> Signal:
+        second, best = np.sort(self._scores(prefix))[-2:]
+        return Signal(max(self._pair.draft_law(prefix)), 0.0, float(best - second))
+
+    def settle(self, prefix: Tokens, pending: int | None, num_hedges: int) -> tuple[int, bool]:
+        token = int((np.log(self._pair.target_law(prefix)) + self._noise[len(prefix)]).argmax())
+        hedged = [other for other in np.argsort(-self._scores(prefix)).tolist() if other != pending][:num_hedges]
+        return token, token in hedged
+
+    def _scores(self, prefix: Tokens) -> np.ndarray:
+        return np.log(self._pair.draft_law(prefix)) + self._noise[len(prefix)]
+
+
+@pytest.mark.parametrize(
+    "label", ["confidence_stop:threshold=1.0,max_length=2,signal=margin", "saguaro:draft_length=2,fan_out=1"]
+)
+def test_enumerated_rounds_are_those_of_sampled_noise(label: str) -> None:
+    pair, policy, length, num_runs = random_pair(np.random.default_rng(6), 3), parse_policy(label), 4, 3000
+    rng = np.random.default_rng(0)
+    counts = np.zeros((num_runs, 4))
+    for run in range(num_runs):
+        world = EnumeratedWorld(SampledNoise(pair, rng), policy.needs, length, None, None)  # type: ignore[arg-type]
+        machine = decode(policy, request_id=0, max_new_tokens=length)
+        reply: Reply = None
+        while True:
+            try:
+                command = machine.send(reply)
+            except StopIteration:
+                break
+            if isinstance(command, Close):
+                done = command.round
+                counts[run] += (1, done.num_pending, done.num_rejected, done.is_hit)
+            reply = world.answer(command)
+    found = sequence_law(policy, Rule.SHARED_NOISE, pair, length, margin_edges=(1.0,))
+    errors = counts.mean(axis=0) - found[1:5]
+    bounds = 4.5 * counts.std(axis=0) / np.sqrt(num_runs)
+    assert (np.abs(errors) <= bounds + 1e-9).all(), f"{errors=} beyond {bounds=}"
 
 
 @dataclass(frozen=True)
