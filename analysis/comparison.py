@@ -175,7 +175,7 @@ def compare(
                 session=session,
                 progress=report,
                 conclude=conclude,
-                wants=lambda label, temperature: (label, temperature) in wanted,
+                wants=lambda label, request: (label, request.sampling.temperature) in wanted,
             )
     return rows
 

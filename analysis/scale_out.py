@@ -18,11 +18,12 @@ ResultT = TypeVar("ResultT")
 @dataclass(frozen=True, kw_only=True)
 class Workers:
     """Where tasks run. count: processes, for the processes backend; 1 stays in this one. scheduler: Dask's address,
-    such as tcp://127.0.0.1:8786."""
+    such as tcp://127.0.0.1:8786. timeout_s: to reach it."""
 
     count: int = 1
     backend: Literal["processes", "dask"] = "processes"
     scheduler: str | None = None
+    timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -69,7 +70,7 @@ def _backend(workers: Workers) -> Iterator[dict[str, Any]]:
     from joblib import parallel_config
 
     try:
-        client = Client(workers.scheduler, timeout="10s", set_as_default=False)
+        client = Client(workers.scheduler, timeout=workers.timeout_s, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ValueError(f"no Dask scheduler answers at {workers.scheduler}: {error}") from error
     with client, parallel_config(backend="dask", client=client, wait_for_workers_timeout=60):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from pydantic import TypeAdapter
 from analysis.prediction import predict, speed_of
 from analysis.simulation import load_calibration
 from sim.latency import FittedLatency, LatencyModel
-from sim.policies.catalog import parse_policy
+from sim.policies.catalog import label_of, parse_policy
 from sim.replay import replay
+from traces.calibration import calibrate
 from traces.runs import Run, read_run
 from traces.schema import RequestTrace
 from traces.speeds import measured_speeds, mismatched_prompts
@@ -178,26 +180,52 @@ def validate_run(
 ) -> Validation:
     """Execute policies on prompts that the run does not hold, predict them from the run, and write both down.
 
-    The new run takes the recorded one's settings and its next prompts; its summary.json holds `validation`.
+    The new run takes the recorded one's settings and its next prompts; its summary.json holds `validation`. A machine's
+    speed drifts by more in minutes than a good calibration errs, so the recorded prompts and policies run again, turn by
+    turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run. With
+    a calibration given, that is used instead.
     """
     from executor.recorder import RecordSettings, record
+    from executor.requests import Request
 
     recorded = read_run(run_dir)
-    latency = FittedLatency(load_calibration(recorded, calibration))
     base = TypeAdapter(RecordSettings).validate_python(recorded.config)
+    anchors = [] if calibration is not None else [label_of(parse_policy(label)) for label in base.policies]
+    tested = list(dict.fromkeys(label_of(parse_policy(label)) for label in ["autoregressive", *labels]))
+    num_anchored = min(num_prompts, base.num_prompts) if anchors else 0
     settings = replace(
         base,
-        policies=tuple(dict.fromkeys(["autoregressive", *labels])),
-        num_prompts=num_prompts,
-        skip_prompts=base.skip_prompts + base.num_prompts,
+        policies=tuple(dict.fromkeys([*tested, *anchors])),
+        num_prompts=num_anchored + num_prompts,
+        skip_prompts=base.skip_prompts + base.num_prompts - num_anchored,
         repeats=repeats,
         aligns=True,
     )
+    old_prompts = set(recorded.requests.prompt_id)
     found: list[Validation] = []
 
+    def take_turns(requests: list[Request]) -> list[Request]:
+        old = [request for request in requests if request.prompt_id in old_prompts]
+        new = [request for request in requests if request.prompt_id not in old_prompts]
+        pairs = itertools.zip_longest(new, old)
+        return [request for pair in pairs for request in pair if request is not None]
+
     def conclude(measured: Run) -> dict[str, object]:
-        found.append(validate(measured, recorded.traces(), latency, seed=seed))
+        requests = measured.requests
+        is_old = requests.prompt_id.isin(old_prompts)
+        fitted = load_calibration(recorded, calibration)
+        if anchors:
+            fitted = calibrate(measured.subset(requests.request_id[is_old]), seed=seed)
+        part = measured.subset(requests.request_id[~is_old])
+        found.append(validate(part, recorded.traces(), FittedLatency(fitted), seed=seed))
         return {"validation": found[0].as_dict()}
 
-    record(settings, output_dir, progress=progress, conclude=conclude)
+    record(
+        settings,
+        output_dir,
+        progress=progress,
+        conclude=conclude,
+        wants=lambda label, request: label in (anchors if request.prompt_id in old_prompts else tested),
+        arrange=take_turns,
+    )
     return found[0]

@@ -134,12 +134,13 @@ def record(
     session: Session | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     conclude: Callable[[Run], dict[str, object]] = lambda run: {},
-    wants: Callable[[str, float], bool] = lambda policy, temperature: True,
+    wants: Callable[[str, Request], bool] = lambda policy, request: True,
+    arrange: Callable[[list[Request]], list[Request]] = lambda requests: requests,
 ) -> Run:
     """Decode and record; returns the finished run folder. A given session is used and left open.
 
     progress(done, total) counts decoded requests. conclude(run) may add to summary.json before the run is closed.
-    wants(policy label, temperature) may leave combinations out. Policies take turns on each prompt, in an order that
+    wants(policy label, request) may leave combinations out; arrange(requests) may reorder them. Policies take turns on each prompt, in an order that
     rotates, so that a drift of the machine meets all of them alike.
     """
     policies = [parse_policy(label) for label in settings.policies]
@@ -150,13 +151,13 @@ def record(
     session = session or open_session(settings)
     try:
         with writer:
-            requests = make_requests(settings, session)
+            requests = arrange(make_requests(settings, session))
             _warm_up(session, requests[0], policies)
             recorder = _Recorder(settings, session, writer)
             schedule = [
                 (request, policy, repeat)
                 for request, policy, repeat in _schedule(requests, policies, settings.repeats)
-                if wants(label_of(policy), request.sampling.temperature)
+                if wants(label_of(policy), request)
             ]
             for count, (request, policy, repeat) in enumerate(schedule, 1):
                 recorder.decode(request, policy, repeat)

@@ -146,7 +146,7 @@ def fit_latency(
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
 
     fitted = columns @ found
-    widths = _width_table(np.asarray(num_tokens), times, fitted)
+    widths = _width_table(np.asarray(num_tokens), times, fitted, weights)
     if widths:
         fitted = fitted * np.interp(np.asarray(num_tokens, float), *np.transpose(widths))
     coefficients, intervals = np.zeros(len(TERMS)), np.zeros((len(TERMS), 2))
@@ -169,16 +169,23 @@ def fit_latency(
     )
 
 
-def _width_table(num_tokens: Array, times: Array, fitted: Array) -> tuple[tuple[int, float], ...]:
-    """Measured / fitted for each width, drawn towards 1 by the weight of PRIOR_OPS operations."""
+def _width_table(
+    num_tokens: Array, times: Array, fitted: Array, weights: Array
+) -> tuple[tuple[int, float], ...]:
+    """Measured / fitted for each width, robustly, drawn towards 1 by the weight of PRIOR_OPS operations."""
     table = []
     for width in np.unique(num_tokens).tolist():
         of_width = num_tokens == width
         count = int(of_width.sum())
         if count >= PRIOR_OPS:
-            ratio = times[of_width].sum() / fitted[of_width].sum()
+            weight = weights[of_width]
+            ratio = (weight * times[of_width]).sum() / (weight * fitted[of_width]).sum()
             table.append((int(width), float((count * ratio + PRIOR_OPS) / (count + PRIOR_OPS))))
-    return tuple(table) if len(table) > 2 else ()
+    if len(table) < 3:
+        return ()
+    factors = np.interp(np.asarray(num_tokens, float), *np.transpose(table))
+    scale = times.sum() / (fitted * factors).sum()  # the mean stays what was measured
+    return tuple((width, float(ratio * scale)) for width, ratio in table)
 
 
 def _design(num_tokens: Array, num_branches: Array, context: Array, least: int) -> Array:

@@ -15,7 +15,7 @@ import json
 import platform
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from os import replace
 from pathlib import Path
@@ -207,6 +207,15 @@ class Run:
     def tails(self) -> pd.DataFrame:
         """One row an off-path drafted token."""
         return self._frame("tails")
+
+    def subset(self, request_ids: Collection[int]) -> Run:
+        """The same run with these requests only (its summary still speaks of all)."""
+        part = Run(self.folder, self.config, self.meta, self.summary)
+        wanted = list(request_ids)
+        for name in TABLE_NAMES:
+            table = self._table(name)
+            part._tables[name] = table.filter(pa.compute.is_in(table["request_id"], pa.array(wanted)))
+        return part
 
     def traces(self) -> list[RequestTrace]:
         """Traces of the requests whose alignment was recorded, in the order in which it was recorded."""

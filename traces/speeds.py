@@ -60,15 +60,19 @@ def measured_speeds(
     speeds = []
     for temperature, cell in table.groupby("temperature", sort=True):
         grids = {str(policy): _by_prompt(rows) for policy, rows in cell.groupby("policy", sort=False)}
-        shared = sorted(set.intersection(*(set(grid.index) for grid in grids.values())))
-        weights = resampling_weights(len(shared), seed=seed)
-        rates = {policy: _rates(grid.loc[shared], weights) for policy, grid in grids.items()}
-        for policy, (rate, resampled) in rates.items():
+        prompts = sorted(set.union(*(set(grid.index) for grid in grids.values())))
+        weights = pd.DataFrame(resampling_weights(len(prompts), seed=seed), columns=prompts)
+        base = grids.get(baseline)
+        for policy, grid in grids.items():
             rows = cell[cell.policy == policy]
+            rate, resampled = _rates(grid, weights)
             gain, gain_interval = None, None
-            if baseline in rates:
-                base, base_resampled = rates[baseline]
-                gain, gain_interval = rate / base, interval_of(resampled / base_resampled)
+            shared = grid.index.intersection(base.index) if base is not None else grid.index[:0]
+            if base is not None and len(shared):
+                (own, own_resampled), (plain, plain_resampled) = (
+                    _rates(each.loc[shared], weights) for each in (grid, base)
+                )
+                gain, gain_interval = own / plain, interval_of(own_resampled / plain_resampled)
             speeds.append(
                 Speed(
                     policy=policy,
@@ -77,7 +81,7 @@ def measured_speeds(
                     interval=interval_of(resampled),
                     speedup=gain,
                     speedup_interval=gain_interval,
-                    num_prompts=len(shared),
+                    num_prompts=len(grid),
                     num_requests=len(rows),
                     num_unclean=int((~rows.is_clean.astype(bool)).sum()),
                     tokens_per_target_forward=float(rows.tokens.sum() / rows.num_rounds.sum()),
@@ -108,9 +112,13 @@ def _by_prompt(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby("prompt_id").agg(tokens=("tokens", "median"), decode_s=("decode_s", "median"))
 
 
-def _rates(grid: pd.DataFrame, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+def _rates(grid: pd.DataFrame, weights: pd.DataFrame) -> tuple[float, NDArray[np.float64]]:
+    """Tokens a second, and its resampled values (those in which any of the prompts was drawn)."""
     tokens, seconds = grid.tokens.to_numpy(float), grid.decode_s.to_numpy(float)
-    return float(tokens.sum() / seconds.sum()), (weights @ tokens) / (weights @ seconds)
+    drawn = weights[list(grid.index)].to_numpy()
+    total = drawn @ seconds
+    rates = np.divide(drawn @ tokens, total, out=np.full(len(total), tokens.sum() / seconds.sum()), where=total > 0)
+    return float(tokens.sum() / seconds.sum()), rates
 
 
 def speeds_summary(speeds: Sequence[Speed]) -> list[Mapping[str, object]]:

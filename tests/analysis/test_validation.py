@@ -45,7 +45,11 @@ def test_the_summary_holds_what_was_promised(validated: Path) -> None:
 
 
 def test_the_validation_uses_prompts_that_were_not_recorded(recorded: Path, validated: Path) -> None:
-    assert not set(read_run(recorded).requests.prompt_id) & set(read_run(validated).requests.prompt_id)
+    old = set(read_run(recorded).requests.prompt_id)
+    requests = read_run(validated).requests
+    tested = requests[~requests.prompt_id.isin(old)]
+    assert set(tested.policy) == {"autoregressive", "fixed_length:draft_length=3", "pearl:draft_length=5"}
+    assert set(requests[requests.prompt_id.isin(old)].policy) == set(read_run(recorded).requests.policy)
 
 
 def test_rounds_that_differ_are_seen(validated: Path) -> None:
