@@ -25,7 +25,8 @@ app = typer.Typer(
 app.add_typer(hrad_app, name="hrad")
 pair_app = typer.Typer(help="The embedded draft/target pair.", no_args_is_help=True)
 app.add_typer(pair_app, name="pair")
-console = Console()
+# Beside a terminal nothing limits the width of a table.
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="New folder for the results; never overwritten.")]
 RunDir = Annotated[Path, typer.Option("--run", help="Run folder of `specbranch record`.")]

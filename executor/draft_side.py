@@ -37,11 +37,17 @@ class Forward(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One hedge being drafted: the outcome it stands for, and its continuation."""
+    """One hedge being drafted: the outcome it stands for."""
 
     num_accepted: int
     first: int
-    laws: list[Law]
+
+
+class _Step(NamedTuple):
+    """What all hedges' laws at one depth are read from, once it is known which hedge was hit: (rows, vocab) each."""
+
+    logits: Tensor
+    scores: Tensor
 
 
 class DraftSide:
@@ -67,7 +73,9 @@ class DraftSide:
         self._laws: list[Law] = []
         self._frontier: Law | None = None
         self._rows: list[_Row] = []
+        self._steps: list[_Step] = []
         self._hit: int | None = None
+        self._hit_laws: list[Law] = []
         self.forwards = []
 
     def prefill(self) -> None:
@@ -110,7 +118,7 @@ class DraftSide:
         """Draft ahead for every hedged outcome, all rows in one batch."""
         start = time.perf_counter()
         committed, generated = len(self._committed), len(self._committed) - self._num_prompt
-        self._rows = []
+        self._rows, self._steps = [], []
         for n, count in enumerate(fanout):
             if count:
                 if n < len(self._pending):
@@ -118,7 +126,7 @@ class DraftSide:
                 else:
                     assert self._frontier is not None, "hedging the end of the pending tokens needs a look first"
                     tokens = self._frontier.tokens[:count]
-                self._rows.extend(_Row(n, token, []) for token in tokens)
+                self._rows.extend(_Row(n, token) for token in tokens)
         if num_steps == 0:
             return
         engine, num_rows = self._engine, len(self._rows)
@@ -127,13 +135,12 @@ class DraftSide:
         context = engine.length
         for step in range(num_steps):
             logits = engine.grow(newest)
-            positions = [generated + row.num_accepted + 1 + step for row in self._rows]
-            laws, read_from_s = self._read(logits, positions)
-            for row, law in zip(self._rows, laws, strict=True):
-                row.laws.append(law)
-            newest = [law.tokens[0] for law in laws]
-            self._note("branch", start, read_from_s, 1, num_rows, context + step)
-            start = time.perf_counter()
+            scores = self._score(logits, [generated + row.num_accepted + 1 + step for row in self._rows])
+            newest = choose(scores).tolist()
+            self._steps.append(_Step(logits, scores))
+            end = time.perf_counter()
+            self.forwards.append(Forward("branch", start, end, 1, num_rows, context + step))
+            start = end
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
         """Commit an outcome. Returns the next token's rank if it is known (else -1), whether a hedge covered it, and the
@@ -148,12 +155,17 @@ class DraftSide:
         if self._hit is None:
             self._miss()
             return rank, False, ()
-        return rank, True, tuple(law.signal for law in self._rows[self._hit].laws)
+        # Only the hit hedge's signals and alternatives are ever asked for: read them now, all depths at once.
+        self._hit_laws = []
+        if self._steps:
+            logits, scores = (torch.stack([step[i][self._hit] for step in self._steps]) for i in (0, 1))
+            self._hit_laws = self._read(logits, scores)
+        return rank, True, tuple(law.signal for law in self._hit_laws)
 
     def keep(self, num_kept: int) -> None:
         """After a hit: the first tokens of the continuation become pending, the rest is trimmed."""
         assert self._hit is not None, "keep follows a hit"
-        laws = self._rows[self._hit].laws
+        laws = self._hit_laws
         if laws:
             # The row's forwards cached its first token and all of the continuation but the last one.
             self._engine.adopt(self._hit, min(num_kept + 1, len(laws)))
@@ -162,11 +174,11 @@ class DraftSide:
         self._pending = [law.tokens[0] for law in laws[:num_kept]]
         self._laws = laws[:num_kept]
         self._frontier = laws[num_kept] if num_kept < len(laws) else None
-        self._rows, self._hit = [], None
+        self._rows, self._steps, self._hit, self._hit_laws = [], [], None, []
 
     def _miss(self) -> None:
         self._engine.roll_back(min(self._engine.length, self._settled_at))
-        self._pending, self._laws, self._frontier, self._rows = [], [], None, []
+        self._pending, self._laws, self._frontier, self._rows, self._steps = [], [], None, [], []
 
     def _forward(self, kind: str) -> Law:
         start = time.perf_counter()
@@ -177,26 +189,25 @@ class DraftSide:
         else:
             lag = self._pending[context - num_committed :]
         logits = self._engine.extend(lag, last_only=True)
-        laws, read_from_s = self._read(logits, [num_committed - self._num_prompt + len(self._pending)])
-        self._note(kind, start, read_from_s, len(lag), 1, context)
-        return laws[0]
+        scores = self._score(logits, [num_committed - self._num_prompt + len(self._pending)])
+        end = time.perf_counter()
+        (law,) = self._read(logits, scores)
+        # Reading signals, which not every policy wants, is told apart from drafting.
+        read_s = time.perf_counter() - end if self._needs.signals else 0.0
+        end = end if self._needs.signals else time.perf_counter()
+        self.forwards.append(Forward(kind, start, end, len(lag), 1, context, read_s))
+        return law
 
-    def _note(self, kind: str, start: float, read_from_s: float, tokens: int, branches: int, context: int) -> None:
-        """Write down a forward that ends now; reading signals, which not every policy wants, is told apart."""
-        now = time.perf_counter()
-        if not self._needs.signals:
-            read_from_s = now
-        self.forwards.append(Forward(kind, start, read_from_s, tokens, branches, context, now - read_from_s))
-
-    def _read(self, logits: Tensor, positions: list[int]) -> tuple[list[Law], float]:
-        """Laws from logits (rows, vocab): noise of each row's position, best tokens, signals if they are wanted; and the
-        time at which reading the signals began."""
+    def _score(self, logits: Tensor, positions: list[int]) -> Tensor:
+        """Noisy scores of logits (rows, vocab), each row at its own position."""
         noise = None if self._noise is None else self._noise.at(positions)
-        scores = noisy_scores(logits, self._sampling, noise)
+        return noisy_scores(logits, self._sampling, noise)
+
+    def _read(self, logits: Tensor, scores: Tensor) -> list[Law]:
+        """Laws of (rows, vocab): the best tokens, and the signals if they are wanted."""
         count = self._needs.num_alternatives
         tokens = choose(scores)[:, None].tolist() if count == 1 else top_tokens(scores, count).tolist()
-        read_from_s = time.perf_counter()
         if not self._needs.signals:
-            return [Law(row, UNKNOWN_SIGNAL) for row in tokens], read_from_s
+            return [Law(row, UNKNOWN_SIGNAL) for row in tokens]
         rows = signals(logits, scores, self._sampling).tolist()
-        return [Law(row, Signal(*signal)) for row, signal in zip(tokens, rows, strict=True)], read_from_s
+        return [Law(row, Signal(*signal)) for row, signal in zip(tokens, rows, strict=True)]

@@ -148,7 +148,8 @@ class FittedLatency:
         return self._read.mean_s(1, op.num_branches, op.context_tokens)
 
 
-_SIGNALLED = ("draft", "look", "branch")  # forwards whose laws a policy may read
+# Forwards whose laws are read at once. Of the branches only the hit one's are, when the round settles: the host's time.
+_SIGNALLED = ("draft", "look")
 
 
 def cold_start_s(latency: LatencyModel) -> tuple[float, float]:

@@ -27,6 +27,9 @@ MOST_AGES = 8
 LEAST_OBSERVED = 50  # observations that an age needs to have a chance of its own
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(11)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+# For likelihoods: one long request tells its effect sharply, so the nodes must lie close (Gauss and Hermite's do not).
+_FIT_NODES = np.linspace(-4, 4, 81)
+_FIT_WEIGHTS = np.exp(-(_FIT_NODES**2) / 2) / np.exp(-(_FIT_NODES**2) / 2).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +193,9 @@ def fit_counts(
         )
 
     def loss(parameters: Floats) -> float:
-        logits = parameters[:-1] + np.exp(parameters[-1]) * _NODES[:, None]  # (nodes, ages)
+        logits = parameters[:-1] + np.exp(parameters[-1]) * _FIT_NODES[:, None]  # (nodes, ages)
         inside = right @ -np.logaddexp(0, -logits).T + wrong @ -np.logaddexp(0, logits).T  # (requests, nodes)
-        return -float(logsumexp(inside, axis=1, b=_WEIGHTS).sum())
+        return -float(logsumexp(inside, axis=1, b=_FIT_WEIGHTS).sum())
 
     bounds = [(-12.0, 12.0)] * num_ages + [(-6.0, 1.5)]
     begin = np.r_[start, -1.0] if near is None else np.r_[logit(near.hazards), np.log(near.request_sd)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.acceptance_models import AcceptanceModel, Geometric, JointEmpirical, Recorded, continuation
+from sim.acceptance_models import AcceptanceModel, Chained, Geometric, JointEmpirical, Recorded, continuation
 from sim.machine import Close, decode
 from sim.policies.base import Defaults, Hedges, Needs, Observation
 from sim.replay import TraceWorld
+from traces.acceptance_chain import AcceptanceChain, fit_hazard, fit_markov
 from traces.calibration import fit_acceptance
 from traces.schema import FinishReason, RequestTrace, Signal
 
@@ -50,6 +51,8 @@ MODELS: dict[str, AcceptanceModel] = {
     "geometric": Geometric(alpha=0.7, tail_depth=DEPTH),
     "joint": JointEmpirical(fit_acceptance(RECORDED), temperature=1.0),
     "recorded": Recorded(RECORDED),
+    "hazard": Chained(fit_hazard(RECORDED), RECORDED),
+    "markov": Chained(fit_markov(RECORDED), RECORDED),
 }
 
 
@@ -200,3 +203,27 @@ def test_a_continuation_follows_the_path_and_then_the_tail() -> None:
     tails = {2: off_path, 4: off_path}
     assert [s.max_prob for s in continuation((0, 0, 3, 0), on_path, tails, 1, 4)] == [1, 2, 10, 11]
     assert [s.max_prob for s in continuation((0, 0, 3, 0), on_path, tails, 3, 3)] == [3, 10, 11]
+
+
+@pytest.mark.parametrize("hazards", [(0.3, 0.8), (0.3, 0.5, 0.9)])
+def test_chained_requests_have_the_hazards_of_their_chain(hazards: tuple[float, ...]) -> None:
+    model = Chained(AcceptanceChain(name="made up", hazards=hazards), RECORDED)
+    seen = np.zeros((2, len(hazards)))
+    for index, rng in enumerate(np.random.default_rng(5).spawn(60)):
+        age = 0
+        for rank in model.sample(200, index, rng).ranks:
+            seen[int(rank == 0), age] += 1
+            age = min(age + 1, len(hazards) - 1) if rank == 0 else 0
+    rates, num = seen[1] / seen.sum(axis=0), seen.sum(axis=0)
+    errors = (rates - np.array(hazards)) / np.sqrt(np.array(hazards) * (1 - np.array(hazards)) / num)
+    assert np.abs(errors).max() < 4, f"{errors} standard errors off"
+
+
+def test_chained_signals_belong_to_the_outcome() -> None:
+    trace = Chained(fit_markov(RECORDED), RECORDED).sample(300, 0, np.random.default_rng(0))
+    assert all(signal.margin == -rank for rank, signal in zip(trace.ranks, trace.signals, strict=True))
+
+
+def test_a_chain_needs_right_and_wrong_tokens_to_draw_from() -> None:
+    with pytest.raises(ValueError, match="only right or only wrong"):
+        Chained(AcceptanceChain(name="made up", hazards=(0.5,)), [Geometric(alpha=1.0).sample(9, 0, np.random.default_rng(0))])

@@ -1,0 +1,79 @@
+"""Speed of exploring; run on free cores with -m benchmark.
+
+Goals: a thousand policies (draft length x branches x threshold x method) on 20,000 recorded tokens within 20 s on 2 cores;
+2 workers at least 1.7 times as fast as 1 on free cores; replay far faster than SimPy for the same policies.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from analysis.evaluation import Timing, Workload, evaluate, evaluate_packed
+from analysis.exploration import explore_study
+from analysis.scale_out import Workers, run_tasks
+from analysis.study import read_study
+from sim.engine import simulate
+from sim.latency import FittedLatency
+from sim.policies.catalog import parse_policy
+from tests.analysis.made_up_run import write_run
+from traces.calibration import calibrate
+from traces.runs import read_run
+
+STUDY = Path(__file__).parents[2] / "examples" / "studies" / "thousand_policies.yaml"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("made-up") / "run", num_requests=100, num_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def workload(run_dir: Path) -> Workload:
+    run = read_run(run_dir)
+    return Workload(traces=tuple(run.traces()), calibration=calibrate(run), timings=(Timing(),))
+
+
+@pytest.mark.benchmark
+def test_a_thousand_policies_on_twenty_thousand_tokens(
+    benchmark: BenchmarkFixture, run_dir: Path, tmp_path: Path
+) -> None:
+    study, workers = read_study(STUDY), Workers(count=2)
+    found = benchmark.pedantic(lambda: explore_study(run_dir, tmp_path / "out", study, workers=workers), rounds=1)
+    assert (found.num_policies, found.num_tokens) == (1000, 20_000)
+    assert found.wall_s <= 20
+
+
+@pytest.mark.benchmark
+def test_two_workers_over_one(benchmark: BenchmarkFixture, workload: Workload) -> None:
+    labels, packed = read_study(STUDY).labels(), workload.packed()
+    tasks = [(packed, tuple(labels[start : start + 50])) for start in range(0, len(labels), 50)] * 3
+
+    def seconds(workers: Workers) -> float:
+        list(run_tasks(evaluate_packed, tasks[:2], workers))  # processes are started, and have imported and unpacked
+        started = time.perf_counter()
+        list(run_tasks(evaluate_packed, tasks, workers))
+        return time.perf_counter() - started
+
+    one = min(seconds(Workers(count=1)) for _ in range(2))
+    two = benchmark.pedantic(lambda: min(seconds(Workers(count=2)) for _ in range(2)), rounds=1)
+    benchmark.extra_info["two_workers_over_one"] = one / two
+    assert one / two >= 1.7, f"2 workers are {one / two:.2f} times as fast as 1; are the cores free?"
+
+
+@pytest.mark.benchmark
+def test_replay_over_simpy(benchmark: BenchmarkFixture, workload: Workload) -> None:
+    labels = read_study(STUDY).labels()
+    latency = FittedLatency(workload.calibration)
+    started = time.perf_counter()
+    chosen = labels[::100]
+    for label in chosen:
+        simulate(parse_policy(label), workload.traces, latency, record_ops=False)
+    engine_s = (time.perf_counter() - started) / len(chosen)
+    benchmark.pedantic(lambda: evaluate(workload, labels[300:400]), rounds=3)
+    ratio = engine_s / (benchmark.stats["min"] / 100)
+    benchmark.extra_info["replay_over_simpy"] = ratio
+    assert ratio >= 10

@@ -1,0 +1,100 @@
+"""A placement changes times as its processes would: interference, link, cost ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.latency import ConstantLatency, OpShape
+from sim.placement import AdjustedLatency, PlacedTimer, Placement, PlacementKind, adjusted, cost_ratio_of, mixed
+from sim.policies.autoregressive import Autoregressive
+from sim.policies.pearl import Pearl
+from sim.sweep import sweep
+from traces.schema import RequestTrace
+
+BASE = ConstantLatency(draft_s=0.2, verify_s=1.0, host_s=0.05)
+
+
+def shared_for(verify_s: float, ahead_s: float, interference: float) -> float:
+    """Two jobs started together on a device where each runs at 1 / interference while both do: stepped event by event."""
+    left = {"verify": verify_s, "ahead": ahead_s}
+    now = 0.0
+    while any(value > 1e-12 for value in left.values()):
+        running = [name for name, value in left.items() if value > 1e-12]
+        rate = 1 / interference if len(running) == 2 else 1.0
+        step = min(left[name] for name in running) / rate
+        for name in running:
+            left[name] -= step * rate
+        now += step
+    return now
+
+
+@given(
+    verify_s=st.floats(0.01, 5), ahead_s=st.floats(0, 5), interference=st.floats(1, 3)
+)
+def test_interference_is_the_mixture_of_two_devices_and_turns(
+    verify_s: float, ahead_s: float, interference: float
+) -> None:
+    placement = Placement(kind=PlacementKind.SHARED_DEVICE, interference=interference)
+    apart, turns = np.array([max(verify_s, ahead_s)]), np.array([verify_s + ahead_s])
+    assert mixed(apart, turns, placement.share_of_turns)[0] == pytest.approx(
+        shared_for(verify_s, ahead_s, interference), abs=1e-6
+    )
+
+
+def seconds_of(placement: Placement, traces: list[RequestTrace], latency: ConstantLatency | AdjustedLatency) -> float:
+    swept = sweep([Pearl(6)], traces, latency, record_rounds=True)
+    assert swept.rounds is not None
+    lengths = np.array([trace.num_tokens + 1 for trace in traces])
+    position = swept.rounds.position - (np.cumsum(lengths) - lengths)[swept.rounds.lane]
+    return float(PlacedTimer(latency, traces, placement).times_of(swept.rounds, swept.rounds.lane, position)[0].sum())
+
+
+def test_sharing_costs_between_nothing_and_taking_turns(make_trace: Callable[..., RequestTrace]) -> None:
+    traces = [make_trace(seed=seed) for seed in range(3)]
+    apart = float(sweep([Pearl(6)], traces, BASE).decode_s.sum())
+    turns = float(sweep([Pearl(6)], traces, BASE, same_device=True).decode_s.sum())
+    found = [
+        seconds_of(Placement(kind=PlacementKind.SHARED_DEVICE, interference=factor), traces, BASE)
+        for factor in (1.0, 1.5, 2.0)
+    ]
+    assert found == pytest.approx([apart, (apart + turns) / 2, turns])
+
+
+def test_a_link_costs_each_verification_its_way_there_and_back(make_trace: Callable[..., RequestTrace]) -> None:
+    placement = Placement(link_latency_s=0.01)
+    far = adjusted(BASE, placement, cost_ratio=None, context_tokens=50, drafts=True)
+    assert far.mean_s(OpShape("target", "verify", 4, 1, 50)) == pytest.approx(1.02)
+    assert far.mean_s(OpShape("draft", "draft", 1, 1, 50)) == pytest.approx(0.2)
+    np.testing.assert_allclose(far.mean_array("verify", [1, 4], 1, 50), 1.02)
+    narrow = Placement(link_latency_s=0.01, link_bytes_per_s=100.0)
+    slow = adjusted(BASE, narrow, cost_ratio=None, context_tokens=50, drafts=True)
+    assert slow.mean_s(OpShape("target", "verify", 4, 1, 50)) == pytest.approx(1.02 + 4 * 5 / 100)
+    assert adjusted(BASE, placement, cost_ratio=None, context_tokens=50, drafts=Autoregressive().needs.drafts) is BASE
+
+
+def test_a_cost_ratio_scales_the_draft_alone() -> None:
+    assert cost_ratio_of(BASE, 50) == pytest.approx(5.0)
+    scaled = adjusted(BASE, Placement(), cost_ratio=20.0, context_tokens=50, drafts=True)
+    assert cost_ratio_of(scaled, 50) == pytest.approx(20.0)
+    assert scaled.mean_s(OpShape("target", "verify", 1, 1, 50)) == BASE.verify_s
+    assert scaled.draw_s(OpShape("draft", "branch", 1, 4, 50), np.random.default_rng(0)) == pytest.approx(0.05)
+    np.testing.assert_allclose(scaled.mean_array("look", 1, 1, [0, 50]), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"interference": 0.5}, "interference must be at least 1"),
+        ({"link_latency_s": -1.0}, "link_latency_s must be at least 0"),
+        ({"kind": PlacementKind.SHARED_DEVICE, "link_latency_s": 0.1}, "has no link"),
+        ({"link_bytes_per_s": 0.0}, "link_bytes_per_s must be positive"),
+    ],
+)
+def test_impossible_placements_are_refused(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Placement(**settings)  # type: ignore[arg-type]
