@@ -1,8 +1,8 @@
 """Speed-of-light lines: what no draft length rule, and no drafter at all, can beat on a recorded trace.
 
-Serial oracle: knows how many draft tokens will be accepted, drafts exactly these (at most the draft length) and verifies.
-Overlap oracle: besides, every outcome was drafted for ahead of time, so that a round takes the longer of its verification
-and the drafting of the next round's tokens.
+Serial oracle: knows how many draft tokens will be accepted, drafts exactly these (at most the draft length) and
+verifies. Overlap oracle: besides, every outcome was drafted for ahead of time, so that a round takes the longer of its
+verification and the drafting of the next round's tokens.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def entropy_bound(entropies_nats: ArrayLike, num_verified: ArrayLike) -> Floats:
     (m + m2) log(P) / m^2, at least 1.
 
     m: mean entropy of the target's laws in nats, m2: mean of the squared log-probability, P: tokens that one forward
-    verifies. Pankratov and Alistarh, arXiv:2512.11718, of which the O(1) is left out. Traces hold entropies only, so m2 is
-    taken from below as E[H^2], which lowers the line: a guide, not a proof, in particular where entropies are small.
+    verifies. Pankratov and Alistarh, arXiv:2512.11718, of which the O(1) is left out. Traces hold entropies only, so
+    m2 is taken from below as E[H^2], which lowers the line: a guide, not a proof, in particular where entropies are
+    small.
 
     >>> round(float(entropy_bound([2.0, 2.0], 8)), 2)
     3.12

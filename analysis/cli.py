@@ -146,13 +146,13 @@ def explore(
     policy: Policies = None,
     calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
     temperature: Temperatures = None,
-    placement: Annotated[
-        list[str] | None, typer.Option(help="two_devices or shared_device; repeatable.")
-    ] = None,
+    placement: Annotated[list[str] | None, typer.Option(help="two_devices or shared_device; repeatable.")] = None,
     interference: Annotated[
         list[float] | None, typer.Option(help="Slow-down of two models on a shared device, 1 to 2; repeatable.")
     ] = None,
-    link_latency: Annotated[list[float] | None, typer.Option(help="One way between two devices, ms; repeatable.")] = None,
+    link_latency: Annotated[
+        list[float] | None, typer.Option(help="One way between two devices, ms; repeatable.")
+    ] = None,
     cost_ratio: Annotated[
         list[float] | None, typer.Option(help="Target forward / draft forward, in place of the measured; repeatable.")
     ] = None,
@@ -212,7 +212,8 @@ def validate(
         found = validate_run(
             run,
             output_dir,
-            policy or ["autoregressive", "fixed_length:draft_length=2", "fixed_length:draft_length=4", "pearl:draft_length=6"],
+            policy
+            or ["autoregressive", "fixed_length:draft_length=2", "fixed_length:draft_length=4", "pearl:draft_length=6"],
             calibration=calibration,
             num_prompts=num_prompts,
             repeats=repeats,
@@ -260,9 +261,7 @@ def compare(
 
 @app.command()
 def demo(
-    output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="New folder; runs/demo-N by default.")
-    ] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", help="New folder; runs/demo-N by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and policies: under a minute.")] = False,
     seed: Seed = 0,
 ) -> None:

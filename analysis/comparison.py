@@ -160,9 +160,7 @@ def compare(
             rows.extend(compare_run(measured, families, traces, latency))
             return {"comparison": [asdict(row) for row in rows]}
 
-        measuring = replace(
-            settings, policies=tuple(labels), skip_prompts=num_prompts, repeats=repeats
-        )
+        measuring = replace(settings, policies=tuple(labels), skip_prompts=num_prompts, repeats=repeats)
         wanted = {
             (label_of(parse_policy(label)), temperature)
             for temperature, chosen in families.items()

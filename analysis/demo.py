@@ -71,7 +71,9 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
     print_speeds(console, "Best, predicted", [_best(explored, t) for t in size.temperatures])
 
     console.rule("4. run the best ones for real, on prompts that were not recorded")
-    labels = [f"{method}:draft_length={length}" for method in ("fixed_length", "pearl") for length in size.draft_lengths]
+    labels = [
+        f"{method}:draft_length={length}" for method in ("fixed_length", "pearl") for length in size.draft_lengths
+    ]
     labels = [label for label in labels if label != "pearl:draft_length=1"]
     labels += [_best(explored, temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
     with progress_bar(console, "measuring") as report:

@@ -17,7 +17,9 @@ from traces.schema import RequestTrace, Round
 
 @dataclass(frozen=True, kw_only=True)
 class RequestSums:
-    """seconds: (3, requests) decode, draft busy, target busy. counts: name of `traces.metrics.Counts` -> (requests,)."""
+    """seconds: (3, requests) decode, draft busy, target busy. counts: name of `traces.metrics.Counts` ->
+    (requests,).
+    """
 
     seconds: NDArray[np.float64]
     counts: dict[str, NDArray[np.int64]]

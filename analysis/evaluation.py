@@ -1,4 +1,5 @@
-"""One task of an exploration: some policies on some traces, timed in every scenario. Runs in any process, on any machine.
+"""One task of an exploration: some policies on some traces, timed in every scenario. Runs in any process, on any
+machine.
 
 Rounds do not depend on times, so policies are replayed once and timed once for each scenario.
 """
@@ -40,7 +41,9 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What policies are tried on. seed: None for mean latencies, otherwise of the latency draws (shared by policies)."""
+    """What policies are tried on. seed: None for mean latencies, otherwise of the latency draws (shared by
+    policies).
+    """
 
     traces: tuple[RequestTrace, ...]
     calibration: Calibration

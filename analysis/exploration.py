@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.evaluation import Evaluated, Timing, Workload, evaluate_packed
+from analysis.evaluation import Evaluated, Timing, evaluate_packed
 from analysis.outcomes import Ranking, Scored, merge, rank, score
 from analysis.questions import Question, make_questions, refuse_unanswerable
 from analysis.scale_out import Workers, run_tasks
@@ -20,6 +20,7 @@ from analysis.sensitivity import ParameterEffect, parameter_effects
 from analysis.simulation import load_calibration
 from analysis.study import Conditions, Study
 from analysis.task_store import TaskStore
+from traces.acceptance_fit import LEAST_REQUESTS, AcceptanceReport, assess_acceptance
 from traces.runs import RunWriter, read_run
 from traces.schema import num_tokens
 from traces.speeds import Speed, speeds_summary
@@ -32,8 +33,9 @@ Report = Callable[[int, int], None]
 class Exploration:
     """Predicted speeds of many policies. wall_s: seconds that the search took, reading and calibrating included.
 
-    speeds: of every policy in every scenario; `table` has the same rows with their scenario and objectives. rankings: how
-    sure the first place is, by scenario. effects: of the fitted parameters, in the first scenario.
+    speeds: of every policy in every scenario; `table` has the same rows with their scenario and objectives. rankings:
+    how sure the first place is, by scenario. effects: of the fitted parameters, in the first scenario. acceptance:
+    which models the traces reject, when the study asks for other alignments than the recorded one.
     """
 
     speeds: list[Speed]
@@ -43,6 +45,7 @@ class Exploration:
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     effects: Sequence[ParameterEffect] = ()
+    acceptance: Sequence[AcceptanceReport] = ()
     num_reused_tasks: int = 0
 
     def best(self, count: int) -> list[Speed]:
@@ -106,8 +109,8 @@ def explore_study(
     is_sensitive: bool = True,
     progress: Report | None = None,
 ) -> Exploration:
-    """Answer a study from a recorded run. Writes results.parquet (a row for each policy and scenario), sensitivity.parquet
-    and summary.json to a new folder; a killed run goes on from OUTPUT.partial when called again.
+    """Answer a study from a recorded run. Writes results.parquet (a row for each policy and scenario),
+    sensitivity.parquet and summary.json to a new folder; a killed run goes on from OUTPUT.partial when called again.
 
     is_sensitive: whether to move every fitted parameter and choose again.
     """
@@ -145,6 +148,7 @@ def explore_study(
         table=table,
         rankings=rankings,
         effects=effects,
+        acceptance=_assess(questions),
         num_reused_tasks=store.num_reused,
     )
     config = {"run": str(run_dir), "calibration": str(calibration or ""), "study": study.as_dict()}
@@ -179,6 +183,14 @@ def summary_of(explored: Exploration) -> dict[str, Any]:
             {"scenario": scenario, **asdict(ranking)} for scenario, ranking in explored.rankings.items()
         ],
         "pareto": explored.pareto()[columns].to_dict("records"),
+        "acceptance": [
+            {
+                "temperature": report.temperature,
+                "rejected": report.rejected,
+                "models": [asdict(m) for m in report.models],
+            }
+            for report in explored.acceptance
+        ],
         "sensitivity": [{**asdict(effect), "flips": effect.flips} for effect in explored.effects[:10]],
     }
 
@@ -253,14 +265,20 @@ class _Tasks:
         return question, merge(parts), baseline
 
     def _split(self, labels: Sequence[str]) -> list[tuple[str, ...]]:
-        """Tasks of a grid. They do not depend on the number of workers, and neighbours in the grid share one: policies of
-        one method step together."""
+        """Tasks of a grid. They do not depend on the number of workers, and neighbours in the grid share one: policies
+        of one method step together."""
         size = self.study.policies_per_task
         return [tuple(labels[start : start + size]) for start in range(0, len(labels), size)]
 
     def _report(self, num_done: int) -> None:
         self.num_done += num_done
         self.progress(self.num_done, self.num_total)
+
+
+def _assess(questions: Sequence[Question]) -> list[AcceptanceReport]:
+    """Acceptance models against the recorded traces, where a study leaves these."""
+    recorded = {question.temperature: question.recorded for question in questions if question.alignment != "recorded"}
+    return [assess_acceptance(traces) for traces in recorded.values() if len(traces) >= LEAST_REQUESTS]
 
 
 def _score_all(question: Question, found: Evaluated, baseline: Evaluated, study: Study) -> list[tuple[Timing, Scored]]:

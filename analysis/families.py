@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,12 @@ TYPICAL_BRANCHES = 8
 @dataclass(frozen=True)
 class CostRatios:
     """Costs in units of one target forward over one token: a draft forward, each further row of it, each further token
-    that the target verifies."""
+    that the target verifies, on average from the first and, where kernels have switched, at the margin."""
 
     draft: float
     branch: float
     verify: float
+    marginal_verify: float
 
 
 def cost_ratios(latency: LatencyModel, context_tokens: int, num_pending: int = 6) -> CostRatios:
@@ -32,7 +34,8 @@ def cost_ratios(latency: LatencyModel, context_tokens: int, num_pending: int = 6
     draft = seconds("draft", "draft", 1, 1)
     branch = (seconds("draft", "branch", 1, TYPICAL_BRANCHES) - draft) / (TYPICAL_BRANCHES - 1)
     verify = (seconds("target", "verify", 1 + num_pending, 1) - target) / num_pending
-    return CostRatios(draft / target, max(0.0, branch / target), max(0.0, verify / target))
+    margin = (seconds("target", "verify", 9, 1) - seconds("target", "verify", 4, 1)) / 5
+    return CostRatios(draft / target, *(max(0.0, cost / target) for cost in (branch, verify, margin)))
 
 
 def family_grids(
@@ -45,13 +48,19 @@ def family_grids(
     margin, ranks = fit_signal(traces, "margin"), fit_ranks(traces)
     rate = margin.acceptance
     curve = f"intercept={margin.intercept:.4f},slope={margin.slope:.4f}"
+    constant = f"intercept={math.log(rate / (1 - rate)):.4f},slope=0" if 0 < rate < 1 else curve
     measured = (
-        f"{curve},draft_cost={costs.draft:.4f},branch_cost={costs.branch:.4f},verify_cost={costs.verify:.4f},"
-        f"mean_acceptance={rate:.3f},rank_decay={ranks.decay:.3f},rank_tail={ranks.tail:.3f}"
+        f"draft_cost={costs.draft:.4f},branch_cost={costs.branch:.4f},mean_acceptance={rate:.3f},"
+        f"rank_decay={ranks.decay:.3f},rank_tail={ranks.tail:.3f}"
     )
     reach = max(2, round(1 / costs.draft))
     lengths = (2, 3, 4) if is_small else (1, 2, 3, 4, 5, 6, 8)
-    pearl_lengths = sorted({max(2, round(reach * share)) for share in ((0.5, 0.75, 1.0) if is_small else (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.2))})
+    pearl_lengths = sorted(
+        {
+            max(2, round(reach * share))
+            for share in ((0.5, 0.75, 1.0) if is_small else (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.2))
+        }
+    )
     thresholds = (0.5, 1.0) if is_small else (0.25, 0.5, 1.0, 1.5)
     grids = {
         "autoregressive": ["autoregressive"],
@@ -79,10 +88,14 @@ def family_grids(
             for spread in (("geometric",) if is_small else ("geometric", "uniform"))
         ],
         "outcome_hedging": [
-            f"outcome_hedging:{measured},draft_length={length},max_branches={branches},worth={worth}"
-            for length in ((6,) if is_small else (4, 6, 8))
+            f"outcome_hedging:{measured},{guess},verify_cost={verify:.4f},draft_length={length},"
+            f"max_branches={branches},worth={worth},is_full_length={is_full}"
+            for guess in (curve, constant)
+            for is_full in ((False,) if is_small else (False, True))
+            for verify in ((costs.marginal_verify,) if is_small or is_full else (costs.verify, costs.marginal_verify))
+            for length in ((4,) if is_small else (3, 4, 6))
             for branches in ((12,) if is_small else (8, 12, 16))
-            for worth in ((1.8,) if is_small else (1.4, 1.7, 2.0, 2.4))
+            for worth in ((1.6,) if is_small or is_full else (1.3, 1.6, 2.0))
         ],
     }
     grids |= _specbranch_grids(pearl_lengths, with_classes, is_small)
@@ -104,16 +117,18 @@ def _specbranch_grids(lengths: Sequence[int], with_classes: bool, is_small: bool
         "specbranch without H-RAD": [
             f"specbranch:{text},max_branches={count},uses_hrad=false" for text in grid for count in counts
         ],
-        "specbranch without branches and H-RAD": [
-            f"specbranch:{text},max_branches=1,uses_hrad=false" for text in grid
-        ],
+        "specbranch without branches and H-RAD": [f"specbranch:{text},max_branches=1,uses_hrad=false" for text in grid],
         "specbranch without H-RAD, fixed count": [
-            f"specbranch:{text},max_branches={count},uses_hrad=false,is_fixed_count=true" for text in grid for count in counts
+            f"specbranch:{text},max_branches={count},uses_hrad=false,is_fixed_count=true"
+            for text in grid
+            for count in counts
         ],
     }
     if with_classes:
         found = {
-            "specbranch": [f"specbranch:{text},max_branches={count},uses_hrad=true" for text in grid for count in counts],
+            "specbranch": [
+                f"specbranch:{text},max_branches={count},uses_hrad=true" for text in grid for count in counts
+            ],
             "specbranch without branches": [f"specbranch:{text},max_branches=1,uses_hrad=true" for text in grid],
         } | found
     return found

@@ -40,16 +40,16 @@ CLOSED_FORMS: Mapping[str, Callable[[Floats, Floats, Floats], Floats]] = {
 def closed_form_map(
     alphas: Sequence[float], cost_ratios: Sequence[float], methods: Sequence[str] = tuple(CLOSED_FORMS)
 ) -> pd.DataFrame:
-    """Columns alpha, cost_ratio, method, setting (its best draft length), speedup. Acceptance is geometric; branches cost
-    nothing and rescue half of the rejections."""
-    grid = np.meshgrid(np.asarray(alphas, float), np.asarray(cost_ratios, float), indexing="ij")
+    """Columns alpha, cost_ratio, method, setting (its best draft length), speedup. Acceptance is geometric; branches
+    cost nothing and rescue half of the rejections."""
+    grid_alphas, grid_ratios = np.meshgrid(np.asarray(alphas, float), np.asarray(cost_ratios, float), indexing="ij")
     lengths = np.arange(1, LONGEST + 1, dtype=float)
-    frames = [_flat(*grid, "autoregressive", np.zeros_like(grid[0]), np.ones_like(grid[0]))]
+    frames = [_flat(grid_alphas, grid_ratios, "autoregressive", np.zeros_like(grid_alphas), np.ones_like(grid_alphas))]
     for method in methods:
-        gains = CLOSED_FORMS[method](grid[0][..., None], lengths, grid[1][..., None])
+        gains = CLOSED_FORMS[method](grid_alphas[..., None], lengths, grid_ratios[..., None])
         best = np.argmax(gains, axis=-1)
         speedup = np.take_along_axis(gains, best[..., None], axis=-1)[..., 0]
-        frames.append(_flat(*grid, method, lengths[best], speedup))
+        frames.append(_flat(grid_alphas, grid_ratios, method, lengths[best], speedup))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -90,7 +90,9 @@ def simulated_map(
 
 
 def winners(table: pd.DataFrame, margin: float = 0.0) -> pd.DataFrame:
-    """The fastest method of each cell, with its gain over the second; autoregressive when nothing gains more than margin."""
+    """The fastest method of each cell, with its gain over the second; autoregressive when nothing gains more than
+    margin.
+    """
     ordered = table.sort_values("speedup", ascending=False, kind="stable")
     first = ordered.groupby(["alpha", "cost_ratio"], sort=True).nth(0).set_index(["alpha", "cost_ratio"])
     second = ordered.groupby(["alpha", "cost_ratio"], sort=True).nth(1).set_index(["alpha", "cost_ratio"])

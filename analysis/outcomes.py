@@ -35,8 +35,9 @@ class Scored:
 class Ranking:
     """How sure the first place is, by a bootstrap over prompts.
 
-    probability_best: share of the resamples in which the best policy stays the fastest. expected_regret: mean loss of speed
-    against the resample's own fastest. runner_up: the policy that wins most often otherwise. gain: over the runner-up.
+    probability_best: share of the resamples in which the best policy stays the fastest. expected_regret: mean loss of
+    speed against the resample's own fastest. runner_up: the policy that wins most often otherwise. gain: over the
+    runner-up.
     """
 
     best: str
@@ -107,7 +108,8 @@ def score(
 def objective_values(objective: Objective, found: Evaluated, timing: int) -> Floats:
     """(policies,) of one objective.
 
-    speed: decode tokens/s. rollback: drafted but never emitted / drafted (METHOD Q14, second definition), 0 without drafts.
+    speed: decode tokens/s. rollback: drafted but never emitted / drafted (METHOD Q14, second definition), 0 without
+    drafts.
     energy: busy device seconds a token, draft and target alike, a proxy. memory: peak speculative cache entries.
     """
     tokens = found.counts["num_emitted"].sum(axis=1)

@@ -1,4 +1,6 @@
-"""Figures: each function takes data and an Axes, draws, and returns the Axes. Simulated is a line, measured is points."""
+"""Figures: each function takes data and an Axes, draws, and returns the Axes. Simulated is a line, measured is
+points.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def colour_of(method: str) -> str:
     return COLOURS.get(method, "#999999")
 
 
-def speedup_by_draft_length(axes: Axes, predicted: pd.DataFrame, measured: pd.DataFrame, methods: Sequence[str]) -> Axes:
+def speedup_by_draft_length(
+    axes: Axes, predicted: pd.DataFrame, measured: pd.DataFrame, methods: Sequence[str]
+) -> Axes:
     """Speed-up over autoregressive decoding against draft length, predicted (line, band) and measured (points, bars).
 
     Both frames have columns method, draft_length, speedup, low, high.
@@ -56,7 +60,13 @@ def speedup_by_draft_length(axes: Axes, predicted: pd.DataFrame, measured: pd.Da
         if not points.empty:
             bars = [points.speedup - points.low, points.high - points.speedup]
             axes.errorbar(
-                points.draft_length, points.speedup, yerr=bars, fmt="o", color=colour, capsize=3, label=f"{name}, measured"
+                points.draft_length,
+                points.speedup,
+                yerr=bars,
+                fmt="o",
+                color=colour,
+                capsize=3,
+                label=f"{name}, measured",
             )
     axes.axhline(1.0, color=colour_of("autoregressive"), linewidth=0.8, linestyle=":")
     axes.set_xlabel("draft length (tokens)")
@@ -91,11 +101,17 @@ def branches_by_draft_length(axes: Axes, table: pd.DataFrame) -> Axes:
     """
     cells = table.pivot_table(index="max_branches", columns="draft_length", values="speedup", aggfunc="max")
     image = axes.imshow(cells.to_numpy(), origin="lower", aspect="auto", cmap="cividis")
-    axes.set_xticks(range(cells.shape[1]), [f"{value:g}" for value in cells.columns])
-    axes.set_yticks(range(cells.shape[0]), [f"{value:g}" for value in cells.index])
+    axes.set_xticks(range(cells.shape[1]), [f"{value:g}" for value in cells.columns.to_numpy(float)])
+    axes.set_yticks(range(cells.shape[0]), [f"{value:g}" for value in cells.index.to_numpy(float)])
     row, column = divmod(int(cells.to_numpy().argmax()), cells.shape[1])
     axes.plot(column, row, marker="*", color="#D55E00", markersize=14, markeredgecolor="white")
-    axes.annotate(f"{cells.iat[row, column]:.2f}", (column, row), xytext=(8, 8), textcoords="offset points", color="white")
+    axes.annotate(
+        f"{cells.to_numpy(float)[row, column]:.2f}",
+        (column, row),
+        xytext=(8, 8),
+        textcoords="offset points",
+        color="white",
+    )
     axes.set_xlabel("draft length (tokens)")
     axes.set_ylabel("branches (at most)")
     axes.figure.colorbar(image, ax=axes, label="speed-up over autoregressive")
@@ -111,7 +127,14 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
     ratios, alphas = cells.columns.to_numpy(float), cells.index.to_numpy(float)
     palette = ListedColormap([colour_of(method) for method in methods])
     axes.pcolormesh(
-        ratios, alphas, cells.to_numpy(), cmap=palette, vmin=-0.5, vmax=len(methods) - 0.5, alpha=0.75, shading="nearest"
+        ratios,
+        alphas,
+        cells.to_numpy(),
+        cmap=palette,
+        vmin=-0.5,
+        vmax=len(methods) - 0.5,
+        alpha=0.75,
+        shading="nearest",
     )
     values = speedups.to_numpy(float)
     levels = [level for level in (1.25, 1.5, 2, 3, 4, 6) if values.min() < level < values.max()]
@@ -132,7 +155,8 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
 def acceptance_by_position(axes: Axes, measured: pd.DataFrame, predicted: Mapping[str, Sequence[float]]) -> Axes:
     """Acceptance of each position of a round, all before it accepted, and what departs from the i.i.d. line.
 
-    measured: columns position (from 1), acceptance, low, high: points. predicted: name -> acceptance by position: lines.
+    measured: columns position (from 1), acceptance, low, high: points. predicted: name -> acceptance by position:
+    lines.
     """
     axes.axhline(
         measured.acceptance.iloc[0], color=colour_of("autoregressive"), linestyle="--", label="i.i.d. from position 1"

@@ -28,7 +28,9 @@ from traces.signal_fit import fit_ranks, fit_signal
 
 @dataclass(frozen=True)
 class Question:
-    """Policies on one set of traces. recorded: the traces behind those of the workload. measured: settings by method."""
+    """Policies on one set of traces. recorded: the traces behind those of the workload. measured: settings by
+    method.
+    """
 
     temperature: float
     alignment: str

@@ -1,8 +1,8 @@
 """Scale out: the same tasks in this process, in processes of this machine, or on a Dask cluster, through joblib.
 
-What a task computes depends on its arguments alone, so that every backend gives the same numbers bit for bit. Results come
-as they are ready. On Dask a task whose worker dies runs again on another one: arguments travel within the task, so that
-nothing is lost with a worker.
+What a task computes depends on its arguments alone, so that every backend gives the same numbers bit for bit. Results
+come as they are ready. On Dask a task whose worker dies runs again on another one: arguments travel within the task,
+so that nothing is lost with a worker.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Workers:
 def run_tasks(
     function: Callable[..., ResultT], tasks: Sequence[tuple[Any, ...]], workers: Workers
 ) -> Iterator[tuple[int, ResultT]]:
-    """Index and result of function(*task) for each task, in the order in which they end. The function must be importable."""
+    """Index and result of function(*task) for each task, in the order in which they end. The function must be
+    importable.
+    """
     if workers.backend == "processes" and (workers.count == 1 or len(tasks) < 2):
         for index, task in enumerate(tasks):
             yield index, function(*task)

@@ -52,8 +52,8 @@ def search_with_optuna(
 ) -> dict[str, tuple[float, ...]]:
     """Values of up to `trials` different policies out of the families' grids, in the order in which they were tried.
 
-    Suggestions are asked and told in batches, in a fixed order: the result depends on the seed and the batch, not on how
-    many workers evaluate one. first: labels to begin with. Stops early when the grid is used up.
+    Suggestions are asked and told in batches, in a fixed order: the result depends on the seed and the batch, not on
+    how many workers evaluate one. first: labels to begin with. Stops early when the grid is used up.
     """
     import optuna
 
@@ -96,8 +96,8 @@ def search_with_optuna(
 def _suggest(
     trial: Any, families: Sequence[Family], choices: Sequence[Mapping[str, tuple[Plain, ...]]], measured: Any
 ) -> str:
-    """One policy of the grids. Every family has its own parameters, numbers as positions in their sorted values, so that
-    the sampler knows which are near."""
+    """One policy of the grids. Every family has its own parameters, numbers as positions in their sorted values, so
+    that the sampler knows which are near."""
     index = trial.suggest_categorical("family", list(range(len(families)))) if len(families) > 1 else 0
     settings: dict[str, Any] = {}
     for name, values in choices[index].items():

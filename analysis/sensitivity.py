@@ -17,8 +17,8 @@ NUM_CONTENDERS = 12
 class ParameterEffect:
     """One coefficient of a latency law at one end of its 95% interval.
 
-    best: the fastest contender then. speed_change: of the policy chosen before, relative. regret: what keeping that policy
-    would lose against `best`, relative.
+    best: the fastest contender then. speed_change: of the policy chosen before, relative. regret: what keeping that
+    policy would lose against `best`, relative.
     """
 
     group: str

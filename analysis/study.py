@@ -117,8 +117,8 @@ class Family:
 class Conditions:
     """Where and on what the policies run. Every combination is a scenario.
 
-    temperatures: of the recorded traces; empty for all. placements: two_devices, shared_device. interference: of a shared
-    device. cost_ratios: target forward / draft forward, `measured` for the calibration's. alignments: see
+    temperatures: of the recorded traces; empty for all. placements: two_devices, shared_device. interference: of a
+    shared device. cost_ratios: target forward / draft forward, `measured` for the calibration's. alignments: see
     `analysis.alignments`.
     """
 
@@ -178,7 +178,8 @@ class Search:
 class Study:
     """What `specbranch explore` answers.
 
-    latency: `mean` times (array replay), or `drawn` ones (SimPy engine; slower, and fair to overlap where times scatter).
+    latency: `mean` times (array replay), or `drawn` ones (SimPy engine; slower, and fair to overlap where times
+    scatter).
     policies_per_task: the unit of work, of resuming and of scaling out; results do not depend on the number of workers.
     """
 

@@ -34,7 +34,9 @@ def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:
     """Speeds with 95% intervals over prompts."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("policy", "T", "tokens/s [95%]", "speed-up [95%]", "tokens/forward", "n"):
-        table.add_column(name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy")
+        table.add_column(
+            name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy"
+        )
     for speed in speeds:
         table.add_row(
             short_label(speed.policy),
@@ -53,7 +55,9 @@ def print_validation(console: Console, validation: Validation) -> None:
     """Predicted beside measured, and what the comparison amounts to."""
     table = Table(title="Predicted against measured, tokens/s", title_justify="left", box=None, pad_edge=False)
     for name in ("policy", "T", "predicted", "measured [95%]", "error", "latency's", "speed-up"):
-        table.add_column(name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy")
+        table.add_column(
+            name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy"
+        )
     for check in validation.policies:
         speedup = check.speedup_over_autoregressive
         table.add_row(

@@ -1,7 +1,7 @@
 """Finished tasks of an exploration on disk, so that one that was killed goes on where it stopped.
 
-They lie beside the results, in OUTPUT.partial, and go when the results are written. A folder belongs to one question: the
-study, the traces, the calibration. Each task is one file, written under another name and renamed.
+They lie beside the results, in OUTPUT.partial, and go when the results are written. A folder belongs to one question:
+the study, the traces, the calibration. Each task is one file, written under another name and renamed.
 """
 
 from __future__ import annotations

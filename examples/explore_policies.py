@@ -1,7 +1,7 @@
 """Which policy is the fastest for this pair on this hardware, and how sure is that?
 
-    specbranch record --output-dir runs/mine
-    python examples/explore_policies.py runs/mine runs/mine-explored
+specbranch record --output-dir runs/mine
+python examples/explore_policies.py runs/mine runs/mine-explored
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Replay a recorded run under another policy: which rounds would it have run, and how fast?"""
 
+from analysis.prediction import predict
 from sim.latency import FittedLatency
 from sim.policies.pearl import Pearl
 from sim.replay import replay
 from traces.calibration import calibrate
 from traces.metrics import count_rounds
 from traces.runs import read_run
-from analysis.prediction import predict
 
 run = read_run("runs/demo-1/recorded")
 policy = Pearl(draft_length=6)

@@ -140,8 +140,8 @@ def record(
     """Decode and record; returns the finished run folder. A given session is used and left open.
 
     progress(done, total) counts decoded requests. conclude(run) may add to summary.json before the run is closed.
-    wants(policy label, request) may leave combinations out; arrange(requests) may reorder them. Policies take turns on each prompt, in an order that
-    rotates, so that a drift of the machine meets all of them alike.
+    wants(policy label, request) may leave combinations out; arrange(requests) may reorder them. Policies take turns on
+    each prompt, in an order that rotates, so that a drift of the machine meets all of them alike.
     """
     policies = [parse_policy(label) for label in settings.policies]
     for policy in policies:
@@ -169,9 +169,7 @@ def record(
     return read_run(output_dir)
 
 
-def _schedule(
-    requests: list[Request], policies: list[Policy], repeats: int
-) -> Iterator[tuple[Request, Policy, int]]:
+def _schedule(requests: list[Request], policies: list[Policy], repeats: int) -> Iterator[tuple[Request, Policy, int]]:
     for repeat in range(repeats):
         for index, request in enumerate(requests):
             shift = (index + repeat) % len(policies)

@@ -28,7 +28,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.tokens:
-            raise ValueError(f"prompt {self.prompt_id} is empty; give at least one token (the tokenizer's bos will do).")
+            raise ValueError(
+                f"prompt {self.prompt_id} is empty; give at least one token (the tokenizer's bos will do)."
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, but got {self.max_new_tokens}.")
 

@@ -91,9 +91,7 @@ class Session:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     @torch.inference_mode()
-    def run(
-        self, request: Request, policy: Policy, *, request_id: int = 0, is_recording: bool = True
-    ) -> Decoded:
+    def run(self, request: Request, policy: Policy, *, request_id: int = 0, is_recording: bool = True) -> Decoded:
         """Decode one request. Without recording only its tokens and its start and end are kept."""
         check_classes(policy, self.has_predictor)
         longest = len(request.tokens) + request.max_new_tokens
@@ -148,4 +146,3 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-

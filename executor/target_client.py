@@ -149,9 +149,7 @@ class TargetClient:
         body, floats = self._wait(self._timeout_s, "verification")
         return TargetVerdict(body[0], body[1], floats[0], floats[1], floats[2], _class_probs(floats[3:]))
 
-    def score(
-        self, tokens: Sequence[int], num_prompt: int, sampling: Sampling, vocab_size: int
-    ) -> Iterator[Scores]:
+    def score(self, tokens: Sequence[int], num_prompt: int, sampling: Sampling, vocab_size: int) -> Iterator[Scores]:
         """The target's laws along a finished sequence, in chunks; at temperature 0 the laws at temperature 1."""
         self._outbox.post(Opcode.SCORE, (num_prompt, sampling.top_k, *tokens), (sampling.temperature, sampling.top_p))
         self._wait(self._timeout_s, "scoring")

@@ -151,10 +151,11 @@ def _walk(after: tuple[Positions, Positions], num: int, rng: np.random.Generator
 
 
 class Chained:
-    """Outcomes of a fitted chain (hazard by run length, or Markov, with or without a request effect), and signals to them.
+    """Outcomes of a fitted chain (hazard by run length, or Markov, with or without a request effect), and signals to
+    them.
 
-    A position's rank and signal are drawn together from the recorded positions with the same outcome (right or wrong), its
-    tail from the recorded tails: what the signal tells of the outcome survives, the order of signals does not.
+    A position's rank and signal are drawn together from the recorded positions with the same outcome (right or wrong),
+    its tail from the recorded tails: what the signal tells of the outcome survives, the order of signals does not.
     """
 
     def __init__(self, chain: AcceptanceChain, traces: Sequence[RequestTrace], *, num_prompt_tokens: int = 128) -> None:

@@ -1,10 +1,11 @@
 """Where the two models run: on two devices with a link between them, or on one device that they share.
 
-A placement changes times only: under shared noise no outcome depends on it. On a shared device the verification and what
-the draft does meanwhile slow each other down by the interference factor f while both run; a round that overlaps v seconds
-of verification with a seconds of drafting then takes max(v, a) + (f - 1) min(v, a). f = 1 is as good as two devices,
-f = 2 as bad as taking turns, more than 2 is worse than that. Since max + (f - 1) min = (2 - f) max + (f - 1) (max + min),
-the time of any sequence of rounds is that same mixture of its time on two devices and its time taking turns.
+A placement changes times only: under shared noise no outcome depends on it. On a shared device the verification and
+what the draft does meanwhile slow each other down by the interference factor f while both run; a round that overlaps v
+seconds of verification with a seconds of drafting then takes max(v, a) + (f - 1) min(v, a). f = 1 is as good as two
+devices, f = 2 as bad as taking turns, more than 2 is worse than that. Since max + (f - 1) min = (2 - f) max + (f - 1)
+(max + min), the time of any sequence of rounds is that same mixture of its time on two devices and its time taking
+turns.
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ def cost_ratio_of(latency: LatencyModel, context_tokens: int) -> float:
 def adjusted(
     latency: LatencyModel, placement: Placement, *, cost_ratio: float | None, context_tokens: int, drafts: bool
 ) -> LatencyModel:
-    """The latency of a scenario: the draft scaled to a cost ratio (None: as it is), the link added for methods that draft."""
+    """The latency of a scenario: the draft scaled to a cost ratio (None: as it is), the link added for methods that
+    draft.
+    """
     factor = 1.0 if cost_ratio is None else cost_ratio_of(latency, context_tokens) / cost_ratio
     has_link = drafts and placement.kind is PlacementKind.TWO_DEVICES and placement.link_latency_s > 0
     if factor == 1.0 and not has_link:

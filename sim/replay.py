@@ -63,7 +63,9 @@ class TraceWorld:
         num_accepted = stop - start
         if stop == trace.num_tokens:  # the request ended within the accepted tokens
             self.position = stop
-            return Settled(num_accepted, num_accepted, True, -1, False, (), None)  # the verdict's class lies past the end
+            return Settled(
+                num_accepted, num_accepted, True, -1, False, (), None
+            )  # the verdict's class lies past the end
         num_pending, self.num_pending = self.num_pending, 0
         self.position = stop + 1
         is_finished = self.position == trace.num_tokens

@@ -119,14 +119,18 @@ class AcceptanceChain:
 
     def sample(self, num_tokens: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """(num_tokens,) whether the draft's token is right at each position of one request."""
-        shift = rng.standard_normal(1) if self.request_sd else np.zeros(1)
-        hazards = self._shifted(shift)[0].tolist()
-        oldest, age = len(hazards) - 1, 0
-        found = np.zeros(num_tokens, dtype=bool)
-        for position, draw in enumerate(rng.random(num_tokens).tolist()):
-            is_right = draw < hazards[age]
-            found[position] = is_right
-            age = min(age + 1, oldest) if is_right else 0
+        found: NDArray[np.bool_] = self.sample_many(1, num_tokens, rng)[0]
+        return found
+
+    def sample_many(self, num_requests: int, num_tokens: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """(num_requests, num_tokens) the same for many requests; each begins as after a wrong token."""
+        shifts = rng.standard_normal(num_requests) if self.request_sd else np.zeros(num_requests)
+        hazards = self._shifted(shifts)
+        rows, ages = np.arange(num_requests), np.zeros(num_requests, dtype=np.int64)
+        found = np.zeros((num_requests, num_tokens), dtype=bool)
+        for position in range(num_tokens):
+            found[:, position] = rng.random(num_requests) < hazards[rows, ages]
+            ages = np.where(found[:, position], np.minimum(ages + 1, hazards.shape[1] - 1), 0)
         return found
 
     def _shifted(self, nodes: Floats) -> Floats:
@@ -165,7 +169,9 @@ def well_observed_ages(traces: Sequence[RequestTrace], most_ages: int = MOST_AGE
 
 
 def run_counts(traces: Sequence[RequestTrace], num_ages: int) -> NDArray[np.int64]:
-    """(requests, 2, ages) how often the draft was wrong (0) and right (1) after each run; longer runs count as the oldest."""
+    """(requests, 2, ages) how often the draft was wrong (0) and right (1) after each run; longer runs count as the
+    oldest.
+    """
     if not traces:
         raise ValueError("an acceptance model needs at least one recorded trace, but got none.")
     found = np.zeros((len(traces), 2, num_ages), dtype=np.int64)
@@ -181,8 +187,8 @@ def run_counts(traces: Sequence[RequestTrace], num_ages: int) -> NDArray[np.int6
 def fit_counts(
     name: str, counts: NDArray[np.int64], *, has_effect: bool, near: AcceptanceChain | None = None
 ) -> AcceptanceChain:
-    """Maximum likelihood of `run_counts`, the requests' effect integrated out; half an observation each way keeps chances off 0 and
-    1. near: a fit to start from."""
+    """Maximum likelihood of `run_counts`, the requests' effect integrated out; half an observation each way keeps
+    chances off 0 and 1. near: a fit to start from."""
     wrong, right = counts[:, 0].astype(float), counts[:, 1].astype(float)
     start = logit((right.sum(axis=0) + 0.5) / (counts.sum(axis=(0, 1)) + 1.0))
     num_ages = counts.shape[2]

@@ -63,8 +63,8 @@ class LawByLength(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PositionLaw:
-    """Acceptance by position in the round, higher or lower by `start_shift` (logits, fading by half with each position) in
-    rounds that follow a full acceptance, with a normal effect of the request.
+    """Acceptance by position in the round, higher or lower by `start_shift` (logits, fading by half with each
+    position) in rounds that follow a full acceptance, with a normal effect of the request.
 
     hazards: chance at each position of a round after a rejection; the last one for all further positions.
     """

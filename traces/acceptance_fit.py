@@ -1,9 +1,9 @@
 """Which acceptance models do recorded traces reject? Each is fitted, and must tell the tokens a target forward.
 
-The test: tokens per target forward at draft lengths 1 to 16, as the model says and as replay of the traces gives exactly.
-Both come from the same requests, so the requests are drawn again (bootstrap), the model fitted again, and the differences
-compared with how much they scatter: the largest of all lengths, in standard errors, gives the p-value. A model that is
-rejected is not useless: the report says by how much it errs.
+The test: tokens per target forward at draft lengths 1 to 16, as the model says and as replay of the traces gives
+exactly. Both come from the same requests, so the requests are drawn again (bootstrap), the model fitted again, and the
+differences compared with how much they scatter: the largest of all lengths, in standard errors, gives the p-value. A
+model that is rejected is not useless: the report says by how much it errs.
 
     report = assess_acceptance(read_run(folder).traces())
     print(report.text())
@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from traces.acceptance_chain import AcceptanceChain, fit_counts, run_counts, well_observed_ages
-from traces.acceptance_curves import pooled_law
 from traces.schema import RequestTrace
 
 Floats = NDArray[np.float64]
@@ -26,7 +25,7 @@ LENGTHS = tuple(range(1, 17))
 LEVEL = 0.02  # p-value below which a model counts as rejected
 NUM_RESAMPLES = 60
 LEAST_REQUESTS = 8
-NUM_LAPS = 8
+NUM_SAMPLED = 4000  # requests that tell what the ends of a request do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,64 +125,83 @@ def assess_acceptance(
     )
 
 
-
-
 def replayed_lengths(traces: Sequence[RequestTrace], lengths: Sequence[int]) -> tuple[Floats, Floats]:
-    """(requests, lengths) emitted tokens and rounds of serial speculation with each draft length, by replay.
-
-    The models tell the long run, but a request starts and ends somewhere, which moves the mean by up to a percent: so each
-    request is read in a circle, NUM_LAPS times.
-    """
-    emitted, rounds = np.zeros((len(traces), len(lengths))), np.zeros((len(traces), len(lengths)))
+    """(requests, lengths) emitted tokens and rounds of serial speculation with each draft length, by replay."""
+    longest = max(trace.num_tokens for trace in traces)
+    is_right = np.zeros((len(traces), longest), dtype=bool)
     for row, trace in enumerate(traces):
-        num = trace.num_tokens
-        runs = [0] * num  # draft tokens that are right from here on, at most num
-        run = next((index for index, rank in enumerate(trace.ranks) if rank), num)
-        for position in range(num - 1, -1, -1):
-            run = 0 if trace.ranks[position] else min(run + 1, num)
-            runs[position] = run
-        for column, length in enumerate(lengths):
-            position = num_rounds = 0
-            while position < NUM_LAPS * num:
-                position += min(runs[position % num], length) + 1
-                num_rounds += 1
-            emitted[row, column], rounds[row, column] = position, num_rounds
-    return emitted, rounds
+        is_right[row, : trace.num_tokens] = np.array(trace.ranks) == 0
+    num_tokens = np.array([trace.num_tokens for trace in traces])
+    rounds = np.stack([_num_rounds(is_right, num_tokens, length) for length in lengths], axis=1)
+    return np.repeat(num_tokens[:, None], len(lengths), axis=1).astype(float), rounds
+
+
+def _num_rounds(is_right: NDArray[np.bool_], num_tokens: NDArray[np.int64], length: int) -> Floats:
+    """(requests,) rounds until each request has emitted all its tokens; its last round may be cut short."""
+    num, width = is_right.shape
+    runs = np.zeros((num, width + 1), dtype=np.int64)  # right tokens from each position on
+    for position in range(width - 1, -1, -1):
+        runs[:, position] = np.where(is_right[:, position], runs[:, position + 1] + 1, 0)
+    rows, positions, rounds = np.arange(num), np.zeros(num, dtype=np.int64), np.zeros(num)
+    while len(rows):
+        rounds[rows] += 1
+        positions = positions + np.minimum(runs[rows, positions], length) + 1
+        is_open = positions < num_tokens[rows]
+        rows, positions = rows[is_open], positions[is_open]
+    return rounds
+
+
+def _end_effects(chains: Sequence[AcceptanceChain], shares: Floats, num_tokens: int, lengths: Sequence[int]) -> Floats:
+    """(lengths,) tokens per target forward of requests of a given length over those in the long run.
+
+    A request starts and ends somewhere, which moves its mean by up to some percent: measured on sampled requests.
+    """
+    rng = np.random.default_rng(0)
+    samples = [
+        chain.sample_many(max(1, round(NUM_SAMPLED * share)), num_tokens, rng)
+        for chain, share in zip(chains, shares / shares.sum(), strict=True)
+    ]
+    is_right = np.concatenate(samples)
+    all_tokens = np.full(len(is_right), num_tokens)
+    finite = [num_tokens * len(is_right) / _num_rounds(is_right, all_tokens, length).sum() for length in lengths]
+    return np.array(finite) / _long_run(chains, shares, lengths)
+
+
+def _long_run(chains: Sequence[AcceptanceChain], shares: Floats, lengths: Sequence[int]) -> Floats:
+    """(lengths,) tokens per target forward, requests of all chains emitting equally many tokens."""
+    tokens = np.array([[chain.round_law(length).tokens_per_forward for length in lengths] for chain in chains])
+    found: Floats = shares.sum() / (shares @ (1 / tokens))
+    return found
 
 
 @dataclass(frozen=True)
 class _Law:
-    """A fitted model: its tokens per target forward, and what fitting it said."""
+    """A fitted model: chains and their shares of the requests."""
 
-    tokens: Floats
+    chains: tuple[AcceptanceChain, ...]
+    shares: Floats
     num_parameters: int
     log_likelihood: float | None
-    chain: AcceptanceChain | None = None
 
 
-_Fit = Callable[[NDArray[np.int64], Sequence[int], AcceptanceChain | None], _Law]
+_Fit = Callable[[NDArray[np.int64], AcceptanceChain | None], _Law]
 
 
 def _chain_law(name: str, num_ages: int | None, has_effect: bool) -> _Fit:
-    def fit(counts: NDArray[np.int64], lengths: Sequence[int], near: AcceptanceChain | None) -> _Law:
+    def fit(counts: NDArray[np.int64], near: AcceptanceChain | None) -> _Law:
         chain = fit_counts(name, _merged(counts, num_ages), has_effect=has_effect, near=near)
-        tokens = np.array([chain.round_law(length).tokens_per_forward for length in lengths])
-        return _Law(tokens, chain.num_parameters, chain.log_likelihood, chain)
+        return _Law((chain,), np.ones(1), chain.num_parameters, chain.log_likelihood)
 
     return fit
 
 
-def _empirical_law(counts: NDArray[np.int64], lengths: Sequence[int], near: AcceptanceChain | None) -> _Law:
+def _empirical_law(counts: NDArray[np.int64], near: AcceptanceChain | None) -> _Law:
     """`traces.joint_acceptance`: thirds of the requests by their own acceptance, the last outcome in each."""
     of_request = counts.sum(axis=2)
     order = np.argsort(of_request[:, 1] / of_request.sum(axis=1), kind="stable")
-    chains = [fit_counts("third", _merged(counts[third], 2), has_effect=False) for third in np.array_split(order, 3)]
-    shares = np.array([len(third) for third in np.array_split(order, 3)], dtype=float)
-    tokens = []
-    for length in lengths:
-        reach = np.stack([np.cumprod(chain.round_law(length).conditional) for chain in chains])
-        tokens.append(pooled_law(reach, shares).tokens_per_forward)
-    return _Law(np.array(tokens), 6, None)
+    thirds = np.array_split(order, 3)
+    chains = [fit_counts("third", _merged(counts[third], 2), has_effect=False) for third in thirds]
+    return _Law(tuple(chains), np.array([float(len(third)) for third in thirds]), 6, None)
 
 
 _MODELS: dict[str, _Fit] = {
@@ -208,11 +226,18 @@ def _tested(
 ) -> ModelFit:
     """One model fitted, and its differences from replay held against their scatter."""
     measured = emitted.sum(axis=0) / rounds.sum(axis=0)
-    law = fit(counts, lengths, None)
-    difference = law.tokens - measured
+    law = fit(counts, None)
+    ends = _end_effects(law.chains, law.shares, round(float(emitted[:, 0].mean())), lengths)
+
+    def tokens(of: _Law) -> Floats:
+        found: Floats = _long_run(of.chains, of.shares, lengths) * ends
+        return found
+
+    predicted = tokens(law)
+    difference = predicted - measured
     scatter = np.array(
         [
-            fit(counts[rows], lengths, law.chain).tokens - emitted[rows].sum(axis=0) / rounds[rows].sum(axis=0)
+            tokens(fit(counts[rows], law.chains[0])) - emitted[rows].sum(axis=0) / rounds[rows].sum(axis=0)
             for rows in drawn
         ]
     )
@@ -222,7 +247,7 @@ def _tested(
     return ModelFit(
         name=name,
         num_parameters=law.num_parameters,
-        predicted=tuple(law.tokens.tolist()),
+        predicted=tuple(predicted.tolist()),
         mean_error=float(np.abs(difference / measured).mean()),
         worst_error=float(np.abs(difference / measured).max()),
         p_value=float((1 + (largest >= statistic).sum()) / (1 + len(largest))),

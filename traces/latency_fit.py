@@ -169,9 +169,7 @@ def fit_latency(
     )
 
 
-def _width_table(
-    num_tokens: Array, times: Array, fitted: Array, weights: Array
-) -> tuple[tuple[int, float], ...]:
+def _width_table(num_tokens: Array, times: Array, fitted: Array, weights: Array) -> tuple[tuple[int, float], ...]:
     """Measured / fitted for each width, robustly, drawn towards 1 by the weight of PRIOR_OPS operations."""
     table = []
     for width in np.unique(num_tokens).tolist():

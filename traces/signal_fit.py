@@ -85,9 +85,7 @@ def fit_ranks(traces: Sequence[RequestTrace], most: int = 16) -> RankFit:
     )
 
 
-def signal_and_acceptance(
-    traces: Sequence[RequestTrace], signal: str
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def signal_and_acceptance(traces: Sequence[RequestTrace], signal: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Signal values and acceptance of all positions of some traces, larger meaning surer."""
     if signal not in ("max_prob", "negative_entropy", "margin"):
         raise ValueError(f"unknown signal {signal!r}; known are max_prob, negative_entropy and margin.")

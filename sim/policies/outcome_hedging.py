@@ -19,7 +19,8 @@ class OutcomeHedging(AcceptanceGuess):
     With beta_i the predicted acceptance of pending token i and rho_r the predicted law of the rank of the target's token
     after a rejection (ranks 1, 2, ...), the outcome "n accepted, then rank r" has the weight
 
-        w(n, r) = beta_1 .. beta_n (1 - beta_{n+1}) rho_r    (n < L),    beta_1 .. beta_L (beta' or (1 - beta') rho_r)    (n = L)
+        w(n, r) = beta_1 .. beta_n (1 - beta_{n+1}) rho_r                  (n < L)
+        w(L, r) = beta_1 .. beta_L (beta' for r = 0, (1 - beta') rho_r else)
 
     beta' being the acceptance predicted at the frontier. Costs are in units of one target forward over one token: a draft
     forward of m rows costs draft_cost + branch_cost (m - 1), each pending token adds verify_cost to the verification. For
@@ -50,7 +51,9 @@ class OutcomeHedging(AcceptanceGuess):
     is_full_length: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive.")
+        check_at_least(
+            "draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive."
+        )
         check_at_least("max_branches", self.max_branches, 1, instead="1 hedges the likeliest outcome only.")
         for name in ("draft_cost", "branch_cost", "verify_cost"):
             check_at_least(name, getattr(self, name), 0, instead="give the measured share of a target forward.")
@@ -60,7 +63,7 @@ class OutcomeHedging(AcceptanceGuess):
     @property
     def needs(self) -> Needs:
         num_alternatives = self.max_branches if self.only_frontier else self.max_branches + 1
-        return Needs(signals=True, num_alternatives=num_alternatives, tail_depth=self.draft_length + 1)
+        return Needs(signals=bool(self.slope), num_alternatives=num_alternatives, tail_depth=self.draft_length + 1)
 
     @property
     def overlaps(self) -> bool:
@@ -126,9 +129,7 @@ class OutcomeHedging(AcceptanceGuess):
     def _best_split(self, outcomes: list[tuple[float, int]], verify: float) -> tuple[int, int]:
         """How many rows and how far: the largest expected gain in units of time. Drafting within the verification is free,
         beyond it the target waits."""
-        values = token_values(
-            self.draft_length, self.mean_acceptance, self.worth, self.draft_cost, self.verify_cost
-        )
+        values = token_values(self.draft_length, self.mean_acceptance, self.worth, self.draft_cost, self.verify_cost)
         best, chosen, hit = 0.0, (1, 0), 0.0
         for count, (weight, _) in enumerate(outcomes, 1):
             hit += weight
@@ -148,12 +149,12 @@ class OutcomeHedging(AcceptanceGuess):
 
 
 @functools.lru_cache(maxsize=256)
-def token_values(length: int, acceptance: float, worth: float, draft_cost: float, verify_cost: float) -> tuple[float, ...]:
+def token_values(
+    length: int, acceptance: float, worth: float, draft_cost: float, verify_cost: float
+) -> tuple[float, ...]:
     """What the 1st, 2nd, ... token of a continuation is worth, in target forwards (see `OutcomeHedging`).
 
     >>> [round(value, 3) for value in token_values(3, 0.5, 2.0, 0.1, 0.05)]
     [0.1, 0.075, 0.013]
     """
-    return tuple(
-        max(0.0, min(draft_cost, acceptance**index / worth - verify_cost)) for index in range(1, length + 1)
-    )
+    return tuple(max(0.0, min(draft_cost, acceptance**index / worth - verify_cost)) for index in range(1, length + 1))

@@ -35,7 +35,9 @@ class Saguaro(Defaults):
     miss_exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least("draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive.")
+        check_at_least(
+            "draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive."
+        )
         check_at_least("fan_out", self.fan_out, 1, instead="for no hedges use fixed_length.")
         if not 0 < self.acceptance < 1:
             raise ValueError(f"acceptance must lie between 0 and 1, but got {self.acceptance}; give the measured rate.")

@@ -46,7 +46,9 @@ class SpecBranch(Defaults):
     signal: ConfidenceSignal = ConfidenceSignal.MAX_PROB
 
     def __post_init__(self) -> None:
-        check_at_least("draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive.")
+        check_at_least(
+            "draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive."
+        )
         check_at_least("max_branches", self.max_branches, 1, instead="1 switches branches off.")
         check_at_least("prior_length", self.prior_length, 0, instead="0 takes draft_length.")
 

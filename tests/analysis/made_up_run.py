@@ -39,7 +39,12 @@ def seed_trace(rng: np.random.Generator, temperature: float) -> RequestTrace:
 
 
 def write_run(
-    folder: Path, *, num_requests: int = 12, num_tokens: int = 60, temperatures: tuple[float, ...] = (1.0,), seed: int = 0
+    folder: Path,
+    *,
+    num_requests: int = 12,
+    num_tokens: int = 60,
+    temperatures: tuple[float, ...] = (1.0,),
+    seed: int = 0,
 ) -> Path:
     """Requests of a Markov chain with a request effect; draft forwards cost a fifth of target forwards."""
     rng = np.random.default_rng(seed)
@@ -89,9 +94,7 @@ def operations(request_id: int, rng: np.random.Generator) -> list[Op]:
         nonlocal now
         seconds *= float(rng.gamma(400, 1 / 400))
         context = int(rng.integers(20, 300))
-        ops.append(
-            Op(request_id, 0, actor, "sim", kind, now, now + seconds, num_tokens, 1, num_branches, context)
-        )
+        ops.append(Op(request_id, 0, actor, "sim", kind, now, now + seconds, num_tokens, 1, num_branches, context))
         now += seconds
 
     run("target", "prefill", 0.02, 20, 1)

@@ -117,14 +117,19 @@ def test_drawn_latencies_are_shared_by_policies_and_placements(run_dir: Path, ca
     workload = Workload(traces=traces, calibration=calibration, timings=(Timing(), shared), seed=3)
     found = evaluate(workload, LABELS[:3])
     np.testing.assert_array_equal(found.seconds["decode_s"][0], found.seconds["decode_s"][1])
-    np.testing.assert_array_equal(evaluate(workload, LABELS[1:2]).seconds["decode_s"][0, 0], found.seconds["decode_s"][0, 1])
+    np.testing.assert_array_equal(
+        evaluate(workload, LABELS[1:2]).seconds["decode_s"][0, 0], found.seconds["decode_s"][0, 1]
+    )
 
 
 def test_a_study_writes_its_answers(run_dir: Path, tmp_path: Path) -> None:
     study = Study(
         policies=list(LABELS),
         conditions=Conditions(
-            interference=[1.3], link_latency_s=[0.0, 0.002], cost_ratios=["measured", 10.0], alignments=["recorded", "markov:alpha=0.8"]
+            interference=[1.3],
+            link_latency_s=[0.0, 0.002],
+            cost_ratios=["measured", 10.0],
+            alignments=["recorded", "markov:alpha=0.8"],
         ),
         objectives=list(Objective),
     )
@@ -139,6 +144,7 @@ def test_a_study_writes_its_answers(run_dir: Path, tmp_path: Path) -> None:
     assert {row["scenario"] for row in told["pareto"]} == set(table.scenario)
     assert reported[-1][0] == reported[-1][1]
     assert not (tmp_path / "out.partial").exists()
+    assert told["acceptance"][0]["models"][0]["name"] == "geometric (i.i.d.)"
     assert (table.low <= table.tokens_per_s).all()
     assert (table.tokens_per_s <= table.high).all()
     assert table.groupby("scenario").probability_best.sum().to_numpy() == pytest.approx(1.0)
@@ -181,7 +187,13 @@ def test_optuna_with_several_objectives_repeats_itself_exactly() -> None:
             return [(-((length - 11) ** 2), length) for length in lengths]
 
         return search_with_optuna(
-            [family], values, [Objective.SPEED, Objective.MEMORY], kind=kind, trials=20, batch=5, seed=1  # type: ignore[arg-type]
+            [family],
+            values,
+            [Objective.SPEED, Objective.MEMORY],
+            kind=kind,
+            trials=20,
+            batch=5,
+            seed=1,  # type: ignore[arg-type]
         )
 
     for kind in ("tpe", "nsga2"):
@@ -201,12 +213,31 @@ def test_the_pareto_front_is_what_nothing_beats() -> None:
 
 
 def test_a_killed_exploration_goes_on_and_gives_the_same(run_dir: Path, tmp_path: Path) -> None:
-    study = {"policies": [{"method": "outcome_hedging", "settings": {"draft_length": {"first": 2, "last": 10}, "max_branches": [2, 4, 8]}}], "policies_per_task": 1}
+    study = {
+        "policies": [
+            {
+                "method": "outcome_hedging",
+                "settings": {"draft_length": {"first": 2, "last": 10}, "max_branches": [2, 4, 8]},
+            }
+        ],
+        "policies_per_task": 1,
+    }
     (tmp_path / "study.yaml").write_text(json.dumps(study))
-    command = [sys.executable, "-m", "analysis.cli", "explore", "--study", str(tmp_path / "study.yaml"), "--trace", str(run_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "analysis.cli",
+        "explore",
+        "--study",
+        str(tmp_path / "study.yaml"),
+        "--trace",
+        str(run_dir),
+    ]
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [*command, "--output-dir", str(killed)], env={**os.environ, "PYTHONPATH": os.getcwd()}, stdout=subprocess.DEVNULL
+        [*command, "--output-dir", str(killed)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.DEVNULL,
     )
     partial = tmp_path / "killed.partial"
     waited_until = time.monotonic() + 60

@@ -50,7 +50,9 @@ def test_speedup_by_draft_length_shows_all_four_lines(axes: object) -> None:
     recorded = traces()
     base = summarise(simulate(Autoregressive(), recorded, LATENCY)).decode_s
     gains = [base / summarise(simulate(FixedLength(int(n)), recorded, LATENCY)).decode_s for n in lengths]
-    frame = pd.DataFrame({"method": "fixed_length", "draft_length": lengths, "speedup": gains, "low": gains, "high": gains})
+    frame = pd.DataFrame(
+        {"method": "fixed_length", "draft_length": lengths, "speedup": gains, "low": gains, "high": gains}
+    )
     closed = pd.DataFrame({"draft_length": lengths, "speedup": sps_speedup(0.7, lengths, 10)})
     oracle = oracle_speedups(recorded, LATENCY, lengths.tolist())
     found = plots.speedup_by_draft_length(axes, frame, frame, ["fixed_length"])  # type: ignore[arg-type]
@@ -71,7 +73,11 @@ def test_speedup_by_draft_length_shows_all_four_lines(axes: object) -> None:
 
 def test_branches_against_draft_length_marks_the_best_cell(axes: object) -> None:
     table = pd.DataFrame(
-        [(length, count, 3 - (length - 4) ** 2 / 9 - abs(count - 2) / 4) for length in range(2, 8) for count in (1, 2, 4)],
+        [
+            (length, count, 3 - (length - 4) ** 2 / 9 - abs(count - 2) / 4)
+            for length in range(2, 8)
+            for count in (1, 2, 4)
+        ],
         columns=["draft_length", "max_branches", "speedup"],
     )
     found = plots.branches_by_draft_length(axes, table)  # type: ignore[arg-type]

@@ -62,7 +62,9 @@ def test_a_killed_worker_loses_nothing(cluster: object, tmp_path: Path) -> None:
 
 
 def test_an_exploration_survives_a_killed_worker_bit_for_bit(cluster: object, run_dir: Path, tmp_path: Path) -> None:
-    study = Study(policies=[*LABELS, *(f"outcome_hedging:max_branches={count}" for count in range(1, 9))], policies_per_task=2)
+    study = Study(
+        policies=[*LABELS, *(f"outcome_hedging:max_branches={count}" for count in range(1, 9))], policies_per_task=2
+    )
     address = cluster.scheduler_address  # type: ignore[attr-defined]
     with distributed.Client(address, set_as_default=False) as client:
         victim = next(iter(client.run(os.getpid).values()))

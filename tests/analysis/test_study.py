@@ -96,7 +96,9 @@ def test_placements_are_links_and_interferences() -> None:
 
 
 def test_flags_take_the_place_of_what_the_file_says() -> None:
-    study = study_of(STUDIES / "placements.yaml", ["pearl"], {"cost_ratios": [4.0], "placements": None}, trials=30, seed=7)
+    study = study_of(
+        STUDIES / "placements.yaml", ["pearl"], {"cost_ratios": [4.0], "placements": None}, trials=30, seed=7
+    )
     assert (study.labels(), study.seed) == (["pearl:draft_length=6"], 7)
     assert study.conditions.all_cost_ratios() == [4.0]
     assert (study.search.kind, study.search.trials) == ("tpe", 30)

@@ -64,7 +64,9 @@ def test_speed_over_autoregressive_on_the_same_engine(run: Run) -> None:
     speeds = measured_speeds(run.requests, run.rounds)
     for temperature in sorted({speed.temperature for speed in speeds}):
         best = max((speed for speed in speeds if speed.temperature == temperature), key=lambda s: s.tokens_per_s)
-        print(f"\nT = {temperature:g}: best is {best.policy}: {best.speedup:.2f} {best.speedup_interval} of autoregressive")
+        print(
+            f"\nT = {temperature:g}: best is {best.policy}: {best.speedup:.2f} {best.speedup_interval} of autoregressive"
+        )
         assert best.speedup is not None
 
 

@@ -1,7 +1,7 @@
 """Speed of exploring; run on free cores with -m benchmark.
 
-Goals: a thousand policies (draft length x branches x threshold x method) on 20,000 recorded tokens within 20 s on 2 cores;
-2 workers at least 1.7 times as fast as 1 on free cores; replay far faster than SimPy for the same policies.
+Goals: a thousand policies (draft length x branches x threshold x method) on 20,000 recorded tokens within 20 s on 2
+cores; 2 workers at least 1.7 times as fast as 1 on free cores; replay far faster than SimPy for the same policies.
 """
 
 from __future__ import annotations

@@ -226,4 +226,7 @@ def test_chained_signals_belong_to_the_outcome() -> None:
 
 def test_a_chain_needs_right_and_wrong_tokens_to_draw_from() -> None:
     with pytest.raises(ValueError, match="only right or only wrong"):
-        Chained(AcceptanceChain(name="made up", hazards=(0.5,)), [Geometric(alpha=1.0).sample(9, 0, np.random.default_rng(0))])
+        Chained(
+            AcceptanceChain(name="made up", hazards=(0.5,)),
+            [Geometric(alpha=1.0).sample(9, 0, np.random.default_rng(0))],
+        )

@@ -20,7 +20,9 @@ BASE = ConstantLatency(draft_s=0.2, verify_s=1.0, host_s=0.05)
 
 
 def shared_for(verify_s: float, ahead_s: float, interference: float) -> float:
-    """Two jobs started together on a device where each runs at 1 / interference while both do: stepped event by event."""
+    """Two jobs started together on a device where each runs at 1 / interference while both do: stepped event by
+    event.
+    """
     left = {"verify": verify_s, "ahead": ahead_s}
     now = 0.0
     while any(value > 1e-12 for value in left.values()):
@@ -33,9 +35,7 @@ def shared_for(verify_s: float, ahead_s: float, interference: float) -> float:
     return now
 
 
-@given(
-    verify_s=st.floats(0.01, 5), ahead_s=st.floats(0, 5), interference=st.floats(1, 3)
-)
+@given(verify_s=st.floats(0.01, 5), ahead_s=st.floats(0, 5), interference=st.floats(1, 3))
 def test_interference_is_the_mixture_of_two_devices_and_turns(
     verify_s: float, ahead_s: float, interference: float
 ) -> None:

@@ -21,7 +21,9 @@ def _signal(probability: float) -> Signal:
     return Signal(probability, 1 - probability, max(0.0, margin))
 
 
-def _seen(*, was_hit: bool = False, classes: tuple[float, float, float] | None = None, memory: object = None) -> Observation:
+def _seen(
+    *, was_hit: bool = False, classes: tuple[float, float, float] | None = None, memory: object = None
+) -> Observation:
     return Observation(100, 3, 10, 6, 4, 2, was_hit, classes, memory)
 
 
@@ -148,7 +150,10 @@ def test_every_rollback_case_happens_and_is_told_apart(make_trace: Callable[...,
     for on_miss in OnMiss:
         for seed in range(4):
             trace = make_trace(num_tokens=200, seed=seed, with_classes=True)
-            for policy in (SpecBranch(on_miss=on_miss, epsilon=0.6), SpecBranch(on_miss=on_miss, epsilon=0.0, uses_hrad=False)):
+            for policy in (
+                SpecBranch(on_miss=on_miss, epsilon=0.6),
+                SpecBranch(on_miss=on_miss, epsilon=0.0, uses_hrad=False),
+            ):
                 cases |= {turn.rollback_case for turn in replay(policy, trace)}
     assert cases == set(RollbackCase)
 
@@ -174,7 +179,16 @@ def test_outcome_weights_are_a_law() -> None:
     assert outcomes == sorted(outcomes, key=lambda outcome: -outcome[0])
     assert sum(weight for weight, _ in policy.outcomes([], SURE)) == pytest.approx(1.0, abs=1e-9)
     betas = [policy.accept_probability(signal) for signal in (SURE, UNSURE, _signal(0.6))]
-    by_count = [sum(weight for weight, n in OutcomeHedging(max_branches=500, rank_tail=0.0, intercept=-0.5, slope=0.8).outcomes([SURE, UNSURE], _signal(0.6)) if n == count) for count in range(3)]
+    by_count = [
+        sum(
+            weight
+            for weight, n in OutcomeHedging(max_branches=500, rank_tail=0.0, intercept=-0.5, slope=0.8).outcomes(
+                [SURE, UNSURE], _signal(0.6)
+            )
+            if n == count
+        )
+        for count in range(3)
+    ]
     assert by_count == pytest.approx([1 - betas[0], betas[0] * (1 - betas[1]), betas[0] * betas[1]], abs=1e-9)
 
 
@@ -189,7 +203,9 @@ def test_hedges_are_the_heaviest_outcomes() -> None:
 def test_costs_bound_what_is_drafted_ahead() -> None:
     cheap = OutcomeHedging(draft_cost=0.02, branch_cost=0.0)
     dear = OutcomeHedging(draft_cost=0.5, branch_cost=0.1)
-    assert sum(cheap.hedge(_seen(), [SURE, SURE], UNSURE).fanout) > sum(dear.hedge(_seen(), [SURE, SURE], UNSURE).fanout)
+    assert sum(cheap.hedge(_seen(), [SURE, SURE], UNSURE).fanout) > sum(
+        dear.hedge(_seen(), [SURE, SURE], UNSURE).fanout
+    )
     assert cheap.hedge(_seen(), [SURE], UNSURE).num_steps > dear.hedge(_seen(), [SURE], UNSURE).num_steps
 
 
@@ -201,7 +217,9 @@ def test_a_token_is_submitted_while_it_pays() -> None:
 
 def test_outcome_hedging_reduces_to_pearl(make_trace: Callable[..., RequestTrace]) -> None:
     trace = make_trace(num_tokens=200)
-    ours = OutcomeHedging(only_frontier=True, max_branches=1, is_full_length=True, on_miss=OnMiss.OVERLAP, draft_length=5)
+    ours = OutcomeHedging(
+        only_frontier=True, max_branches=1, is_full_length=True, on_miss=OnMiss.OVERLAP, draft_length=5
+    )
     assert replay(ours, trace) == replay(parse_policy("pearl:draft_length=6"), trace)
 
 
@@ -217,7 +235,9 @@ def test_outcome_hedging_reduces_to_specbranch_with_a_fixed_count(make_trace: Ca
 
 def test_outcome_hedging_reduces_to_saguaro(make_trace: Callable[..., RequestTrace]) -> None:
     """With a constant acceptance the heaviest outcomes are a fan-out that falls with n, the last one apart."""
-    ours = OutcomeHedging(slope=0.0, intercept=math.log(0.6 / 0.4), is_full_length=True, draft_length=3, max_branches=8, rank_decay=0.5)
+    ours = OutcomeHedging(
+        slope=0.0, intercept=math.log(0.6 / 0.4), is_full_length=True, draft_length=3, max_branches=8, rank_decay=0.5
+    )
     fanout = ours.hedge(_seen(), [SURE] * 3, UNSURE).fanout
     assert fanout == ours.hedge(_seen(), [UNSURE] * 3, SURE).fanout  # no signal is read
     theirs = next(

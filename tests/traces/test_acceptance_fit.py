@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from traces.acceptance_chain import AcceptanceChain, fit_geometric, fit_hazard, fit_markov
+from traces.acceptance_chain import AcceptanceChain, fit_hazard, fit_markov
 from traces.acceptance_curves import (
     AcceptanceCurve,
     best_law,
@@ -44,7 +44,7 @@ MIXED = AcceptanceChain(name="made up", hazards=(0.5, 0.7), request_sd=0.8)
 
 @pytest.mark.parametrize("chain", [HAZARD, MIXED, AcceptanceChain(name="plain", hazards=(0.6,))])
 def test_the_law_of_rounds_is_that_of_sampled_requests(chain: AcceptanceChain) -> None:
-    sampled = traces_of(chain, num=400, length=400)
+    sampled = traces_of(chain, num=200, length=2000)
     emitted, rounds = replayed_lengths(sampled, [1, 4, 12])
     for column, length in enumerate([1, 4, 12]):
         law = chain.round_law(length)
