@@ -81,8 +81,8 @@ def explore_and_print(
             f"most sensitive to {worst.group} {worst.term}: at the end of its interval the choice loses {worst.regret:.2%}",
             highlight=False,
         )
-    for report in found.acceptance:
-        console.print(report.text(), highlight=False, markup=False)
+    for assessed in found.acceptance:
+        console.print(assessed.text(), highlight=False, markup=False)
     reused = f", {found.num_reused_tasks} tasks taken from before" if found.num_reused_tasks else ""
     console.print(
         f"{found.num_policies} policies on {found.num_tokens} recorded tokens in {found.wall_s:.1f} s{reused}; "

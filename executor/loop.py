@@ -151,8 +151,9 @@ class _Recorder:
         host_s = max(0.0, end_s - start_s - serial_s - max(verify_s, draft_s - serial_s))
         tokens, branches = turn.num_pending, turn.num_branches
         device, started, ended = self._target_device, verdict.start_s, verdict.end_s
+        kind = "verify_beside" if any(name != "draft" for name, _ in spent) else "verify"
         self._ops += [
-            Op(request_id, index, "target", device, "verify", started, ended, tokens + 1, 1, 1, context),
+            Op(request_id, index, "target", device, kind, started, ended, tokens + 1, 1, 1, context),
             Op(request_id, index, "host", "host", "host", end_s - host_s, end_s, tokens, 1, branches, context),
         ]
         self._add_forwards(index)

@@ -77,7 +77,7 @@ def simulate(
     """
     if num_streams < 1:
         raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
-    latency = latency_for(latency, policy.needs)
+    latency = latency_for(latency, policy)
     env = simpy.Environment()
     target = Device(env, "sim:target" if not same_device else "sim:shared")
     draft = Device(env, "sim:draft") if not same_device else target

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sim.policies.base import Needs
+from sim.policies.base import Policy
 from traces.calibration import Calibration, LatencyFit, group_of
 
 Array = NDArray[np.float64]
@@ -103,12 +103,20 @@ class FittedLatency:
     """The affine laws of a calibration; draws multiply the mean by a recorded ratio measured / fitted.
 
     is_noisy: False makes every draw the mean. reads_signals: the draft's forwards include reading their signals, which was
-    recorded apart, because only some policies want them (`latency_for`).
+    recorded apart, because only some policies want them. overlaps: verifications run beside a working draft (`latency_for`).
     """
 
-    def __init__(self, calibration: Calibration, *, is_noisy: bool = True, reads_signals: bool = False) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        *,
+        is_noisy: bool = True,
+        reads_signals: bool = False,
+        overlaps: bool = False,
+    ) -> None:
         self.calibration = calibration
         self.is_noisy = is_noisy
+        self._beside = calibration.beside if overlaps else 1.0
         self.cold_s = calibration.cold_s
         self._read = calibration.fits.get("read") if reads_signals else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
@@ -120,24 +128,26 @@ class FittedLatency:
             found = self._fits[actor, kind] = (fit, fit.ratios, len(fit.ratios))
         return found
 
-    def with_signals(self) -> FittedLatency:
-        """The same latencies for a policy that reads the draft's signals."""
-        return FittedLatency(self.calibration, is_noisy=self.is_noisy, reads_signals=True)
+    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> FittedLatency:
+        """The same latencies as a policy of this kind meets them."""
+        return FittedLatency(self.calibration, is_noisy=self.is_noisy, reads_signals=reads_signals, overlaps=overlaps)
 
     def mean_s(self, op: OpShape) -> float:
         mean = self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
-        return mean + self._read_s(op)
+        return mean * self._beside if op.kind == "verify" else mean + self._read_s(op)
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         fit, ratios, num_ratios = self._fit(op.actor, op.kind)
         mean = fit.mean_s(op.num_tokens, op.num_branches, op.context_tokens)
         drawn = mean * ratios[int(rng.random() * num_ratios)] if self.is_noisy else mean
-        return drawn + self._read_s(op)
+        return drawn * self._beside if op.kind == "verify" else drawn + self._read_s(op)
 
     def mean_array(
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
     ) -> Array:
         means = self._fit(actor or _actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
+        if kind == "verify":
+            means = means * self._beside
         if self._read is not None and kind in _SIGNALLED:
             means = means + self._read.mean_array(1, num_branches, context_tokens)
         return means
@@ -158,12 +168,11 @@ def cold_start_s(latency: LatencyModel) -> tuple[float, float]:
     return found
 
 
-def latency_for(latency: LatencyModel, needs: Needs) -> LatencyModel:
-    """The latencies that a policy meets: with the cost of reading signals, if it wants them and the model tells it."""
-    with_signals = getattr(latency, "with_signals", None)
-    if needs.signals and with_signals is not None:
-        found: LatencyModel = with_signals()
-        return found
+def latency_for(latency: LatencyModel, policy: Policy) -> LatencyModel:
+    """The latencies that a policy meets: with the cost of reading signals, if it wants them, and with the interference of
+    two models at work, if it overlaps them; where the model tells these apart."""
+    if isinstance(latency, FittedLatency):
+        return latency.for_policy(reads_signals=policy.needs.signals, overlaps=policy.overlaps)
     return latency
 
 

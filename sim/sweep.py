@@ -87,15 +87,15 @@ def sweep(
             check_answers(trace, needs)
     arrays = TraceArrays(traces)
     timers = {
-        needs.signals: RoundTimer(latency_for(latency, needs), traces, same_device=same_device)
-        for needs in {policy.needs for policy in policies}
+        kind: RoundTimer(latency_for(latency, policy), traces, same_device=same_device)
+        for kind, policy in {(policy.needs.signals, policy.overlaps): policy for policy in policies}.items()
     }
     sums = _Sums(policies, traces, arrays, next(iter(timers.values())), record_rounds)
-    kinds: dict[tuple[type[Policy], bool], list[int]] = {}
+    kinds: dict[tuple[type[Policy], bool, bool], list[int]] = {}
     for index, policy in enumerate(policies):
-        kinds.setdefault((type(policy), policy.needs.signals), []).append(index)
-    for (kind, reads_signals), chosen in kinds.items():
-        sums.use(timers[reads_signals])
+        kinds.setdefault((type(policy), policy.needs.signals, policy.overlaps), []).append(index)
+    for (kind, *timing), chosen in kinds.items():
+        sums.use(timers[timing[0], timing[1]])
         if kind in ARRAY_RULES and len(chosen) * len(traces) >= _FEWEST_LANES:
             rule = ARRAY_RULES[kind]([policies[index] for index in chosen], arrays)
             step_all(rule, _lanes(chosen, arrays), arrays, sums.add)

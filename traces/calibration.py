@@ -40,6 +40,7 @@ _GROUP_OF = {
     ("draft", "read"): "read",
     ("draft", "read_ahead"): "read",
     ("target", "verify"): "verify",
+    ("target", "verify_beside"): "verify",
     ("draft", "prefill"): "draft_prefill",
     ("target", "prefill"): "target_prefill",
     ("host", "host"): "host",
@@ -77,6 +78,7 @@ class Calibration:
 
     cold_s: what the first and the second draft forward of a round take more than later ones. While the draft waits for a
     verdict the target's weights pass through the shared cache, and the draft's have to come back.
+    beside: how much longer a verification takes while the draft works, on shared memory and caches; 1 when not recorded.
     """
 
     fits: Mapping[str, LatencyFit]
@@ -84,6 +86,7 @@ class Calibration:
     num_requests: int
     num_unclean: int
     cold_s: tuple[float, float] = (0.0, 0.0)
+    beside: float = 1.0
     schema_version: int = SCHEMA_VERSION
 
     def fit_of(self, group: str) -> LatencyFit:
@@ -127,6 +130,8 @@ class Calibration:
         if any(self.cold_s):
             first, second = (1e3 * seconds for seconds in self.cold_s)
             lines.append(f"cold start of a round's drafting: first forward +{first:.3g} ms, second +{second:.3g} ms")
+        if self.beside != 1:
+            lines.append(f"verification beside a working draft: {self.beside:.3f} of one alone")
         if self.round_check:
             check = self.round_check
             lines.append(
@@ -159,13 +164,14 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     groups = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
     rng = np.random.default_rng(seed)
     fits = {}
+    beside = _beside_factor(ops)
     is_cold = (groups == "draft") & (_order_in_round(ops, groups == "draft") < len(Calibration.cold_s))
     has_warm = int((groups == "draft").sum() - is_cold.sum()) >= LEAST_WARM
     for group in GROUPS:
         part = ops[(groups == group) & ~(is_cold & has_warm)]
         if len(part):
             fits[group] = fit_latency(
-                part["end_s"] - part["start_s"],
+                (part["end_s"] - part["start_s"]) / np.where(part["kind"] == "verify_beside", beside, 1.0),
                 part["num_tokens"],
                 part["num_branches"],
                 part["context_tokens"],
@@ -176,11 +182,27 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     cold_s = _cold_starts(fits["draft"], ops, groups == "draft") if has_warm else Calibration.cold_s
     return Calibration(
         fits=fits,
-        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_s),
+        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_s, beside),
         num_requests=int(ops["request_id"].nunique()),
         num_unclean=len(unclean),
         cold_s=cold_s,
+        beside=beside,
     )
+
+
+def _beside_factor(ops: pd.DataFrame) -> float:
+    """Mean verification beside a working draft over one alone, at the widths that were measured both ways."""
+    verify = ops[ops["kind"].isin(["verify", "verify_beside"])]
+    seconds = verify.assign(seconds=verify["end_s"] - verify["start_s"])
+    table = seconds.pivot_table(index="num_tokens", columns="kind", values="seconds", aggfunc=["mean", "size"])
+    if ("mean", "verify_beside") not in table or ("mean", "verify") not in table:
+        return 1.0
+    enough = table[(pd.DataFrame(table["size"]) >= LEAST_WARM).all(axis=1)]
+    if enough.empty:
+        return 1.0
+    weights = pd.DataFrame(enough["size"]).min(axis=1)
+    factors = enough["mean", "verify_beside"] / enough["mean", "verify"]
+    return max(1.0, float((factors * weights).sum() / weights.sum()))
 
 
 def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -209,6 +231,7 @@ def check_rounds(
     rounds: pd.DataFrame,
     rng: np.random.Generator,
     cold_s: tuple[float, float] = (0.0, 0.0),
+    beside: float = 1.0,
 ) -> RoundCheck | None:
     """Predicted and measured mean time of whole rounds; None without rounds.
 
@@ -225,10 +248,11 @@ def check_rounds(
     order = _order_in_round(ops, groups == "draft")
     for index, extra_s in enumerate(cold_s):
         seconds[(groups == "draft") & (order == index)] += extra_s
+    seconds[(ops["kind"] == "verify_beside").to_numpy()] *= beside
     lanes = ops["kind"].map(
         {
             **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},
-            **{"verify": "verify", "host": "host"},
+            **{"verify": "verify", "verify_beside": "verify", "host": "host"},
         }
     )
     drawn = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)

@@ -277,6 +277,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         num_requests=1,
         num_unclean=0,
         cold_s=(0.5, 0.125),
+        beside=1.5,
     )
     latency = FittedLatency(calibration, is_noisy=False)
     trace = make_trace(num_tokens=80)
@@ -286,6 +287,8 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
     read = simulate(ConfidenceStop(threshold=0.0, max_length=3), [trace], latency)
     assert read.rounds[0][1].draft_s == pytest.approx(3 * 1.25 + 0.625)
     assert turn.num_serial == 3
+    assert times.verify_s == 6.0
+    assert simulate(Pearl(5), [trace], latency).rounds[0][1].verify_s == 9.0
     policies = [FixedLength(3), ConfidenceStop(threshold=0.3, max_length=5), Pearl(5), Autoregressive()]
     swept = sweep(policies, [trace], latency)
     for index, policy in enumerate(policies):
