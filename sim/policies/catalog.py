@@ -6,6 +6,7 @@ A label is `name` or `name:setting=value,setting=value`; settings at their defau
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -65,7 +66,7 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
             settings_text = f"its settings are {', '.join(known)}" if known else "it has no settings"
             raise PolicyError(f"policy {name} has no setting {key!r}; {settings_text}.")
     try:
-        policy = TypeAdapter(kind).validate_python(settings)
+        policy = _adapter(kind).validate_python(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -73,6 +74,11 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
         raise PolicyError(f"policy {name}: {where + ': ' if where else ''}{message}") from None
     assert isinstance(policy, Policy)
     return policy
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def label_of(policy: Policy) -> str:

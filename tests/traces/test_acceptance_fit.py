@@ -10,6 +10,7 @@ import pytest
 from traces.acceptance_chain import AcceptanceChain, fit_hazard, fit_markov
 from traces.acceptance_curves import (
     AcceptanceCurve,
+    PositionLaw,
     best_law,
     curve_of,
     fit_curves,
@@ -132,6 +133,21 @@ def test_half_of_the_lengths_tell_the_others_for_a_chain() -> None:
         assert laws["hazard"].round_law(curve.draft_length).tokens_per_forward == pytest.approx(
             curve.tokens_per_forward, rel=0.005
         )
+
+
+def test_the_position_law_is_that_of_its_rounds() -> None:
+    """Rounds drawn one by one: each remembers only whether the one before it was accepted whole."""
+    law = PositionLaw(hazards=(0.6, 0.7, 0.8), start_shift=1.5, request_sd=0.0)
+    rng, num_rounds, emitted, was_full = np.random.default_rng(0), 40_000, 0, False
+    for _ in range(num_rounds):
+        accepted = 0
+        for position, hazard in enumerate(law.hazards):
+            odds = hazard / (1 - hazard) * np.exp(was_full * 1.5 * 0.5**position)
+            if rng.random() >= odds / (1 + odds):
+                break
+            accepted += 1
+        emitted, was_full = emitted + accepted + 1, accepted == 3
+    assert law.round_law(3).tokens_per_forward == pytest.approx(emitted / num_rounds, abs=0.03)
 
 
 def published_curves() -> dict[tuple[str, str], list[AcceptanceCurve]]:
