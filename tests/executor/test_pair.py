@@ -216,9 +216,10 @@ def test_shipped_models_load_and_agree_on_one_vocabulary() -> None:
 def test_shipped_files_are_small_and_readable_by_everyone() -> None:
     files = [path for path in PAIR_FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 16e6
-    assert {path.name for path in files} == {
-        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-    }
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    folders = {folder: {path.name for path in files if path.parent.name == folder} for folder in (TARGET_NAME, "hrad")}
+    assert folders == {TARGET_NAME: names, "hrad": {"predictor.json", "predictor.safetensors"}}
+    assert {path.name for path in files if path.parent.name != "hrad"} == names
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
 
 
