@@ -66,7 +66,7 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
             settings_text = f"its settings are {', '.join(known)}" if known else "it has no settings"
             raise PolicyError(f"policy {name} has no setting {key!r}; {settings_text}.")
     try:
-        policy = _adapter(kind).validate_python(settings)
+        policy = _adapter(name).validate_python(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -77,8 +77,9 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
 
 
 @functools.cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(name: str) -> TypeAdapter[Any]:
+    """The validator of a policy's settings, made once."""
+    return TypeAdapter(POLICIES[name])
 
 
 def label_of(policy: Policy) -> str:
