@@ -18,7 +18,7 @@ from analysis.validation import PolicyCheck, Validation, validate_run
 from traces.calibration import calibrate
 from traces.perfetto import write_timeline
 from traces.runs import check_new_folder
-from traces.speeds import Speed, measured_speeds
+from traces.speeds import measured_speeds
 
 SPECULATIVE = ("fixed_length", "pearl", "confidence_stop")
 
@@ -68,14 +68,14 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
     console.print(
         f"{explored.num_policies} policies on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s"
     )
-    print_speeds(console, "Best, predicted", [_best(explored, t) for t in size.temperatures])
+    print_speeds(console, "Best, predicted", [explored.best_at(t) for t in size.temperatures])
 
     console.rule("4. run the best ones for real, on prompts that were not recorded")
     labels = [
         f"{method}:draft_length={length}" for method in ("fixed_length", "pearl") for length in size.draft_lengths
     ]
     labels = [label for label in labels if label != "pearl:draft_length=1"]
-    labels += [_best(explored, temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
+    labels += [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
     with progress_bar(console, "measuring") as report:
         validation = validate_run(
             folder / "recorded", folder / "validated", labels, num_prompts=size.num_measured, seed=seed, progress=report
@@ -95,10 +95,6 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
     )
     console.print(f"figure {figure}, everything in {folder}, {wall_s:.0f} s")
     return folder
-
-
-def _best(explored: Exploration, temperature: float, methods: Sequence[str] | None = None) -> Speed:
-    return explored.best_at(temperature, methods)
 
 
 def _at(validation: Validation, temperature: float) -> list[PolicyCheck]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.stats import rankdata
 
 from traces.schema import RequestTrace
 
@@ -98,10 +99,14 @@ def signal_and_acceptance(traces: Sequence[RequestTrace], signal: str) -> tuple[
 
 
 def area_under_curve(values: NDArray[np.float64], accepted: NDArray[np.bool_]) -> float:
-    """Chance that an accepted token's value exceeds a rejected one's, ties counting half."""
-    from scipy.stats import rankdata
+    """Chance that an accepted token's value exceeds a rejected one's, ties counting half; NaN when one kind is missing.
 
-    ranks = rankdata(values)
+    >>> area_under_curve(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.875
+    """
     num_accepted = int(accepted.sum())
     num_rejected = len(accepted) - num_accepted
+    if not num_accepted or not num_rejected:
+        return float("nan")
+    ranks = rankdata(values)
     return float((ranks[accepted].sum() - num_accepted * (num_accepted + 1) / 2) / (num_accepted * num_rejected))

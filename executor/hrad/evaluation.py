@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from executor.engines.base import Engine
 from executor.hrad.baselines import Probs, Rule, fit_baselines, fit_combination, predict
 from executor.hrad.dataset import ACCEPT, REJECT, Dataset, Purpose
 from executor.hrad.predictor import CLASS_NAMES, HradError, Predictor, PredictorCard
+from traces.signal_fit import area_under_curve
 
 NUM_BINS = 10
 NUM_RESAMPLES = 300
@@ -144,7 +144,11 @@ def quality(rule: Rule, data: Dataset, constant: Probs, *, seed: int = 0) -> Qua
     for _ in range(NUM_RESAMPLES):
         rows = np.concatenate([rows_of[index] for index in rng.integers(len(rows_of), size=len(rows_of))])
         resampled.append(
-            (gains[rows].mean(), auc(probs[rows, REJECT], is_reject[rows]), auc(probs[rows, ACCEPT], is_accept[rows]))
+            (
+                gains[rows].mean(),
+                area_under_curve(probs[rows, REJECT], is_reject[rows]),
+                area_under_curve(probs[rows, ACCEPT], is_accept[rows]),
+            )
         )
     low, high = np.nanpercentile(np.asarray(resampled), [2.5, 97.5], axis=0)
     intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
@@ -161,27 +165,12 @@ def quality(rule: Rule, data: Dataset, constant: Probs, *, seed: int = 0) -> Qua
         accuracy=float((chosen == labels).mean()),
         balanced_accuracy=float(np.mean(recalls)),
         calibration_error=expected_calibration_error(probs, labels),
-        auc_reject=auc(probs[:, REJECT], is_reject),
+        auc_reject=area_under_curve(probs[:, REJECT], is_reject),
         auc_reject_interval=intervals[1],
-        auc_accept=auc(probs[:, ACCEPT], is_accept),
+        auc_accept=area_under_curve(probs[:, ACCEPT], is_accept),
         auc_accept_interval=intervals[2],
         confusion=confusion.tolist(),
     )
-
-
-def auc(scores: Probs, is_positive: NDArray[np.bool_]) -> float:
-    """Chance that a positive scores above a negative, ties one half; not a number when one of them is missing.
-
-    >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
-    0.875
-    """
-    num_positive = int(is_positive.sum())
-    num_negative = len(is_positive) - num_positive
-    if not num_positive or not num_negative:
-        return float("nan")
-    ranks = rankdata(scores)
-    wins = ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(wins / (num_positive * num_negative))
 
 
 def expected_calibration_error(probs: Probs, labels: Labels) -> float:

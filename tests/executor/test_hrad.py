@@ -23,7 +23,7 @@ from executor.hrad.dataset import (
     load_dataset,
     save_dataset,
 )
-from executor.hrad.evaluation import auc, check_apart, evaluate, expected_calibration_error, measure_cost
+from executor.hrad.evaluation import check_apart, evaluate, expected_calibration_error, measure_cost
 from executor.hrad.features import class_inputs, class_inputs_along
 from executor.hrad.predictor import (
     CARD_NAME,
@@ -45,6 +45,7 @@ from executor.target_worker import TargetSide
 from sim.policies.base import Defaults, Needs, Observation
 from sim.replay import replay
 from traces.schema import FinishReason, RequestTrace, Sampling, Signal
+from traces.signal_fit import area_under_curve
 
 PROMPT = tuple(range(40, 60))
 LENGTH_OF_CLASS = (1, 2, 5)
@@ -415,8 +416,8 @@ def test_a_dataset_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_scores_by_hand() -> None:
-    assert auc(np.array([0.9, 0.8, 0.1]), np.array([True, False, False])) == 1.0
-    assert np.isnan(auc(np.array([0.9, 0.8]), np.array([True, True])))
+    assert area_under_curve(np.array([0.9, 0.8, 0.1]), np.array([True, False, False])) == 1.0
+    assert np.isnan(area_under_curve(np.array([0.9, 0.8]), np.array([True, True])))
     labels = np.array([0, 1, 2] * 100)
     assert expected_calibration_error(np.full((300, 3), 1 / 3), labels) < 0.02
     sure = np.tile([0.8, 0.1, 0.1], (300, 1))
