@@ -1,4 +1,4 @@
-"""What a training of the embedded pair depends on, and the presets: the shipped pair, a trial run, a GPU."""
+"""What a training of the embedded pair depends on, and the presets: the shipped pair, a trial run, a larger pair."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ class TrainingSettings:
     num_processes: processes of one thread each that share a batch (1 on a GPU).
     library: folder of a standard library to learn from; None is the running Python's.
     num_own_texts: prompts that the target continues for the drafts to learn from, by num_own_tokens each.
+    distance_weight: of total variation beside the divergence in the drafts' loss (`distillation_loss`).
     report_every, save_every: in steps.
     """
 
@@ -37,6 +38,7 @@ class TrainingSettings:
     num_own_texts: int = 640
     num_own_tokens: int = 192
     own_text_batch: int = 128
+    distance_weight: float = 1.0
     num_evaluation_windows: int = 24
     report_every: int = 50
     save_every: int = 200
@@ -46,16 +48,54 @@ class TrainingSettings:
             raise ValueError(f"several processes share one CPU only; {self.device} needs num_processes=1.")
 
 
+EMBEDDED_TARGET = Shape(num_layers=12, hidden_size=192, intermediate_size=512)
+EMBEDDED_DRAFTS = {
+    "draft": Shape(num_layers=1, hidden_size=256, intermediate_size=688),
+    # Two blocks can copy what followed an earlier occurrence of the newest tokens; one cannot.
+    "draft_large": Shape(num_layers=2, hidden_size=256, intermediate_size=688),
+}
+
+
+def embedded_preset() -> TrainingSettings:
+    """The shipped pair: some minutes of one GPU (QUALITY.md states what it reached).
+
+    Models of this size leave a GPU waiting for Python, so compilation would cost more than it saves.
+    """
+    return TrainingSettings(
+        device="cuda",
+        target_shape=EMBEDDED_TARGET,
+        draft_shapes=EMBEDDED_DRAFTS,
+        target=Optimisation(num_steps=1500, batch_size=64, sequence_length=512, learning_rate=3e-3, max_minutes=1.5),
+        unlikelihood=UnlikelihoodPlan(
+            optimisation=Optimisation(
+                num_steps=100,
+                batch_size=32,
+                sequence_length=512,
+                learning_rate=8e-4,
+                decay_start=0.0,
+                warmup_steps=5,
+                max_minutes=0.5,
+            ),
+            num_prompts=128,
+        ),
+        distillation=Optimisation(
+            num_steps=4000, batch_size=64, sequence_length=512, learning_rate=5e-3, max_minutes=1.3
+        ),
+        use_compile=False,
+        num_own_texts=6144,
+        own_text_batch=1024,
+        report_every=250,
+        save_every=10_000,
+    )
+
+
 def cpu_preset() -> TrainingSettings:
-    """The shipped pair: two CPU cores, about 50 minutes (QUALITY.md states what it reached)."""
+    """The shipped pair's shapes on two CPU cores, for about 50 minutes and with less text."""
     return TrainingSettings(
         device="cpu",
         num_processes=2,
-        target_shape=Shape(num_layers=12, hidden_size=192, intermediate_size=512),
-        draft_shapes={
-            "draft": Shape(num_layers=1, hidden_size=128, intermediate_size=344),
-            "draft_large": Shape(num_layers=1, hidden_size=256, intermediate_size=688),
-        },
+        target_shape=EMBEDDED_TARGET,
+        draft_shapes=EMBEDDED_DRAFTS,
         target=Optimisation(num_steps=1750, batch_size=24, sequence_length=256, learning_rate=3e-3, max_minutes=32),
         unlikelihood=UnlikelihoodPlan(
             optimisation=Optimisation(
@@ -132,6 +172,7 @@ def gpu_preset() -> TrainingSettings:
 
 
 PRESETS: Mapping[str, Callable[[], TrainingSettings]] = {
+    "embedded": embedded_preset,
     "cpu": cpu_preset,
     "quick": quick_preset,
     "gpu": gpu_preset,

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from executor.pair.corpus import Part, source_files
 from executor.pair.tokens import encode_files, train_tokenizer
 
-TESTS_SHARE = 0.3  # of windows: the library's tests are other text in the same language, and regularise
+TESTS_SHARE = 0.5  # of windows: the library's tests are other text in the same language, and regularise
 
 
 @dataclass(frozen=True)

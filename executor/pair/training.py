@@ -9,6 +9,7 @@ library, so a new training gives a similar pair, not the same.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,9 +57,12 @@ def main() -> None:
     parser.add_argument("preset", choices=sorted(PRESETS))
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument(
+        "--library", type=Path, help="a standard library to learn from; by default the running Python's"
+    )
     parser.add_argument("--max-minutes", type=float, help="shorten the schedules to about this wall time")
     arguments = parser.parse_args()
-    settings = PRESETS[arguments.preset]()
+    settings = replace(PRESETS[arguments.preset](), library=arguments.library)
     if arguments.max_minutes is not None:
         settings = shortened(settings, arguments.max_minutes)
     train_pair(settings, arguments.output_dir, arguments.stages)
