@@ -18,7 +18,7 @@ console = Console()
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="New folder for the results; never overwritten.")]
 DataDir = Annotated[Path, typer.Option("--data", help="Folder of `specbranch hrad collect`.")]
 Target = Annotated[str, typer.Option(help="Target model: Hugging Face id, folder, or `embedded`.")]
-Draft = Annotated[str, typer.Option(help="Draft model: id, folder, `embedded` or `embedded_large`.")]
+Draft = Annotated[str, typer.Option(help="Draft model: id, folder, `embedded` or `embedded_small`.")]
 Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="Sampling temperature; repeatable.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 

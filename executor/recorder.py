@@ -32,7 +32,7 @@ MIN_LAP_S = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSettings:
-    """What to record. target, draft: folders or ids; "embedded" and "embedded_large" name the shipped pair's models.
+    """What to record. target, draft: folders or ids; "embedded" and "embedded_small" name the shipped pair's models.
 
     prompts: see `executor.prompts.load_prompts`. policies: labels of `sim.policies.catalog`.
     hrad: folder of an H-RAD predictor; "embedded" names the shipped one, "" runs none.
@@ -79,7 +79,7 @@ class RecordSettings:
 
 def resolve_model(name: str, role: str) -> str:
     """The folder or id behind a model name; role is "target" or "draft"."""
-    folders = {"embedded": role, "embedded_large": "draft_large" if role == "draft" else "target"}
+    folders = {"embedded": role, "embedded_small": "draft_small" if role == "draft" else "target"}
     return str(EMBEDDED / folders[name]) if name in folders else name
 
 

@@ -37,23 +37,15 @@ def write_own_text(target: LlamaForCausalLM, corpus: Corpus, settings: TrainingS
     return torch.tensor(stream, dtype=torch.long)
 
 
-def distillation_loss(
-    target_logits: torch.Tensor, draft_logits: torch.Tensor, *, distance_weight: float = 0.0
-) -> torch.Tensor:
-    """How far the draft is from the target, mean over positions: KL(target || draft) + distance_weight * TV.
+def distillation_loss(target_logits: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
+    """Mean Kullback-Leibler divergence of the draft from the target, nats per position, over the full vocabulary.
 
-    The forward Kullback-Leibler divergence, in nats, over the full vocabulary (Hinton et al. 2015, arXiv:1503.02531, at
-    temperature 1), and the total variation 1 - sum min(target, draft), which is the chance that the best verification
-    rule rejects (DistillSpec, arXiv:2310.08461, compares such losses). target_logits, draft_logits: (..., vocab).
+    Forward, KL(target || draft) (Hinton et al. 2015, arXiv:1503.02531, at temperature 1).
+    target_logits, draft_logits: (..., vocab).
     """
     target_log_probs = torch.log_softmax(target_logits.float(), dim=-1)
     draft_log_probs = torch.log_softmax(draft_logits.float(), dim=-1)
-    target_probs = target_log_probs.exp()
-    divergence = (target_probs * (target_log_probs - draft_log_probs)).sum(dim=-1).mean()
-    if not distance_weight:
-        return divergence
-    distance = 1 - torch.minimum(target_probs, draft_log_probs.exp()).sum(dim=-1).mean()
-    return divergence + distance_weight * distance
+    return (target_log_probs.exp() * (target_log_probs - draft_log_probs)).sum(dim=-1).mean()
 
 
 def overlap(target_logits: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
@@ -92,8 +84,7 @@ def distil_drafts(
     def total_loss(inputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=settings.use_bfloat16):
             logits = [draft(input_ids=inputs, use_cache=False).logits for draft in drafts.values()]
-        weight = settings.distance_weight
-        return torch.stack([distillation_loss(teacher, own, distance_weight=weight) for own in logits])
+        return torch.stack([distillation_loss(teacher, own) for own in logits])
 
     learn = torch.compile(total_loss, dynamic=False) if settings.use_compile else total_loss
     optimisers = [PairOptimiser(draft, plan, team) for draft in drafts.values()]
@@ -116,7 +107,7 @@ def distil_drafts(
             overlaps = " ".join(f"{mean_overlap(target, draft, windows):.3f}" for draft in _models(drafts).values())
             print(
                 f"drafts step {step}/{plan.num_steps} tokens {num_tokens / 1e6:.2f}M "
-                f"loss {' '.join(f'{value:.3f}' for value in losses.tolist())} held-out overlap {overlaps} "
+                f"KL {' '.join(f'{value:.3f}' for value in losses.tolist())} held-out overlap {overlaps} "
                 f"elapsed {clock.elapsed_s():.0f} s left {clock.remaining_s(step):.0f} s",
                 flush=True,
             )

@@ -23,7 +23,7 @@ from executor.pair.shapes import load_model, load_tokenizer, num_parameters
 from executor.pair.tokens import EOS_ID, encode_files
 
 PAIR_FOLDER = Path(__file__).parent / "weights"
-TARGET_NAME, DRAFT_NAMES = "target", ("draft", "draft_large")
+TARGET_NAME, DRAFT_NAMES = "target", ("draft", "draft_small")
 TEMPERATURES = (0.0, 0.7, 1.0)
 HIT_WIDTHS = (1, 2, 4, 8)
 SIGNALS = ("max_prob", "negative_entropy", "margin", "noisy_margin")
@@ -315,7 +315,7 @@ def render_markdown(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", type=Path, default=PAIR_FOLDER, help="folder with target/, draft/, draft_large/")
+    parser.add_argument("--pair", type=Path, default=PAIR_FOLDER, help="folder with target/, draft/, draft_small/")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "QUALITY.md")
     parser.add_argument("--num-prompts", type=int, default=96)
     parser.add_argument("--training-notes", default="", help="a paragraph on how the pair was trained")

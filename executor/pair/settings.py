@@ -17,7 +17,6 @@ class TrainingSettings:
     num_processes: processes of one thread each that share a batch (1 on a GPU).
     library: folder of a standard library to learn from; None is the running Python's.
     num_own_texts: prompts that the target continues for the drafts to learn from, by num_own_tokens each.
-    distance_weight: of total variation beside the divergence in the drafts' loss (`distillation_loss`).
     report_every, save_every: in steps.
     """
 
@@ -38,7 +37,6 @@ class TrainingSettings:
     num_own_texts: int = 640
     num_own_tokens: int = 192
     own_text_batch: int = 128
-    distance_weight: float = 1.0
     num_evaluation_windows: int = 24
     report_every: int = 50
     save_every: int = 200
@@ -50,9 +48,9 @@ class TrainingSettings:
 
 EMBEDDED_TARGET = Shape(num_layers=12, hidden_size=192, intermediate_size=512)
 EMBEDDED_DRAFTS = {
-    "draft": Shape(num_layers=1, hidden_size=256, intermediate_size=688),
     # Two blocks can copy what followed an earlier occurrence of the newest tokens; one cannot.
-    "draft_large": Shape(num_layers=2, hidden_size=256, intermediate_size=688),
+    "draft": Shape(num_layers=2, hidden_size=256, intermediate_size=688),
+    "draft_small": Shape(num_layers=1, hidden_size=256, intermediate_size=688),
 }
 
 
