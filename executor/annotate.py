@@ -18,7 +18,7 @@ from torch import Tensor
 from executor.engines.base import Engine
 from executor.loop import Decoded
 from executor.noise import NoiseTable
-from executor.target_client import TargetClient
+from executor.target_client import Target
 from executor.verification import choose, noisy_scores, signals, top_tokens
 from sim.machine import ClassProbs
 from traces.schema import RequestTrace, Sampling, Signal
@@ -36,7 +36,7 @@ class Annotation:
 
 
 def annotate(
-    done: Decoded, *, request_id: int, engine: Engine, target: TargetClient, noise: NoiseTable | None, tail_depth: int
+    done: Decoded, *, request_id: int, engine: Engine, target: Target, noise: NoiseTable | None, tail_depth: int
 ) -> Annotation:
     """Align a finished request: one forward of each model along it, and rollouts of the draft.
 
@@ -137,7 +137,7 @@ def _roll_out(
 
 
 def _scored(
-    target: TargetClient, sequence: Sequence[int], num_prompt: int, sampling: Sampling, draft_probs: NDArray[np.float32]
+    target: Target, sequence: Sequence[int], num_prompt: int, sampling: Sampling, draft_probs: NDArray[np.float32]
 ) -> tuple[dict[str, NDArray[np.generic]], tuple[ClassProbs, ...]]:
     """Largest probability and entropy of the target's laws, their overlap with the draft's; classes, if H-RAD runs."""
     stats, overlaps, classes, first = [], [], [], 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,56 @@ class _Step(NamedTuple):
     scores: Tensor
 
 
+class Draft(Protocol):
+    """The draft's half of the step machine: one method a command of `sim.machine`."""
+
+    def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
+        """Start a request. The prompt but its last token is cached by `prefill`."""
+        ...
+
+    def prefill(self) -> None:
+        """Cache the prompt but its last token."""
+        ...
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """The pending token ids; their number is known at once."""
+        ...
+
+    def alternatives(self, num_accepted: int) -> list[int]:
+        """The draft's best tokens, best first, at a pending position or right after them; empty when unknown."""
+        ...
+
+    def take_forwards(self) -> list[Forward]:
+        """The forwards since the last call."""
+        ...
+
+    def draft(self, num_tokens: int) -> list[Signal]:
+        """Draft tokens one after another; the first needs no forward when its law is known already."""
+        ...
+
+    def submit(self, num_pending: int) -> None:
+        """Withdraw the drafted tokens after the first `num_pending`; the law of the first withdrawn one is kept."""
+        ...
+
+    def look(self) -> Signal:
+        """The law right after the pending tokens."""
+        ...
+
+    def branch(self, fanout: Sequence[int], num_steps: int) -> None:
+        """Draft ahead for every hedged outcome, all rows in one batch."""
+        ...
+
+    def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
+        """Commit an outcome. Returns the next token's rank if it is known (else -1), whether a hedge covered it, and the
+        signals of that hedge's continuation; `keep` must follow a hit, unless the request is over."""
+        ...
+
+    def keep(self, num_kept: int) -> None:
+        """After a hit: the first tokens of the continuation become pending, the rest is trimmed."""
+        ...
+
+
 class DraftSide:
     """Holds the draft's view of one request: committed tokens, pending ones, and hedges.
 
@@ -59,7 +109,7 @@ class DraftSide:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.forwards: list[Forward] = []
+        self._forwards: list[Forward] = []
 
     def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
         """Start a request. The prompt but its last token is cached by `prefill`."""
@@ -76,7 +126,7 @@ class DraftSide:
         self._steps: list[_Step] = []
         self._hit: int | None = None
         self._hit_laws: list[Law] = []
-        self.forwards = []
+        self._forwards = []
 
     def prefill(self) -> None:
         """Cache the prompt but its last token."""
@@ -84,12 +134,22 @@ class DraftSide:
         if prompt:
             start = time.perf_counter()
             self._engine.extend(prompt, last_only=True)
-            self.forwards.append(Forward("prefill", start, time.perf_counter(), len(prompt), 1, 0))
+            self._forwards.append(Forward("prefill", start, time.perf_counter(), len(prompt), 1, 0))
 
     @property
-    def pending(self) -> list[int]:
+    def pending(self) -> Sequence[int]:
         """The pending token ids."""
         return self._pending
+
+    def alternatives(self, num_accepted: int) -> list[int]:
+        """The draft's best tokens, best first, at a pending position or right after them; empty when unknown."""
+        law = self._laws[num_accepted] if num_accepted < len(self._pending) else self._frontier
+        return [] if law is None else law.tokens
+
+    def take_forwards(self) -> list[Forward]:
+        """The forwards since the last call."""
+        forwards, self._forwards = self._forwards, []
+        return forwards
 
     def draft(self, num_tokens: int) -> list[Signal]:
         """Draft tokens one after another; the first needs no forward when its law is known already."""
@@ -139,14 +199,14 @@ class DraftSide:
             newest = choose(scores).tolist()
             self._steps.append(_Step(logits, scores))
             end = time.perf_counter()
-            self.forwards.append(Forward("branch", start, end, 1, num_rows, context + step))
+            self._forwards.append(Forward("branch", start, end, 1, num_rows, context + step))
             start = end
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
         """Commit an outcome. Returns the next token's rank if it is known (else -1), whether a hedge covered it, and the
         signals of that hedge's continuation; `keep` must follow a hit, otherwise `miss`."""
-        law = self._laws[num_accepted] if num_accepted < len(self._pending) else self._frontier
-        rank = law.tokens.index(next_token) if law is not None and next_token in law.tokens else -1
+        best = self.alternatives(num_accepted)
+        rank = best.index(next_token) if next_token in best else -1
         self._hit = next(
             (i for i, row in enumerate(self._rows) if (row.num_accepted, row.first) == (num_accepted, next_token)), None
         )
@@ -195,7 +255,7 @@ class DraftSide:
         # Reading signals, which not every policy wants, is told apart from drafting.
         read_s = time.perf_counter() - end if self._needs.signals else 0.0
         end = end if self._needs.signals else time.perf_counter()
-        self.forwards.append(Forward(kind, start, end, len(lag), 1, context, read_s))
+        self._forwards.append(Forward(kind, start, end, len(lag), 1, context, read_s))
         return law
 
     def _score(self, logits: Tensor, positions: list[int]) -> Tensor:

@@ -20,6 +20,8 @@ from executor.engines.base import Engine
 from executor.engines.hugging_face import HuggingFaceEngine
 from executor.engines.lifted import why_unsupported
 from executor.engines.static import StaticEngine
+from executor.resident.engine import PAD, ResidentEngine
+from executor.resident.weights import is_random, place_weights, random_weights, shape_named
 
 _LARGEST_DEFAULT_CAPACITY = 8192  # positions: a cache for all of a long-context model would fill the memory unasked
 _WHOLE_FILE_BYTES = 64 << 20  # weights files up to this size are hashed whole
@@ -39,6 +41,7 @@ class EngineKind(enum.StrEnum):
 
     STATIC = "static"  # fast, Llama-type models
     HUGGING_FACE = "hugging_face"  # any causal language model
+    RESIDENT = "resident"  # Llama-type models on a GPU: draft and target in one process, steps as graphs
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,18 @@ def load_engine(
     static engine does not know runs on the hugging_face engine, with a warning.
     """
     kind, device, dtype = _engine_kind(engine), _device(device), _dtype(dtype)
+    if is_random(path):
+        return _random_engine(path, kind, device, dtype, capacity, vocab_size, num_feature_layers)
     config = _config(path)
     capacity = _capacity(path, config, capacity)
     head_size = _head_size(config)
     if vocab_size is not None and not 0 < vocab_size <= head_size:
         raise ModelError(f"vocab_size {vocab_size} does not fit {path}, whose head has {head_size} tokens.")
-    if kind is EngineKind.STATIC and (reason := why_unsupported(config, capacity)):
+    if kind is not EngineKind.HUGGING_FACE and (reason := why_unsupported(config, capacity)):
+        if kind is EngineKind.RESIDENT:
+            raise ModelError(
+                f"the resident engine cannot run {path} ({config.model_type}: {reason}); use the hugging_face engine."
+            )
         kind = EngineKind.HUGGING_FACE
         warnings.warn(
             f"the static engine cannot run {path} ({config.model_type}: {reason}); it runs on the hugging_face engine.",
@@ -147,6 +156,15 @@ def load_engine(
     engine_class: type[StaticEngine] | type[HuggingFaceEngine]
     engine_class = StaticEngine if kind is EngineKind.STATIC else HuggingFaceEngine
     try:
+        if kind is EngineKind.RESIDENT:
+            weights = place_weights(
+                _module(path, dtype),
+                num_positions=capacity + PAD,
+                vocab_size=vocab_size or head_size,
+                device=device,
+                dtype=dtype,
+            )
+            return ResidentEngine(weights, capacity=capacity, num_feature_layers=num_feature_layers)
         return engine_class(
             _module(path, dtype),
             capacity=capacity,
@@ -156,14 +174,30 @@ def load_engine(
             num_feature_layers=num_feature_layers,
         )
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{path} with a cache of {capacity} positions does not fit the memory of {device}: lower the capacity, or "
-            "choose a smaller dtype or model."
-        ) from error
+        raise _too_large(path, capacity, device) from error
+
+
+class ByteTokenizer:
+    """A tokenizer for random weights: one token a byte."""
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8 bytes, at least one."""
+        return list(text.encode()) or [0]
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of the tokens that are bytes."""
+        del skip_special_tokens
+        return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+    def get_vocab(self) -> dict[str, int]:
+        """The same for every shape."""
+        return {f"<{byte}>": byte for byte in range(256)}
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The transformers tokenizer of a model folder or hub id."""
+    """The transformers tokenizer of a model folder or hub id; bytes as tokens for random weights."""
+    if is_random(path):
+        return ByteTokenizer()
     _config(path)  # tells a missing folder from a missing tokenizer
     try:
         return AutoTokenizer.from_pretrained(path)
@@ -176,6 +210,8 @@ def load_tokenizer(path: str | Path) -> Any:
 
 def eos_token_ids(path: str | Path) -> tuple[int, ...]:
     """Tokens that end a text: of the generation config if there is one, else of the model config. May be none."""
+    if is_random(path):
+        return ()
     try:
         ids = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:
@@ -200,7 +236,7 @@ def check_vocabularies(target: str | Path, draft: str | Path) -> Vocabulary:
             f"{len(different)} of them not the same, for example {example!r}): choose two models of one family."
         )
     num_tokens = max(tokens[target].values()) + 1
-    sizes = {path: _head_size(_config(path)) for path in (target, draft)}
+    sizes = {path: _head_size_of(path) for path in (target, draft)}
     for path, size in sizes.items():
         if size < num_tokens:
             raise ModelError(
@@ -223,6 +259,8 @@ def fingerprint(path: str | Path) -> str:
     Files above 64 MiB are sampled: their size, and 64 KiB at 64 places, among them the start, where safetensors names
     every tensor and its shape.
     """
+    if is_random(path):
+        return hashlib.sha256(str(path).encode()).hexdigest()
     folder = _folder(path)
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -282,6 +320,47 @@ def _folder(path: str | Path) -> Path:
     if Path(path).is_dir():
         return Path(path)
     return Path(str(cached_file(str(path), "config.json"))).parent
+
+
+def _head_size_of(path: str | Path) -> int:
+    return shape_named(path).vocab_size if is_random(path) else _head_size(_config(path))
+
+
+def _random_engine(
+    path: str | Path,
+    kind: EngineKind,
+    device: torch.device,
+    dtype: torch.dtype,
+    capacity: int | None,
+    vocab_size: int | None,
+    num_feature_layers: int,
+) -> ResidentEngine:
+    """Random weights of a named shape, made on the device: for time and memory, never for text."""
+    if kind is not EngineKind.RESIDENT:
+        raise ModelError(f"{path} has random weights, which only the resident engine makes: use --engine resident.")
+    try:
+        shape = shape_named(path)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    capacity = capacity or _LARGEST_DEFAULT_CAPACITY
+    try:
+        weights = random_weights(
+            shape,
+            num_positions=capacity + PAD,
+            vocab_size=vocab_size or shape.vocab_size,
+            device=device,
+            dtype=dtype,
+        )
+        return ResidentEngine(weights, capacity=capacity, num_feature_layers=num_feature_layers)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(path, capacity, device) from error
+
+
+def _too_large(path: str | Path, capacity: int, device: torch.device) -> ModelError:
+    return ModelError(
+        f"{path} with a cache of {capacity} positions does not fit the memory of {device}: lower the capacity, or "
+        "choose a smaller dtype or model."
+    )
 
 
 def _head_size(config: Any) -> int:

@@ -10,14 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from executor.errors import ExecutorError
 from executor.mailbox import Mailbox, make_mailbox_file
 from executor.requests import Request
+from executor.scoring import Scores
 from executor.target_worker import Opcode
 from sim.machine import ClassProbs
 from traces.schema import Sampling
@@ -49,15 +49,39 @@ class Prefill(NamedTuple):
     class_probs: ClassProbs | None
 
 
-class Scores(NamedTuple):
-    """The target's laws at n positions: (n, vocab) probabilities, (n, 2) of largest probability and entropy in nats.
+class Target(Protocol):
+    """The decision maker's handle on a target, wherever it runs. Times are seconds of time.perf_counter."""
 
-    class_probs: (n, 3), with one row more in the first chunk of a sequence; (0, 3) without a predictor.
-    """
+    is_alive: bool
 
-    probs: NDArray[np.float32]
-    stats: NDArray[np.float32]
-    class_probs: NDArray[np.float32]
+    @property
+    def pid(self) -> int:
+        """Process that the target runs in."""
+        ...
+
+    def begin(self, request: Request, *, predicts: bool = False) -> None:
+        """Start a request and its prefill; predicts: whether H-RAD's classes are wanted."""
+        ...
+
+    def wait_prefill(self) -> Prefill:
+        """The end of the prefill under way."""
+        ...
+
+    def submit(self, pending: Sequence[int], *, last: int, num_cached: int) -> None:
+        """Start to verify the pending tokens after num_cached committed ones and `last`, the newest."""
+        ...
+
+    def wait_verdict(self) -> TargetVerdict:
+        """The outcome of the verification under way."""
+        ...
+
+    def score(self, tokens: Sequence[int], num_prompt: int, sampling: Sampling, vocab_size: int) -> Iterator[Scores]:
+        """The target's laws along a finished sequence, in chunks; at temperature 0 the laws at temperature 1."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the target holds."""
+        ...
 
 
 class TargetClient:
@@ -140,9 +164,12 @@ class TargetClient:
         body, floats = self._wait(self._timeout_s, "prefill")
         return Prefill(body[0], body[1], floats[0], floats[1], _class_probs(floats[2:]))
 
-    def submit(self, pending: Sequence[int]) -> None:
-        """Start to verify the pending tokens."""
-        self._outbox.post(Opcode.VERIFY, pending)
+    def submit(self, pending: Sequence[int], *, last: int, num_cached: int) -> None:
+        """Start to verify the pending tokens after the first num_cached committed ones and `last`, the newest.
+
+        The caller says where the line ends, so that it alone decides what was committed.
+        """
+        self._outbox.post(Opcode.VERIFY, (num_cached, last, *pending))
 
     def wait_verdict(self) -> TargetVerdict:
         """The outcome of the verification under way."""

@@ -25,7 +25,8 @@ from executor.hrad.predictor import load_predictor
 from executor.mailbox import Mailbox
 from executor.models import load_engine
 from executor.noise import NoiseTable
-from executor.verification import choose, noisy_scores, signals
+from executor.scoring import score_sequence
+from executor.verification import choose, noisy_scores
 from sim.verification import settle
 from traces.schema import Sampling
 
@@ -42,7 +43,7 @@ class Opcode(enum.IntEnum):
 
 
 class TargetSide:
-    """The target's view of one request: a committed line whose last token is not yet in the cache.
+    """The target's view of one request: a cached line, which every command says how much of to keep.
 
     class_probs: H-RAD's prediction after the last prefill or verification, empty when nobody asked; predict_s: seconds
     that it took.
@@ -80,58 +81,44 @@ class TargetSide:
         if sampling.temperature > 0:
             self._noise = NoiseTable(seed, noise_key, self._engine.vocab_size, self._engine.device)
             self._noise.prepare(max_new_tokens)
-        self._last, self._generated = tokens[-1], 0
+        self._num_prompt = len(tokens)
         if len(tokens) > 1:
             self._engine.extend(tokens[:-1], last_only=True)
         self.class_probs, self.predict_s = [], 0.0
         if predicts:
-            self._predict(first_features(self._engine, len(tokens)))
+            self._predict(first_features(self._engine, len(tokens)), tokens[-1])
         return len(tokens) - 1
 
-    def verify(self, pending: list[int]) -> tuple[int, int]:
-        """One forward over the last committed token and the pending ones. Returns (num_accepted, next_token)."""
-        start = self._engine.length
-        logits = self._engine.extend([self._last, *pending])
-        noise = self._noise.rows(self._generated, len(pending) + 1) if self._noise is not None else None
+    def verify(self, num_cached: int, last: int, pending: list[int]) -> tuple[int, int]:
+        """One forward over the newest committed token, `last`, and the pending ones, after num_cached others.
+
+        Returns (num_accepted, next_token). What of it was committed, the next call says.
+        """
+        self._engine.roll_back(num_cached)
+        logits = self._engine.extend([last, *pending])
+        generated = num_cached + 1 - self._num_prompt
+        noise = self._noise.rows(generated, len(pending) + 1) if self._noise is not None else None
         target_tokens = choose(noisy_scores(logits, self._sampling, noise)).tolist()
         num_accepted, next_token = settle(target_tokens, pending)
-        self._engine.roll_back(start + 1 + num_accepted)
-        self._last = next_token
-        self._generated += num_accepted + 1
         if self._predicts:
-            self._predict(self._engine.features[num_accepted : num_accepted + 1])
+            self._predict(self._engine.features[num_accepted : num_accepted + 1], next_token)
         return num_accepted, next_token
 
-    def _predict(self, features: Tensor) -> None:
+    def _predict(self, features: Tensor, newest: int) -> None:
         """Classes from the features at the token before the newest one, (1, K, hidden)."""
         assert self._predictor is not None, "the session refuses such a policy without a predictor"
         start = time.perf_counter()
-        self.class_probs = self._predictor(features, self._engine.embed([self._last]))[0].tolist()
+        self.class_probs = self._predictor(features, self._engine.embed([newest]))[0].tolist()
         self.predict_s = time.perf_counter() - start
 
     def score(self, tokens: list[int], num_prompt: int, sampling: Sampling, pipe: Connection) -> None:
-        """Laws of the target along a finished sequence, in chunks of positions: arrays (n, vocab) of probabilities,
-        (n, 2) of largest probability and entropy, (n, 3) of class probabilities if there is a predictor, with one row
-        more in the first chunk, for the position after the prompt; after the timed run."""
-        engine = self._engine
-        engine.num_feature_layers = self._num_feature_layers
-        engine.reset()
-        if num_prompt > 1:
-            engine.extend(tokens[: num_prompt - 1], last_only=True)
-        features = [first_features(engine, num_prompt)] if self._predictor is not None else []
-        newest = [tokens[num_prompt - 1]]
-        inputs = tokens[num_prompt - 1 : -1]
-        law = Sampling(sampling.temperature or 1.0, sampling.top_k, sampling.top_p)
-        for first in range(0, len(inputs), 32):
-            logits = engine.extend(inputs[first : first + 32])
-            scores = noisy_scores(logits, law, None)
-            pipe.send_bytes(torch.softmax(scores, -1).float().cpu().numpy().tobytes())
-            pipe.send_bytes(signals(logits, scores, law)[:, :2].float().cpu().numpy().tobytes())
+        """Send the target's laws along a finished sequence, chunk by chunk: probabilities, statistics, classes if any."""
+        self._engine.num_feature_layers = self._num_feature_layers
+        for chunk in score_sequence(self._engine, self._predictor, tokens, num_prompt, sampling):
+            pipe.send_bytes(chunk.probs.tobytes())
+            pipe.send_bytes(chunk.stats.tobytes())
             if self._predictor is not None:
-                newest += tokens[num_prompt + first : num_prompt + first + len(logits)]
-                classes = self._predictor(torch.cat([*features, engine.features]), engine.embed(newest))
-                pipe.send_bytes(classes.cpu().numpy().tobytes())
-                features, newest = [], []
+                pipe.send_bytes(chunk.class_probs.tobytes())
 
 
 def main() -> None:
@@ -167,7 +154,8 @@ def _serve(target: TargetSide, inbox: Mailbox, outbox: Mailbox, pipe: Connection
         opcode, body, floats = inbox.wait(check_parent)
         start = time.perf_counter()
         if opcode == Opcode.VERIFY:
-            outcome = target.verify(body)
+            num_cached, last, *pending = body
+            outcome = target.verify(num_cached, last, pending)
             outbox.post(Opcode.DONE, outcome, (start, time.perf_counter(), target.predict_s, *target.class_probs))
         elif opcode == Opcode.BEGIN:
             seed, noise_key, max_new_tokens, predicts, top_k, *tokens = body

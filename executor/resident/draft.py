@@ -1,0 +1,362 @@
+"""The draft's half of the step machine with its state on the device: one graph a command, and nothing waited for
+unless a policy asks for signals.
+
+It answers what `executor.draft_side.DraftSide` answers. Pending tokens, the draft's best tokens at each pending position
+and their signals stay in device buffers; the host learns them when a round settles, in one wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from executor.draft_side import Forward
+from executor.noise import NoiseTable
+from executor.requests import Request
+from executor.resident.engine import ResidentEngine
+from executor.resident.graphs import Graphs, Handover
+from executor.resident.shared import SharedDevice
+from executor.verification import choose, noisy_scores, signals, top_tokens
+from sim.policies.base import Needs
+from traces.schema import UNKNOWN_SIGNAL, Sampling, Signal
+
+MOST_PENDING = 128
+_LAG_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class _Timed(NamedTuple):
+    """A graph's run of forwards: kind, marks before and after, new tokens of each forward, rows, tokens before it."""
+
+    kind: str
+    start: Any
+    end: Any
+    num_tokens: tuple[int, ...]
+    num_branches: int
+    context_tokens: int
+
+
+class PendingTokens(Sequence[int]):
+    """The pending ids: their number is known at once, the ids when the device has drafted them."""
+
+    def __init__(self, draft: GraphDraft, num: int) -> None:
+        self._draft, self._num = draft, num
+
+    def __len__(self) -> int:
+        return self._num
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return self._draft.pending_ids()[: self._num][index] if self._num else [][index]
+
+
+class GraphDraft:
+    """The draft's view of one request on its device; commands as in `executor.draft_side.DraftSide`."""
+
+    def __init__(self, engine: ResidentEngine, shared: SharedDevice) -> None:
+        self._engine, self._shared = engine, shared
+        self._stream = shared.draft_stream
+        self._graphs = Graphs(engine.device, self._stream)
+        self._controls = Handover(6, engine.device)
+        self._token = Handover(1, engine.device)
+        self._marks = shared.marks
+        self._width = 0  # of the buffers below
+        self._plans: dict[tuple[tuple[int, ...], int], tuple[Tensor, Tensor]] = {}
+        self._timed: list[_Timed] = []
+
+    def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
+        """Start a request; the shared device holds its prompt and noise already."""
+        del noise  # the shared device has it, where graphs can reach it
+        device = self._engine.device
+        if self._width != needs.num_alternatives:
+            # Graphs write to these buffers, so another width means other graphs.
+            self._width = needs.num_alternatives
+            self._graphs.clear()
+            self._plans.clear()
+            self._best = torch.zeros(MOST_PENDING, self._width, dtype=torch.int64, device=device)
+            self._signals = torch.zeros(MOST_PENDING, 3, device=device)
+            is_cuda = device.type == "cuda"
+            self._host_best = torch.zeros(MOST_PENDING, self._width, dtype=torch.int64, pin_memory=is_cuda)
+            self._host_line = torch.zeros(MOST_PENDING, dtype=torch.int64, pin_memory=is_cuda)
+        self._needs, self._sampling = needs, request.sampling
+        self._num_prompt = self._num_committed = len(request.tokens)
+        self._num_pending = 0
+        self._prompt = request.tokens
+        self._knows_frontier = False
+        self._fanout: tuple[int, ...] = ()
+        self._num_steps = 0
+        self._is_fetched = False
+        self._hit: int | None = None
+        self._engine.reset()
+        self._timed = []
+
+    def prefill(self) -> None:
+        """Cache the prompt but its last token."""
+        prompt = self._prompt[:-1]
+        if prompt:
+            with self._shared.on(self._stream):
+                start = self._marks.mark()
+                self._engine.extend(prompt, last_only=True)
+                self._note("prefill", start, (len(prompt),), 1, 0)
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """The pending token ids."""
+        return PendingTokens(self, self._num_pending)
+
+    def pending_ids(self) -> list[int]:
+        """The pending ids on the host, waiting for the device if need be."""
+        self._fetch()
+        self._wait()
+        ids: list[int] = self._host_line[: self._num_pending].tolist()
+        return ids
+
+    def draft(self, num_tokens: int) -> list[Signal]:
+        """Draft tokens one after another; the first needs no forward when its law is known already."""
+        first, missing = self._num_pending, num_tokens
+        self._check_room(first + num_tokens)
+        with self._shared.on(self._stream):
+            if self._knows_frontier:
+                self._put_on_line(self._num_committed + first, self._best[first, :1])
+                self._knows_frontier = False
+                missing -= 1
+                self._num_pending += 1
+            if missing:
+                self._run_laws("draft", missing)
+                self._num_pending += missing
+        self._is_fetched = False
+        return self._signals_at(first, num_tokens)
+
+    def submit(self, num_pending: int) -> None:
+        """Withdraw the drafted tokens after the first `num_pending`; the law of the first withdrawn one is kept."""
+        if num_pending < self._num_pending:
+            self._knows_frontier = True
+            self._engine.set_length(min(self._engine.length, self._num_committed + num_pending))
+            self._num_pending = num_pending
+        self._fanout, self._num_steps = (), 0
+        self._is_fetched = False
+        self._fetch()
+
+    def look(self) -> Signal:
+        """The law right after the pending tokens."""
+        with self._shared.on(self._stream):
+            self._run_laws("look", 1)
+        self._knows_frontier = True
+        self._is_fetched = False
+        self._fetch()
+        return self._signals_at(self._num_pending, 1)[0]
+
+    def branch(self, fanout: Sequence[int], num_steps: int) -> None:
+        """Draft ahead for every hedged outcome, all rows in one batch."""
+        self._fanout, self._num_steps = tuple(fanout), num_steps
+        if num_steps == 0:
+            return
+        num_rows, context = sum(fanout), self._engine.length
+        accepted, places = self._plan(self._fanout)
+        with self._shared.on(self._stream):
+            self._controls.put([self._num_committed, self._num_committed - self._num_prompt])
+            start = self._marks.mark()
+            key = ("branch", self._fanout, num_steps, self._sampling, self._needs.signals, self._noise_key())
+            self._ahead_tokens, self._ahead_signals = self._graphs.run(
+                key, lambda: self._branch_body(accepted, places, num_steps)
+            )
+            self._note("branch", start, (1,) * num_steps, num_rows, context)
+
+    def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
+        """Commit an outcome; see `DraftSide.settle`."""
+        best = self.alternatives(num_accepted)
+        rank = best.index(next_token) if next_token in best else -1
+        self._hit = self._row_of(num_accepted, rank)
+        self._settled_at = self._num_committed + num_accepted
+        with self._shared.on(self._stream):
+            self._token.put([next_token])
+            self._put_on_line(self._settled_at, self._token.values)
+        self._num_committed = self._settled_at + 1
+        self._knows_frontier, self._num_pending = False, 0
+        self._is_fetched = False
+        if self._hit is None:
+            self._engine.set_length(min(self._engine.length, self._settled_at))
+            return rank, False, ()
+        if not self._num_steps:
+            return rank, True, ()
+        if not self._needs.signals:
+            return rank, True, (UNKNOWN_SIGNAL,) * self._num_steps
+        return rank, True, tuple(Signal(*row) for row in self._ahead_signals[:, self._hit].tolist())
+
+    def keep(self, num_kept: int) -> None:
+        """After a hit: the first tokens of the continuation become pending, the rest is trimmed."""
+        assert self._hit is not None, "keep follows a hit"
+        row, num_steps = self._hit, self._num_steps
+        self._hit = None
+        if not num_steps:
+            self._engine.set_length(min(self._engine.length, self._settled_at))
+            return
+        with self._shared.on(self._stream):
+            # The row's forwards cached its first token and all of the continuation but the last one.
+            self._engine.take_tail(row, sum(self._fanout), self._settled_at, min(num_kept + 1, num_steps))
+            self._best[:num_steps].copy_(self._ahead_tokens[:, row])
+            self._signals[:num_steps].copy_(self._ahead_signals[:, row])
+            if num_kept:
+                self._put_on_line(self._num_committed, self._ahead_tokens[:num_kept, row, 0])
+        self._num_pending = num_kept
+        self._knows_frontier = num_kept < num_steps
+
+    def alternatives(self, num_accepted: int) -> list[int]:
+        """The draft's best tokens, best first, at a pending position or right after them; empty when unknown."""
+        if num_accepted == self._num_pending and not self._knows_frontier:
+            return []
+        self._fetch()
+        self._wait()
+        found: list[int] = self._host_best[num_accepted].tolist()
+        return found
+
+    def take_forwards(self) -> list[Forward]:
+        """The forwards since the last call, timed; the device has passed them."""
+        timed, self._timed = self._timed, []
+        if timed:
+            self._wait()
+        forwards = []
+        for kind, start, end, num_tokens, num_branches, context in timed:
+            start_s, end_s = self._marks.seconds(start), self._marks.seconds(end)
+            share = (end_s - start_s) / len(num_tokens)  # a graph's forwards share its time
+            before = accumulate(num_tokens, initial=context)
+            for index, (num, cached) in enumerate(zip(num_tokens, before, strict=False)):
+                begin = start_s + index * share
+                forwards.append(Forward(kind, begin, begin + share, num, num_branches, cached))
+        return forwards
+
+    # Graphs.
+
+    def _run_laws(self, kind: str, num_tokens: int) -> None:
+        """Forward what is not cached yet, then draft on: laws number num_pending .. num_pending + num_tokens - 1."""
+        engine = self._engine
+        cached, end = engine.length, self._num_committed + self._num_pending
+        while (lag := end - cached) > _LAG_WIDTHS[-1]:  # nothing was drafted for a while
+            positions, slots, view = engine.line(torch.tensor(cached, device=engine.device), _LAG_WIDTHS[-1])
+            engine.forward(self._shared.line.index_select(0, positions), positions, slots, view)
+            cached += _LAG_WIDTHS[-1]
+        width = next(width for width in _LAG_WIDTHS if width >= lag)
+        self._controls.put([cached, lag, end, end - self._num_prompt, self._num_pending])
+        start = self._marks.mark()
+        key = ("laws", width, num_tokens, self._sampling, self._needs.signals, self._noise_key())
+        self._graphs.run(key, lambda: self._laws_body(width, num_tokens))
+        self._note(kind, start, (lag,) + (1,) * (num_tokens - 1), 1, cached)
+        engine.set_length(end + num_tokens - 1)
+
+    def _laws_body(self, width: int, num_tokens: int) -> tuple[Tensor, ...]:
+        engine, shared = self._engine, self._shared
+        cached, lag, end, generated, first = self._controls.values[:5].unbind()
+        positions, slots, view = engine.line(cached, width)
+        hidden, _ = engine.forward(shared.line.index_select(0, positions), positions, slots, view)
+        hidden = hidden.index_select(0, (lag - 1)[None])
+        for step in range(num_tokens):
+            if step:
+                positions, slots, view = engine.line(end + step - 1, 1)
+                hidden, _ = engine.forward(token, positions, slots, view)
+            best, seen = self._law(engine.logits(hidden), (generated + step)[None])
+            place = (first + step)[None]
+            self._best.index_copy_(0, place, best)
+            self._signals.index_copy_(0, place, seen)
+            token = best[:, 0]
+            # After the last pending token this is the frontier: no harm on the line, for what follows overwrites it.
+            shared.line.index_copy_(0, (end + step)[None], token)
+        return ()
+
+    def _branch_body(self, accepted: Tensor, places: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+        engine = self._engine
+        committed, generated = self._controls.values[:2].unbind()
+        token = self._best.flatten().index_select(0, places)
+        starts = committed + accepted
+        tokens, seen = [], []
+        for step in range(num_steps):
+            positions, slots, view = engine.branches(starts, step)
+            hidden, _ = engine.forward(token, positions, slots, view)
+            best, signal = self._law(engine.logits(hidden), generated + accepted + 1 + step)
+            tokens.append(best)
+            seen.append(signal)
+            token = best[:, 0]
+        return torch.stack(tokens), torch.stack(seen)
+
+    def _law(self, logits: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+        """Best tokens (rows, alternatives) and signals (rows, 3) of logits at generated positions (rows,)."""
+        noise = self._shared.noise_at(generated) if self._sampling.temperature > 0 else None
+        scores = noisy_scores(logits, self._sampling, noise)
+        best = choose(scores)[:, None] if self._width == 1 else top_tokens(scores, self._width)
+        if not self._needs.signals:
+            return best, torch.zeros(len(logits), 3, device=logits.device)
+        return best, signals(logits, scores, self._sampling)
+
+    # The host's side.
+
+    def _plan(self, fanout: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """For each hedge: how many tokens it takes as accepted, and where its first token stands among the best."""
+        key = (fanout, self._num_pending)
+        found = self._plans.get(key)
+        if found is None:
+            rows = [(n, rank) for n, count in enumerate(fanout) for rank in self._ranks(n, count)]
+            accepted = torch.tensor([n for n, _ in rows], device=self._engine.device)
+            places = torch.tensor([n * self._width + rank for n, rank in rows], device=self._engine.device)
+            found = self._plans[key] = (accepted, places)
+        return found
+
+    def _ranks(self, num_accepted: int, count: int) -> range:
+        """Ranks hedged at a position: a pending token itself is not."""
+        first = int(num_accepted < self._num_pending)
+        return range(first, min(first + count, self._width))
+
+    def _row_of(self, num_accepted: int, rank: int) -> int | None:
+        """The hedge of an outcome; None when there is none."""
+        if rank < 0 or num_accepted >= len(self._fanout):
+            return None
+        ranks = self._ranks(num_accepted, self._fanout[num_accepted])
+        return sum(self._fanout[:num_accepted]) + ranks.index(rank) if rank in ranks else None
+
+    def _put_on_line(self, position: int, tokens: Tensor) -> None:
+        self._shared.line[position : position + len(tokens)].copy_(tokens)
+
+    def _fetch(self) -> None:
+        """Send what the host will want of this round's tokens on its way."""
+        if self._is_fetched:
+            return
+        num = self._num_pending + 1
+        with self._shared.on(self._stream):
+            self._host_best[:num].copy_(self._best[:num], non_blocking=True)
+            line = self._shared.line[self._num_committed : self._num_committed + num]
+            self._host_line[: len(line)].copy_(line, non_blocking=True)
+        self._is_fetched = True
+
+    def _wait(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _signals_at(self, first: int, num: int) -> list[Signal]:
+        if not self._needs.signals:
+            return [UNKNOWN_SIGNAL] * num
+        with self._shared.on(self._stream):
+            rows = self._signals[first : first + num].tolist()  # waits for the draft's stream
+        return [Signal(*row) for row in rows]
+
+    def _note(self, kind: str, start: Any, num_tokens: tuple[int, ...], num_branches: int, context: int) -> None:
+        self._timed.append(_Timed(kind, start, self._marks.mark(), num_tokens, num_branches, context))
+
+    def _noise_key(self) -> int:
+        """Graphs read the noise table where it lay when they were captured."""
+        return self._shared.noise.data_ptr() if self._sampling.temperature > 0 else 0
+
+    def _check_room(self, num_pending: int) -> None:
+        if num_pending >= MOST_PENDING:
+            raise ValueError(
+                f"{num_pending} pending tokens exceed the {MOST_PENDING - 1} that a graph keeps; use a shorter draft_length."
+            )
+
+    def release(self) -> None:
+        """Give the graphs' memory back."""
+        self._graphs.clear()
+        self._width = 0
+        self._plans.clear()

@@ -1,0 +1,280 @@
+"""Triton kernels for a decoding step of few rows: seven launches a block instead of some twenty.
+
+A step of one to a few dozen rows reads every weight once and does little with it, so its time is the weights' bytes plus
+what each launch costs. Norms, gates and residuals are therefore parts of the products, and attention never reads past
+the context at hand, which it learns on the device: one captured graph serves every context length.
+
+`executor.resident.operations.TorchOperations` is the specification; tests hold these kernels to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from executor.resident.operations import Norm, Rotation, View
+
+LARGEST_ROWS = 64  # of one chunk: more rows than this are a prompt's, for the library's products
+_BLOCK_SLOTS = 64
+_NUM_SPLITS = 8  # programs that share one head's context
+_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _linear(
+    x, weight, bias, norm, residual, out, num_rows, num_inputs, num_outputs, eps,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_EVEN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GATES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    row = tl.arange(0, ROWS)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offsets = tl.arange(0, BLOCK_K)
+    is_row, is_column = row < num_rows, column < num_outputs
+    total = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    gated = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    squares = tl.zeros((ROWS,), tl.float32)
+    x_at = x + row[:, None] * num_inputs + offsets[None, :]
+    weight_at = weight + column[:, None].to(tl.int64) * num_inputs + offsets[None, :]
+    up_at = weight_at + num_outputs.to(tl.int64) * num_inputs
+    for first in range(0, num_inputs, BLOCK_K):
+        is_input = offsets < num_inputs - first
+        if IS_EVEN:
+            values = tl.load(x_at + first, mask=is_row[:, None], other=0.0)
+            weights = tl.load(weight_at + first, mask=is_column[:, None], other=0.0)
+        else:
+            values = tl.load(x_at + first, mask=is_row[:, None] & is_input[None, :], other=0.0)
+            weights = tl.load(weight_at + first, mask=is_column[:, None] & is_input[None, :], other=0.0)
+        if HAS_NORM:
+            exact = values.to(tl.float32)
+            squares += tl.sum(exact * exact, axis=1)
+            scale = tl.load(norm + first + offsets, mask=is_input, other=0.0).to(tl.float32)
+            values = (exact * scale[None, :]).to(weights.dtype)
+        total += tl.dot(values, tl.trans(weights), input_precision=PRECISION)
+        if GATES:
+            if IS_EVEN:
+                ups = tl.load(up_at + first, mask=is_column[:, None], other=0.0)
+            else:
+                ups = tl.load(up_at + first, mask=is_column[:, None] & is_input[None, :], other=0.0)
+            gated += tl.dot(values, tl.trans(ups), input_precision=PRECISION)
+    if HAS_NORM:
+        shrink = tl.rsqrt(squares / num_inputs + eps)[:, None]
+        total *= shrink
+        gated *= shrink
+    if HAS_BIAS:
+        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
+    if GATES:
+        total = total * tl.sigmoid(total) * gated
+    at = row[:, None] * num_outputs + column[None, :]
+    is_given = is_row[:, None] & is_column[None, :]
+    if HAS_RESIDUAL:
+        total += tl.load(residual + at, mask=is_given, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=is_given)
+
+
+@triton.jit
+def _rotate_and_store(
+    states, positions, slots, cosines, sines, query_norm, key_norm, queries, keys, values, eps,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, HALF)
+    at = states + (row * (NUM_HEADS + 2 * NUM_KV_HEADS) + head) * 2 * HALF + lane
+    left, right = tl.load(at).to(tl.float32), tl.load(at + HALF).to(tl.float32)
+    slot = tl.load(slots + row).to(tl.int64)
+    if head < NUM_HEADS + NUM_KV_HEADS:
+        if HAS_NORM:
+            mean = (tl.sum(left * left, axis=0) + tl.sum(right * right, axis=0)) / (2 * HALF)
+            shrink = tl.rsqrt(mean + eps)
+            is_query = head < NUM_HEADS
+            scale = tl.where(
+                is_query, tl.load(query_norm + lane).to(tl.float32), tl.load(key_norm + lane).to(tl.float32)
+            )
+            other = tl.where(
+                is_query,
+                tl.load(query_norm + HALF + lane).to(tl.float32),
+                tl.load(key_norm + HALF + lane).to(tl.float32),
+            )
+            left, right = left * shrink * scale, right * shrink * other
+        turn = tl.load(positions + row).to(tl.int64) * HALF + lane
+        cosine, sine = tl.load(cosines + turn), tl.load(sines + turn)
+        left, right = left * cosine - right * sine, right * cosine + left * sine
+    if head < NUM_HEADS:
+        to = queries + (row * NUM_HEADS + head) * 2 * HALF + lane
+        tl.store(to, left.to(queries.dtype.element_ty))
+        tl.store(to + HALF, right.to(queries.dtype.element_ty))
+    elif head < NUM_HEADS + NUM_KV_HEADS:
+        to = keys + (slot * NUM_KV_HEADS + head - NUM_HEADS) * 2 * HALF + lane
+        tl.store(to, left.to(keys.dtype.element_ty))
+        tl.store(to + HALF, right.to(keys.dtype.element_ty))
+    else:
+        to = values + (slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS) * 2 * HALF + lane
+        tl.store(to, left.to(values.dtype.element_ty))
+        tl.store(to + HALF, right.to(values.dtype.element_ty))
+
+
+@triton.jit
+def _absorb(query, keys, values, is_seen, peak, mass, mixed, scale, PRECISION: tl.constexpr):
+    """One block of slots into the running softmax: (M, D), (S, D), (S, D), (M, S)."""
+    scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
+    scores = tl.where(is_seen, scores, float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, axis=1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet
+    weights = tl.exp(scores - base[:, None])
+    fade = tl.exp(peak - base)
+    mass = mass * fade + tl.sum(weights, axis=1)
+    mixed = mixed * fade[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+    return higher, mass, mixed
+
+
+@triton.jit(do_not_specialize=["num_rows", "tail_columns", "tail_width"])
+def _attend(
+    queries, keys, values, limits, mixed_out, peak_out, mass_out, num_rows, scale, num_tail_slots,
+    tail_columns, tail_width, GROUPS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    head, split = tl.program_id(0), tl.program_id(1)
+    lane, entry, block = tl.arange(0, DIM), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_S)
+    row = entry // GROUPS
+    is_row = row < num_rows
+    at = ((row * NUM_KV_HEADS + head) * GROUPS + entry % GROUPS) * DIM
+    query = tl.load(queries + at[:, None] + lane[None, :], mask=is_row[:, None], other=0.0)
+    limit = tl.load(limits + row, mask=is_row, other=0).to(tl.int32)
+    longest = tl.max(limit, axis=0)
+    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    mass = tl.zeros((BLOCK_M,), tl.float32)
+    mixed = tl.zeros((BLOCK_M, DIM), tl.float32)
+    # Blocks go to splits in turn, whatever the length: a row's sums are the same at every length of the others.
+    for first in range(split * BLOCK_S, longest, SPLITS * BLOCK_S):
+        column = first + block
+        place = ((num_tail_slots + column).to(tl.int64) * NUM_KV_HEADS + head)[:, None] * DIM + lane[None, :]
+        is_held = (column < longest)[:, None]
+        key = tl.load(keys + place, mask=is_held, other=0.0)
+        value = tl.load(values + place, mask=is_held, other=0.0)
+        is_seen = column[None, :] < limit[:, None]
+        peak, mass, mixed = _absorb(query, key, value, is_seen, peak, mass, mixed, scale, PRECISION)
+    for first in range(split * BLOCK_S, tail_columns, SPLITS * BLOCK_S):
+        column = first + block
+        place = (column.to(tl.int64) * NUM_KV_HEADS + head)[:, None] * DIM + lane[None, :]
+        is_held = (column < tail_columns)[:, None]
+        key = tl.load(keys + place, mask=is_held, other=0.0)
+        value = tl.load(values + place, mask=is_held, other=0.0)
+        is_seen = (column % tail_width)[None, :] == row[:, None]
+        is_seen = is_seen & (column < tail_columns)[None, :]
+        peak, mass, mixed = _absorb(query, key, value, is_seen, peak, mass, mixed, scale, PRECISION)
+    part = (head * SPLITS + split) * BLOCK_M + entry
+    tl.store(mixed_out + part[:, None] * DIM + lane[None, :], mixed)
+    tl.store(peak_out + part, peak)
+    tl.store(mass_out + part, mass)
+
+
+@triton.jit
+def _join(
+    mixed_in, peak_in, mass_in, out,
+    GROUPS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    lane, split = tl.arange(0, DIM), tl.arange(0, SPLITS)
+    part = ((head // GROUPS) * SPLITS + split) * BLOCK_M + row * GROUPS + head % GROUPS
+    peak = tl.load(peak_in + part)
+    weight = tl.exp(peak - tl.max(peak, axis=0))  # every row sees at least itself, so one split is finite
+    mass = tl.sum(tl.load(mass_in + part) * weight, axis=0)
+    mixed = tl.load(mixed_in + part[:, None] * DIM + lane[None, :])
+    mixed = tl.sum(mixed * weight[:, None], axis=0) / mass
+    tl.store(out + (row * GROUPS * NUM_KV_HEADS + head) * DIM + lane, mixed.to(out.dtype.element_ty))
+
+
+class TritonOperations:
+    """The operations of a block as Triton kernels, for chunks of at most LARGEST_ROWS rows; see `Operations`."""
+
+    def __init__(self, *, eps: float) -> None:
+        self._eps = eps
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        bias: Tensor | None = None,
+        norm: Tensor | None = None,
+        residual: Tensor | None = None,
+        gates: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """See `Operations.linear`."""
+        num_rows, num_inputs = x.shape
+        num_outputs = weight.shape[0] // 2 if gates else weight.shape[0]
+        out = torch.empty(num_rows, num_outputs, device=x.device, dtype=out_dtype or x.dtype)
+        rows = max(16, triton.next_power_of_2(num_rows))
+        block_n, block_k, num_warps, num_stages = _blocks(num_outputs, num_inputs, rows, gates, x.element_size())
+        _linear[(triton.cdiv(num_outputs, block_n),)](
+            x, weight, x if bias is None else bias, x if norm is None else norm, x if residual is None else residual,
+            out, num_rows, num_inputs, num_outputs, self._eps,
+            ROWS=rows, BLOCK_N=block_n, BLOCK_K=block_k, IS_EVEN=num_inputs % block_k == 0,
+            HAS_BIAS=bias is not None, HAS_NORM=norm is not None, HAS_RESIDUAL=residual is not None, GATES=gates,
+            PRECISION=_precision(x), num_warps=num_warps, num_stages=num_stages,
+        )  # fmt: skip
+        return out
+
+    def rotate_and_store(
+        self, states: Tensor, rotation: Rotation, slots: Tensor, keys: Tensor, values: Tensor, norm: Norm | None
+    ) -> Tensor:
+        """See `Operations.rotate_and_store`."""
+        num_kv_heads, head_dim = keys.shape[1:]
+        num_rows, num_heads = len(states), states.shape[1] // head_dim - 2 * num_kv_heads
+        queries = torch.empty(num_rows, num_heads, head_dim, device=states.device, dtype=states.dtype)
+        _rotate_and_store[(num_rows, num_heads + 2 * num_kv_heads)](
+            states, rotation.positions, slots, rotation.cosines, rotation.sines,
+            states if norm is None else norm.query, states if norm is None else norm.key,
+            queries, keys, values, self._eps,
+            NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm is not None, num_warps=1,
+        )  # fmt: skip
+        return queries
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, view: View) -> Tensor:
+        """See `Operations.attend`."""
+        num_rows, num_heads, head_dim = queries.shape
+        num_kv_heads = keys.shape[1]
+        groups = num_heads // num_kv_heads
+        block_m = max(16, triton.next_power_of_2(num_rows * groups))
+        shape = (num_kv_heads, _NUM_SPLITS, block_m)
+        mixed = torch.empty(*shape, head_dim, device=queries.device, dtype=torch.float32)
+        peak, mass = torch.empty(2, *shape, device=queries.device, dtype=torch.float32)
+        _attend[(num_kv_heads, _NUM_SPLITS)](
+            queries, keys, values, view.limits, mixed, peak, mass, num_rows, head_dim**-0.5, view.num_tail_slots,
+            view.tail_width * view.num_tail_steps, max(1, view.tail_width),
+            GROUPS=groups, NUM_KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_M=block_m, BLOCK_S=_BLOCK_SLOTS,
+            SPLITS=_NUM_SPLITS, PRECISION=_precision(queries), num_warps=4, num_stages=2,
+        )  # fmt: skip
+        out = torch.empty(num_rows, num_heads * head_dim, device=queries.device, dtype=queries.dtype)
+        _join[(num_rows, num_heads)](
+            mixed, peak, mass, out,
+            GROUPS=groups, NUM_KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_M=block_m, SPLITS=_NUM_SPLITS, num_warps=1,
+        )  # fmt: skip
+        return out
+
+
+def _precision(x: Tensor) -> str:
+    """float32 products are exact to float32: equality of policies is tested in it."""
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def _blocks(num_outputs: int, num_inputs: int, num_rows: int, gates: bool, num_bytes: int) -> tuple[int, int, int, int]:
+    """Block of outputs and of inputs, warps and pipeline stages of a product, by measurement (tests/benchmarks).
+
+    Few outputs want small blocks, so that every multiprocessor has one; many want large ones.
+    """
+    block_n = 16 if num_outputs <= 16384 else 32 if num_outputs <= 65536 else 64
+    block_k = 256 if num_bytes == 2 else 128
+    if num_rows > 16 or gates:
+        block_k //= 2
+    return block_n, min(block_k, max(32, triton.next_power_of_2(num_inputs))), 4, 4
+
+
+def describe() -> dict[str, Any]:
+    """Versions of what compiles the kernels, for a record."""
+    return {"triton": triton.__version__}

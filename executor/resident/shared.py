@@ -1,0 +1,71 @@
+"""What draft and target share on one device: the line of token ids, the request's noise, their two streams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from executor.noise import gumbel
+from executor.requests import Request
+from executor.resident.graphs import Marks
+
+_NOISE_NUMBERS = 1 << 21  # made at once, which bounds the memory of the generator's integers
+
+
+class SharedDevice:
+    """One device with a stream for the draft and one, of higher priority, for the target.
+
+    line: (capacity + pad,) ids of committed and pending tokens by position, written by the draft's side.
+    noise: (positions, vocab) shared noise of the request by generated position; empty at temperature 0.
+    marks: the clock of both streams, started anew with every request.
+    """
+
+    def __init__(self, device: torch.device, *, num_positions: int, vocab_size: int) -> None:
+        self.device = device
+        self.vocab_size = vocab_size
+        self.line = torch.zeros(num_positions, dtype=torch.int64, device=device)
+        self.noise = torch.empty(0, vocab_size, device=device)
+        self.marks = Marks(device, time.perf_counter)
+        self._is_cuda = device.type == "cuda"
+        self.draft_stream = torch.cuda.Stream(device, priority=0) if self._is_cuda else None
+        self.target_stream = torch.cuda.Stream(device, priority=-1) if self._is_cuda else None
+
+    @contextmanager
+    def on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
+        """Work on a stream; on a CPU there is none and work is done at once."""
+        if stream is None:
+            yield
+        else:
+            with torch.cuda.stream(stream):
+                yield
+
+    def begin(self, request: Request, num_spare: int) -> None:
+        """Lay down a request's prompt and noise; num_spare: positions behind its end that a step may look at.
+
+        A table that is large enough stays where it is, so that graphs that read it stay valid.
+        """
+        prompt = torch.tensor(request.tokens, dtype=torch.int64)
+        self.line[: len(prompt)].copy_(prompt)
+        if request.sampling.temperature > 0:
+            num = request.max_new_tokens + num_spare
+            if len(self.noise) < num:
+                self.noise = torch.empty(num, self.vocab_size, device=self.device)
+            rows = max(1, _NOISE_NUMBERS // self.vocab_size)
+            for first in range(0, num, rows):
+                last = min(first + rows, num)
+                made = gumbel(request.seed, request.noise_key, range(first, last), self.vocab_size, device=self.device)
+                self.noise[first:last].copy_(made)
+        self.marks.start()
+
+    def noise_at(self, positions: Tensor) -> Tensor:
+        """Noise of generated positions, (n,) int64 -> (n, vocab); rows past the table's end repeat its last."""
+        return self.noise.index_select(0, positions.clamp(max=len(self.noise) - 1))
+
+    def synchronize(self) -> None:
+        """Wait for everything."""
+        if self._is_cuda:
+            torch.cuda.synchronize(self.device)
