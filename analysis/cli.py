@@ -59,13 +59,21 @@ def record(
     stop: Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")] = None,
     ignore_eos: bool = False,
     tail_depth: Annotated[int, typer.Option(help="Draft tokens recorded after each wrong one.")] = 16,
-    engine: Annotated[str, typer.Option(help="static or hugging_face.")] = "static",
+    engine: Annotated[str, typer.Option(help="static, hugging_face, or resident (one GPU, graphs).")] = "static",
     device: str = "cpu",
     dtype: str = "float32",
     capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
+    verify_width: Annotated[int, typer.Option(help="Rows of every verification, resident engine; 0 is as needed.")] = 0,
+    acceptance: Annotated[
+        str, typer.Option(help="Synthetic acceptance: geometric:alpha=0.8, or run:FOLDER; real by default.")
+    ] = "",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Time a grid of contexts, widths and branches instead of decoding.")
+    ] = False,
 ) -> None:
     """Run a pair for real and write down everything that happened."""
     from analysis.progress import progress_bar
+    from analysis.synthetic import SyntheticAcceptance
     from analysis.tables import print_speeds
     from executor.recorder import RecordSettings
     from executor.recorder import record as record_run
@@ -92,11 +100,22 @@ def record(
         device=device,
         dtype=dtype,
         capacity=capacity,
+        verify_width=verify_width,
+        acceptance=acceptance,
     )
+    if sweep:
+        from executor.sweep import Grid, record_sweep
+
+        with progress_bar(console, "sweeping") as report:
+            record_sweep(settings, output_dir, Grid(), progress=report)
+        console.print(f"run folder: {output_dir}; fit it with: specbranch calibrate --run {output_dir}")
+        return
+    synthetic = SyntheticAcceptance(acceptance) if acceptance else None
     with progress_bar(console, "recording") as report:
-        run = record_run(settings, output_dir, progress=report)
+        run = record_run(settings, output_dir, progress=report, synthetic=synthetic)
     print_speeds(console, "Measured", measured_speeds(run.requests, run.rounds))
-    console.print(f"tokens identical under every policy: {'yes' if run.summary['tokens_identical'] else 'NO'}")
+    identical = {True: "yes", False: "NO", None: "not claimed, acceptance is synthetic"}
+    console.print(f"tokens identical under every policy: {identical[run.summary['tokens_identical']]}")
     console.print(f"run folder: {output_dir}")
 
 

@@ -83,5 +83,5 @@ def _interval(interval: tuple[float, float], digits: int) -> str:
     return f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]".replace("[", "\\[")
 
 
-def _yes(claim: bool) -> str:
-    return "yes" if claim else "NO"
+def _yes(claim: bool | None) -> str:
+    return "not claimed" if claim is None else "yes" if claim else "NO"

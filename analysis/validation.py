@@ -55,7 +55,7 @@ class Validation:
     mean_abs_latency_error: float
     worst_abs_latency_error: float
     regret: float
-    tokens_identical: bool
+    tokens_identical: bool | None
     rounds_identical: bool
     num_rounds_compared: int
     contention: dict[str, float]
@@ -120,7 +120,8 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         mean_abs_latency_error=sum(latency_errors) / len(latency_errors),
         worst_abs_latency_error=max(latency_errors),
         regret=max(_regret(checks, temperature) for temperature in temperatures),
-        tokens_identical=not mismatched_prompts(measured.requests),
+        # Synthetic acceptance decides outcomes, so its tokens prove nothing.
+        tokens_identical=None if measured.config.get("acceptance") else not mismatched_prompts(measured.requests),
         rounds_identical=rounds.is_identical,
         num_rounds_compared=rounds.num_rounds,
         contention=contention,
@@ -185,6 +186,7 @@ def validate_run(
     turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run. With
     a calibration given, that is used instead.
     """
+    from analysis.synthetic import SyntheticAcceptance
     from executor.recorder import RecordSettings, record
     from executor.requests import Request
 
@@ -227,5 +229,6 @@ def validate_run(
         conclude=conclude,
         wants=lambda label, request: label in (anchors if request.prompt_id in old_prompts else tested),
         arrange=take_turns,
+        synthetic=SyntheticAcceptance(base.acceptance) if base.acceptance else None,
     )
     return found[0]

@@ -24,6 +24,7 @@ from sim.machine import ClassProbs
 from traces.schema import RequestTrace, Sampling, Signal
 
 NUM_TOP = 8
+MOST_ROLLED_TOKENS = 512  # of all rollouts that run as one batch
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def _roll_out(
             f"no room for rollouts of {depth} tokens behind {engine.length} cached ones (capacity {engine.capacity}); "
             "load the draft with a larger capacity or use a smaller tail_depth."
         )
-    for first in range(0, len(starts), min(room, 32)):
-        group = starts[first : first + min(room, 32)]
+    num_rows = min(room, max(1, MOST_ROLLED_TOKENS // depth))
+    for first in range(0, len(starts), num_rows):
+        group = starts[first : first + num_rows]
         engine.open_branches([num_prompt + position for position in group])
         newest = [firsts[position] for position in group]
         for step in range(depth):

@@ -29,7 +29,7 @@ class ContentionMeter:
     """Measures the load of everything but the given processes between two calls of `lap`."""
 
     def __init__(self, pids: list[int]) -> None:
-        self._processes = [psutil.Process(os.getpid()), *(psutil.Process(pid) for pid in pids)]
+        self._processes = [psutil.Process(pid) for pid in dict.fromkeys([os.getpid(), *pids])]
         self.lap()
 
     def lap(self) -> Contention:

@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from executor.contention import ContentionMeter
 from executor.hrad.predictor import check_classes
-from executor.loop import Decoded
+from executor.loop import Decoded, Outcomes
 from executor.models import fingerprint
 from executor.prompts import load_prompts
 from executor.requests import Request
@@ -22,12 +23,28 @@ from executor.session import Session
 from sim.policies.base import Policy
 from sim.policies.catalog import label_of, parse_policy
 from traces.runs import Run, RunWriter, read_run
-from traces.schema import Op, RequestRecord, RoundTimes, Sampling
+from traces.schema import Op, RequestRecord, RequestTrace, RoundTimes, Sampling
 from traces.speeds import measured_speeds, mismatched_prompts, speeds_summary
 
 EMBEDDED = Path(__file__).parent / "pair" / "weights"
 NOISE_RULE = "shared Gumbel noise, Philox4x32-10 keyed by (seed, noise_key, position)"
+SYNTHETIC = "synthetic"  # in place of a hash of tokens that mean nothing
 MIN_LAP_S = 0.4
+MOST_TRIES = 3
+
+
+class Synthetic(Protocol):
+    """Decides outcomes in the models' place: `analysis.synthetic.SyntheticAcceptance`."""
+
+    label: str
+
+    def trace_of(self, request: Request, request_id: int = 0) -> RequestTrace:
+        """Everything that the outcomes of a request depend on."""
+        ...
+
+    def outcomes(self, request: Request, policy: Policy) -> Outcomes:
+        """What decides while this policy runs."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +53,8 @@ class RecordSettings:
 
     prompts: see `executor.prompts.load_prompts`. policies: labels of `sim.policies.catalog`.
     hrad: folder of an H-RAD predictor; "embedded" names the shipped one, "" runs none.
+    verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
+    acceptance: label of a synthetic acceptance (`analysis.synthetic`), which the caller of `record` brings; "" is real.
     repeats: times that every (prompt, temperature, policy) is decoded. aligns: whether alignment and tails are recorded.
     """
 
@@ -65,6 +84,8 @@ class RecordSettings:
     is_pinned: bool = True
     timeout_s: float = 60.0
     hrad: str = ""
+    verify_width: int = 0
+    acceptance: str = ""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -100,6 +121,7 @@ def open_session(settings: RecordSettings) -> Session:
         is_pinned=settings.is_pinned,
         timeout_s=settings.timeout_s,
         hrad=resolve_predictor(settings.hrad),
+        verify_width=settings.verify_width,
     )
 
 
@@ -139,24 +161,31 @@ def record(
     conclude: Callable[[Run], dict[str, object]] = lambda run: {},
     wants: Callable[[str, Request], bool] = lambda policy, request: True,
     arrange: Callable[[list[Request]], list[Request]] = lambda requests: requests,
+    synthetic: Synthetic | None = None,
 ) -> Run:
     """Decode and record; returns the finished run folder. A given session is used and left open.
 
     progress(done, total) counts decoded requests. conclude(run) may add to summary.json before the run is closed.
+    synthetic: decides outcomes in the models' place; every record is marked by its label.
     wants(policy label, request) may leave combinations out; arrange(requests) may reorder them. Policies take turns on
     each prompt, in an order that rotates, so that a drift of the machine meets all of them alike.
     """
+    if settings.acceptance and synthetic is None:
+        raise ValueError(
+            f"acceptance {settings.acceptance!r} was asked for, but nothing was given that decides outcomes."
+        )
     policies = [parse_policy(label) for label in settings.policies]
     for policy in policies:
         check_classes(policy, session.has_predictor if session is not None else bool(settings.hrad))
     owned = session is None
-    writer = RunWriter(output_dir, config=asdict(settings), meta={"kind": "executed", "noise_rule": NOISE_RULE})
+    rule = f"synthetic acceptance: {synthetic.label}" if synthetic is not None else NOISE_RULE
+    writer = RunWriter(output_dir, config=asdict(settings), meta={"kind": "executed", "noise_rule": rule})
     session = session or open_session(settings)
     try:
         with writer:
             requests = arrange(make_requests(settings, session))
-            _warm_up(session, requests[0], policies)
-            recorder = _Recorder(settings, session, writer)
+            _warm_up(session, requests[0], policies, synthetic)
+            recorder = _Recorder(settings, session, writer, synthetic)
             schedule = [
                 (request, policy, repeat)
                 for request, policy, repeat in _schedule(requests, policies, settings.repeats)
@@ -180,17 +209,20 @@ def _schedule(requests: list[Request], policies: list[Policy], repeats: int) -> 
                 yield request, policy, repeat
 
 
-def _warm_up(session: Session, request: Request, policies: list[Policy]) -> None:
+def _warm_up(session: Session, request: Request, policies: list[Policy], synthetic: Synthetic | None) -> None:
     """Each policy once, untimed: allocators, caches and clocks settle."""
     for policy in policies:
-        session.run(request, policy)
+        session.run(request, policy, outcomes=synthetic.outcomes(request, policy) if synthetic else None)
 
 
 class _Recorder:
     """Turns decoded requests into records of one run folder."""
 
-    def __init__(self, settings: RecordSettings, session: Session, writer: RunWriter) -> None:
+    def __init__(
+        self, settings: RecordSettings, session: Session, writer: RunWriter, synthetic: Synthetic | None
+    ) -> None:
         self._settings, self._session, self._writer = settings, session, writer
+        self._synthetic = synthetic
         self._start_s = time.perf_counter()
         self._num_requests = self._num_near_ties = 0
         self._predict_s = self._predicted_verify_s = 0.0
@@ -204,7 +236,13 @@ class _Recorder:
         """Run one request and record it."""
         request_id = self._num_requests
         self._num_requests += 1
-        done = self._session.run(request, policy, request_id=request_id)
+        synthetic = self._synthetic
+        for _ in range(MOST_TRIES):
+            num_captures = self._session.num_captures
+            outcomes = synthetic.outcomes(request, policy) if synthetic is not None else None
+            done = self._session.run(request, policy, request_id=request_id, outcomes=outcomes)
+            if self._session.num_captures == num_captures:
+                break  # otherwise steps were captured on the way: the same run again, which is then a measurement
         if policy.needs.classes:
             self._predict_s += done.predict_s
             self._predicted_verify_s += sum(times.verify_s for _, times in done.rounds)
@@ -213,13 +251,17 @@ class _Recorder:
         self._writer.rounds(
             [(turn, RoundTimes(t.start_s - start, t.end_s - start, t.draft_s, t.verify_s)) for turn, t in done.rounds]
         )
-        self._waiting.append(_record_of(done, request_id, label_of(policy), repeat, start))
+        finished = _record_of(done, request_id, label_of(policy), repeat, start)
+        self._waiting.append(finished if synthetic is None else finished._replace(tokens_sha256=SYNTHETIC))
         if time.perf_counter() - self._lap_start_s >= MIN_LAP_S:
             self._close_lap()
         key = (request.prompt_id, request.sampling.temperature)
         if self._settings.aligns and key not in self._aligned:
             self._aligned.add(key)
             self._close_lap()
+            if synthetic is not None:
+                self._writer.trace(synthetic.trace_of(request, request_id))
+                return
             found = self._session.annotate(done, request_id=request_id, tail_depth=self._settings.tail_depth)
             self._num_near_ties += found.num_near_ties
             self._writer.trace(found.trace, found.columns)
@@ -252,7 +294,7 @@ class _Recorder:
         self._writer.finish(
             {
                 "measured": speeds_summary(speeds),
-                "tokens_identical": not mismatched,
+                "tokens_identical": not mismatched if self._synthetic is None else None,
                 "mismatched_prompts": mismatched,
                 "num_near_ties": self._num_near_ties,
                 "contention": self.contention(),

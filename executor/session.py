@@ -28,7 +28,8 @@ class Session:
     target, draft: Hugging Face ids or folders with one vocabulary, or random:SHAPE (`executor.resident.weights`).
     engine: "static" (fast, Llama-type models), "hugging_face" (any causal language model), each with the target in a
     process of its own; or "resident" (Llama-type models on one GPU, both in this process on two streams, steps as graphs).
-    verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand. capacity: cached tokens a model can hold, prompt and branches included.
+    verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
+    capacity: cached tokens a model can hold, prompt and branches included.
     hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.
     is_pinned: bind the two processes to one core each (CPU only; unpinned processes may share a core after a wake-up).
     """
@@ -105,7 +106,8 @@ class Session:
             for path, num_feature_layers in ((target, num_layers), (draft, 0))
         ]
         target_engine, draft_engine = engines
-        assert isinstance(target_engine, ResidentEngine) and isinstance(draft_engine, ResidentEngine)
+        assert isinstance(target_engine, ResidentEngine)
+        assert isinstance(draft_engine, ResidentEngine)
         if predictor is not None:
             predictor.check_engine(target_engine)
         self._shared = SharedDevice(
@@ -114,6 +116,17 @@ class Session:
         self.engine = draft_engine
         self._draft = GraphDraft(draft_engine, self._shared)
         self._target = GraphTarget(target_engine, self._shared, predictor=predictor, fixed_width=verify_width or None)
+
+    @property
+    def num_captures(self) -> int:
+        """Graphs captured so far: a run in which this grew was no measurement. Always 0 without graphs."""
+        sides = (self._draft, self._target)
+        return sum(side.num_captures for side in sides if isinstance(side, GraphDraft | GraphTarget))
+
+    @property
+    def draft(self) -> Draft:
+        """The draft's side of the step machine."""
+        return self._draft
 
     @property
     def target(self) -> Target:
@@ -193,9 +206,12 @@ class Session:
         return noise
 
     def close(self) -> None:
-        """Stop the target's process; give back cores and threads."""
+        """Stop the target; give back cores, threads and graphs."""
         if self._target is not None:
             self._target.close()
+        draft = getattr(self, "_draft", None)
+        if isinstance(draft, GraphDraft):
+            draft.release()
         if self.cores:
             os.sched_setaffinity(0, self._cores)
             self.cores = []

@@ -22,9 +22,11 @@ from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
 from executor.verification import choose, noisy_scores, signals, top_tokens
 from sim.policies.base import Needs
-from traces.schema import UNKNOWN_SIGNAL, Sampling, Signal
+from traces.schema import UNKNOWN_SIGNAL, Signal
 
 MOST_PENDING = 128
+MOST_ROWS = 64
+_BRANCH_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _LAG_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -63,27 +65,33 @@ class GraphDraft:
         self._engine, self._shared = engine, shared
         self._stream = shared.draft_stream
         self._graphs = Graphs(engine.device, self._stream)
-        self._controls = Handover(6, engine.device)
+        self._controls = Handover(5, engine.device)
+        self._hedged = Handover(
+            2 * MOST_ROWS, engine.device
+        )  # for each row: tokens taken as accepted, place among the best
         self._token = Handover(1, engine.device)
         self._marks = shared.marks
-        self._width = 0  # of the buffers below
-        self._plans: dict[tuple[tuple[int, ...], int], tuple[Tensor, Tensor]] = {}
+        self._width = 0  # of the buffers of best tokens
         self._timed: list[_Timed] = []
+        self._signals = torch.zeros(MOST_PENDING, 3, device=engine.device)
+        self._host_line = torch.zeros(MOST_PENDING, dtype=torch.int64, pin_memory=engine.device.type == "cuda")
+
+    @property
+    def num_captures(self) -> int:
+        """Graphs captured so far."""
+        return self._graphs.num_captures
 
     def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
         """Start a request; the shared device holds its prompt and noise already."""
         del noise  # the shared device has it, where graphs can reach it
-        device = self._engine.device
-        if self._width != needs.num_alternatives:
-            # Graphs write to these buffers, so another width means other graphs.
-            self._width = needs.num_alternatives
+        if self._width < needs.num_alternatives:
+            # Graphs write to these buffers, so wider ones mean other graphs.
             self._graphs.clear()
-            self._plans.clear()
-            self._best = torch.zeros(MOST_PENDING, self._width, dtype=torch.int64, device=device)
-            self._signals = torch.zeros(MOST_PENDING, 3, device=device)
-            is_cuda = device.type == "cuda"
-            self._host_best = torch.zeros(MOST_PENDING, self._width, dtype=torch.int64, pin_memory=is_cuda)
-            self._host_line = torch.zeros(MOST_PENDING, dtype=torch.int64, pin_memory=is_cuda)
+            self._width = max(16, needs.num_alternatives)
+            shape, device = (MOST_PENDING, self._width), self._engine.device
+            self._best = torch.zeros(shape, dtype=torch.int64, device=device)
+            self._host_best = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._num_best = needs.num_alternatives
         self._needs, self._sampling = needs, request.sampling
         self._num_prompt = self._num_committed = len(request.tokens)
         self._num_pending = 0
@@ -157,16 +165,20 @@ class GraphDraft:
         self._fanout, self._num_steps = tuple(fanout), num_steps
         if num_steps == 0:
             return
-        num_rows, context = sum(fanout), self._engine.length
-        accepted, places = self._plan(self._fanout)
+        rows = [(n, rank) for n, count in enumerate(fanout) for rank in self._ranks(n, count)]
+        if len(rows) > MOST_ROWS:
+            raise ValueError(
+                f"{len(rows)} hedges exceed the {MOST_ROWS} rows that a graph drafts; hedge fewer outcomes."
+            )
+        self._num_rows = width = next(width for width in _BRANCH_WIDTHS if width >= len(rows))
+        padded = rows + [rows[0]] * (width - len(rows))
         with self._shared.on(self._stream):
             self._controls.put([self._num_committed, self._num_committed - self._num_prompt])
+            self._hedged.put([n for n, _ in padded] + [n * self._width + rank for n, rank in padded])
             start = self._marks.mark()
-            key = ("branch", self._fanout, num_steps, self._sampling, self._needs.signals, self._noise_key())
-            self._ahead_tokens, self._ahead_signals = self._graphs.run(
-                key, lambda: self._branch_body(accepted, places, num_steps)
-            )
-            self._note("branch", start, (1,) * num_steps, num_rows, context)
+            key = ("branch", width, num_steps, *self._law_key())
+            self._ahead_tokens, self._ahead_signals = self._graphs.run(key, lambda: self._branch_body(width, num_steps))
+            self._note("branch", start, (1,) * num_steps, len(rows), self._engine.length)
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
         """Commit an outcome; see `DraftSide.settle`."""
@@ -199,8 +211,8 @@ class GraphDraft:
             return
         with self._shared.on(self._stream):
             # The row's forwards cached its first token and all of the continuation but the last one.
-            self._engine.take_tail(row, sum(self._fanout), self._settled_at, min(num_kept + 1, num_steps))
-            self._best[:num_steps].copy_(self._ahead_tokens[:, row])
+            self._engine.take_tail(row, self._num_rows, self._settled_at, min(num_kept + 1, num_steps))
+            self._best[:num_steps, : self._num_best].copy_(self._ahead_tokens[:, row])
             self._signals[:num_steps].copy_(self._ahead_signals[:, row])
             if num_kept:
                 self._put_on_line(self._num_committed, self._ahead_tokens[:num_kept, row, 0])
@@ -213,7 +225,7 @@ class GraphDraft:
             return []
         self._fetch()
         self._wait()
-        found: list[int] = self._host_best[num_accepted].tolist()
+        found: list[int] = self._host_best[num_accepted, : self._num_best].tolist()
         return found
 
     def take_forwards(self) -> list[Forward]:
@@ -244,7 +256,7 @@ class GraphDraft:
         width = next(width for width in _LAG_WIDTHS if width >= lag)
         self._controls.put([cached, lag, end, end - self._num_prompt, self._num_pending])
         start = self._marks.mark()
-        key = ("laws", width, num_tokens, self._sampling, self._needs.signals, self._noise_key())
+        key = ("laws", width, num_tokens, *self._law_key())
         self._graphs.run(key, lambda: self._laws_body(width, num_tokens))
         self._note(kind, start, (lag,) + (1,) * (num_tokens - 1), 1, cached)
         engine.set_length(end + num_tokens - 1)
@@ -255,21 +267,23 @@ class GraphDraft:
         positions, slots, view = engine.line(cached, width)
         hidden, _ = engine.forward(shared.line.index_select(0, positions), positions, slots, view)
         hidden = hidden.index_select(0, (lag - 1)[None])
+        token = cached[None]  # of no meaning before the first step
         for step in range(num_tokens):
             if step:
                 positions, slots, view = engine.line(end + step - 1, 1)
                 hidden, _ = engine.forward(token, positions, slots, view)
             best, seen = self._law(engine.logits(hidden), (generated + step)[None])
             place = (first + step)[None]
-            self._best.index_copy_(0, place, best)
+            self._best[:, : self._num_best].index_copy_(0, place, best)
             self._signals.index_copy_(0, place, seen)
             token = best[:, 0]
             # After the last pending token this is the frontier: no harm on the line, for what follows overwrites it.
             shared.line.index_copy_(0, (end + step)[None], token)
         return ()
 
-    def _branch_body(self, accepted: Tensor, places: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    def _branch_body(self, width: int, num_steps: int) -> tuple[Tensor, Tensor]:
         engine = self._engine
+        accepted, places = self._hedged.values[:width], self._hedged.values[width : 2 * width]
         committed, generated = self._controls.values[:2].unbind()
         token = self._best.flatten().index_select(0, places)
         starts = committed + accepted
@@ -287,28 +301,17 @@ class GraphDraft:
         """Best tokens (rows, alternatives) and signals (rows, 3) of logits at generated positions (rows,)."""
         noise = self._shared.noise_at(generated) if self._sampling.temperature > 0 else None
         scores = noisy_scores(logits, self._sampling, noise)
-        best = choose(scores)[:, None] if self._width == 1 else top_tokens(scores, self._width)
+        best = choose(scores)[:, None] if self._num_best == 1 else top_tokens(scores, self._num_best)
         if not self._needs.signals:
             return best, torch.zeros(len(logits), 3, device=logits.device)
         return best, signals(logits, scores, self._sampling)
 
     # The host's side.
 
-    def _plan(self, fanout: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """For each hedge: how many tokens it takes as accepted, and where its first token stands among the best."""
-        key = (fanout, self._num_pending)
-        found = self._plans.get(key)
-        if found is None:
-            rows = [(n, rank) for n, count in enumerate(fanout) for rank in self._ranks(n, count)]
-            accepted = torch.tensor([n for n, _ in rows], device=self._engine.device)
-            places = torch.tensor([n * self._width + rank for n, rank in rows], device=self._engine.device)
-            found = self._plans[key] = (accepted, places)
-        return found
-
     def _ranks(self, num_accepted: int, count: int) -> range:
         """Ranks hedged at a position: a pending token itself is not."""
         first = int(num_accepted < self._num_pending)
-        return range(first, min(first + count, self._width))
+        return range(first, min(first + count, self._num_best))
 
     def _row_of(self, num_accepted: int, rank: int) -> int | None:
         """The hedge of an outcome; None when there is none."""
@@ -345,9 +348,10 @@ class GraphDraft:
     def _note(self, kind: str, start: Any, num_tokens: tuple[int, ...], num_branches: int, context: int) -> None:
         self._timed.append(_Timed(kind, start, self._marks.mark(), num_tokens, num_branches, context))
 
-    def _noise_key(self) -> int:
-        """Graphs read the noise table where it lay when they were captured."""
-        return self._shared.noise.data_ptr() if self._sampling.temperature > 0 else 0
+    def _law_key(self) -> tuple[object, ...]:
+        """What a graph's laws depend on; the noise table is read where it lay when the graph was captured."""
+        noise = self._shared.noise.data_ptr() if self._sampling.temperature > 0 else 0
+        return self._sampling, self._needs.signals, self._num_best, noise
 
     def _check_room(self, num_pending: int) -> None:
         if num_pending >= MOST_PENDING:
@@ -358,5 +362,3 @@ class GraphDraft:
     def release(self) -> None:
         """Give the graphs' memory back."""
         self._graphs.clear()
-        self._width = 0
-        self._plans.clear()

@@ -19,7 +19,7 @@ from executor.resident.weights import ResidentWeights
 
 _CHUNK = 256  # longest piece of a prompt in one forward
 PAD = 64  # slots behind the capacity, for rows that fill up a chunk's width
-NUM_TAIL_SLOTS = 1024
+NUM_TAIL_SLOTS = 512
 
 
 class ResidentEngine:

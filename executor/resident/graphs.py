@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 96
+MOST_GRAPHS = 512
 _RING = 64  # hand-overs that may be under way at once
 
 
@@ -23,6 +23,7 @@ class Graphs:
         self._stream = stream
         self._graphs: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if self._is_cuda else None
+        self.num_captures = 0
 
     def run(self, key: Hashable, body: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Run a step on the stream; capture it the first time. key: everything in the body that is not a device tensor."""
@@ -42,6 +43,7 @@ class Graphs:
         with torch.cuda.stream(self._stream):
             body()  # compiles kernels, makes the library's workspaces
         torch.cuda.synchronize()
+        self.num_captures += 1
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             outputs = body()
@@ -50,6 +52,8 @@ class Graphs:
     def clear(self) -> None:
         """Forget all graphs and give their memory back."""
         self._graphs.clear()
+        if self._is_cuda:
+            self._pool = torch.cuda.graph_pool_handle()  # a pool ends with its last graph
 
 
 class Handover:
@@ -82,7 +86,7 @@ class Marks:
         """Tie the device's clock to the host's. Waits for the device."""
         if self._is_cuda:
             torch.cuda.synchronize()
-            self._zero = torch.cuda.Event(enable_timing=True)
+            self._zero = _timed_event()
             self._zero.record()
             self._zero.synchronize()
         self._zero_s = self._now()
@@ -91,7 +95,7 @@ class Marks:
         """The moment at which the current stream gets here."""
         if not self._is_cuda:
             return self._now()
-        event = torch.cuda.Event(enable_timing=True)
+        event = _timed_event()
         event.record()
         return event
 
@@ -100,4 +104,9 @@ class Marks:
         if isinstance(mark, float):
             return mark
         assert self._zero is not None, "marks are read after start"
-        return self._zero_s + self._zero.elapsed_time(mark) / 1e3
+        passed_ms: float = self._zero.elapsed_time(mark)
+        return self._zero_s + passed_ms / 1e3
+
+
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types here

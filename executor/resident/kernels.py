@@ -9,7 +9,8 @@ the context at hand, which it learns on the device: one captured graph serves ev
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,7 +22,53 @@ from executor.resident.operations import Norm, Rotation, View
 LARGEST_ROWS = 64  # of one chunk: more rows than this are a prompt's, for the library's products
 _BLOCK_SLOTS = 64
 _NUM_SPLITS = 8  # programs that share one head's context
-_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def _vector_linear(
+    x, weight, bias, norm, residual, out, num_inputs, num_outputs, eps,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_EVEN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GATES: tl.constexpr,
+):  # fmt: skip
+    """One row: every weight meets one number, so sums are kept a lane each and added up once."""
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offsets = tl.arange(0, BLOCK_K)
+    is_column = column < num_outputs
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    gated = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    squares = tl.zeros((BLOCK_K,), tl.float32)
+    weight_at = weight + column[:, None].to(tl.int64) * num_inputs + offsets[None, :]
+    up_at = weight_at + num_outputs.to(tl.int64) * num_inputs
+    for first in range(0, num_inputs, BLOCK_K):
+        is_input = offsets < num_inputs - first
+        if IS_EVEN:
+            is_given = is_column[:, None]
+        else:
+            is_given = is_column[:, None] & is_input[None, :]
+        weights = tl.load(weight_at + first, mask=is_given, other=0.0, eviction_policy="evict_first")
+        if GATES:
+            ups = tl.load(up_at + first, mask=is_given, other=0.0, eviction_policy="evict_first")
+        values = tl.load(x + first + offsets, mask=is_input, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            squares += values * values
+            values *= tl.load(norm + first + offsets, mask=is_input, other=0.0).to(tl.float32)
+        total += weights.to(tl.float32) * values[None, :]
+        if GATES:
+            gated += ups.to(tl.float32) * values[None, :]
+    result = tl.sum(total, axis=1)
+    if HAS_NORM:
+        shrink = tl.rsqrt(tl.sum(squares, axis=0) / num_inputs + eps)
+        result *= shrink
+    if HAS_BIAS:
+        result += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)
+    if GATES:
+        up = tl.sum(gated, axis=1)
+        if HAS_NORM:
+            up *= shrink
+        result = result * tl.sigmoid(result) * up
+    if HAS_RESIDUAL:
+        result += tl.load(residual + column, mask=is_column, other=0.0).to(tl.float32)
+    tl.store(out + column, result.to(out.dtype.element_ty), mask=is_column)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -31,46 +78,44 @@ def _linear(
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GATES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Some rows: the weights are the left factor of the matrix units' product, so each warp reads only its own."""
     row = tl.arange(0, ROWS)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offsets = tl.arange(0, BLOCK_K)
     is_row, is_column = row < num_rows, column < num_outputs
-    total = tl.zeros((ROWS, BLOCK_N), tl.float32)
-    gated = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    total = tl.zeros((BLOCK_N, ROWS), tl.float32)
+    gated = tl.zeros((BLOCK_N, ROWS), tl.float32)
     squares = tl.zeros((ROWS,), tl.float32)
-    x_at = x + row[:, None] * num_inputs + offsets[None, :]
+    x_at = x + row[None, :] * num_inputs + offsets[:, None]
     weight_at = weight + column[:, None].to(tl.int64) * num_inputs + offsets[None, :]
     up_at = weight_at + num_outputs.to(tl.int64) * num_inputs
     for first in range(0, num_inputs, BLOCK_K):
         is_input = offsets < num_inputs - first
         if IS_EVEN:
-            values = tl.load(x_at + first, mask=is_row[:, None], other=0.0)
-            weights = tl.load(weight_at + first, mask=is_column[:, None], other=0.0)
+            are_values, are_weights = is_row[None, :], is_column[:, None]
         else:
-            values = tl.load(x_at + first, mask=is_row[:, None] & is_input[None, :], other=0.0)
-            weights = tl.load(weight_at + first, mask=is_column[:, None] & is_input[None, :], other=0.0)
+            are_values, are_weights = is_row[None, :] & is_input[:, None], is_column[:, None] & is_input[None, :]
+        weights = tl.load(weight_at + first, mask=are_weights, other=0.0)
+        values = tl.load(x_at + first, mask=are_values, other=0.0)
         if HAS_NORM:
             exact = values.to(tl.float32)
-            squares += tl.sum(exact * exact, axis=1)
+            squares += tl.sum(exact * exact, axis=0)
             scale = tl.load(norm + first + offsets, mask=is_input, other=0.0).to(tl.float32)
-            values = (exact * scale[None, :]).to(weights.dtype)
-        total += tl.dot(values, tl.trans(weights), input_precision=PRECISION)
+            values = (exact * scale[:, None]).to(weights.dtype)
+        total = tl.dot(weights, values, total, input_precision=PRECISION)
         if GATES:
-            if IS_EVEN:
-                ups = tl.load(up_at + first, mask=is_column[:, None], other=0.0)
-            else:
-                ups = tl.load(up_at + first, mask=is_column[:, None] & is_input[None, :], other=0.0)
-            gated += tl.dot(values, tl.trans(ups), input_precision=PRECISION)
+            ups = tl.load(up_at + first, mask=are_weights, other=0.0)
+            gated = tl.dot(ups, values, gated, input_precision=PRECISION)
     if HAS_NORM:
-        shrink = tl.rsqrt(squares / num_inputs + eps)[:, None]
+        shrink = tl.rsqrt(squares / num_inputs + eps)[None, :]
         total *= shrink
         gated *= shrink
     if HAS_BIAS:
-        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[:, None]
     if GATES:
         total = total * tl.sigmoid(total) * gated
-    at = row[:, None] * num_outputs + column[None, :]
-    is_given = is_row[:, None] & is_column[None, :]
+    at = row[None, :] * num_outputs + column[:, None]
+    is_given = is_row[None, :] & is_column[:, None]
     if HAS_RESIDUAL:
         total += tl.load(residual + at, mask=is_given, other=0.0).to(tl.float32)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=is_given)
@@ -188,11 +233,31 @@ def _join(
     tl.store(out + (row * GROUPS * NUM_KV_HEADS + head) * DIM + lane, mixed.to(out.dtype.element_ty))
 
 
+class Blocks(NamedTuple):
+    """How a product is cut: block of outputs and of inputs, warps of a program, stages of its pipeline."""
+
+    num_outputs: int
+    num_inputs: int
+    num_warps: int
+    num_stages: int
+
+
+# What is tried when a product of some shape is met first; the fastest serves from then on.
+VECTOR_BLOCKS = (Blocks(8, 512, 4, 1), Blocks(8, 1024, 4, 1), Blocks(4, 1024, 4, 1))
+MATRIX_BLOCKS = (Blocks(32, 128, 2, 5), Blocks(32, 256, 4, 4), Blocks(64, 128, 4, 4))
+_NUM_TRIALS = 12
+
+
 class TritonOperations:
-    """The operations of a block as Triton kernels, for chunks of at most LARGEST_ROWS rows; see `Operations`."""
+    """The operations of a block as Triton kernels, for chunks of at most LARGEST_ROWS rows; see `Operations`.
+
+    How a product is best cut depends on its shape and the chip, so the first product of each shape is measured, by
+    `_fastest`; until then, and while a graph is captured, the first of the candidates serves.
+    """
 
     def __init__(self, *, eps: float) -> None:
         self._eps = eps
+        self._chosen: dict[tuple[object, ...], Blocks] = {}
 
     def linear(
         self,
@@ -209,15 +274,52 @@ class TritonOperations:
         num_rows, num_inputs = x.shape
         num_outputs = weight.shape[0] // 2 if gates else weight.shape[0]
         out = torch.empty(num_rows, num_outputs, device=x.device, dtype=out_dtype or x.dtype)
-        rows = max(16, triton.next_power_of_2(num_rows))
-        block_n, block_k, num_warps, num_stages = _blocks(num_outputs, num_inputs, rows, gates, x.element_size())
-        _linear[(triton.cdiv(num_outputs, block_n),)](
-            x, weight, x if bias is None else bias, x if norm is None else norm, x if residual is None else residual,
-            out, num_rows, num_inputs, num_outputs, self._eps,
-            ROWS=rows, BLOCK_N=block_n, BLOCK_K=block_k, IS_EVEN=num_inputs % block_k == 0,
-            HAS_BIAS=bias is not None, HAS_NORM=norm is not None, HAS_RESIDUAL=residual is not None, GATES=gates,
-            PRECISION=_precision(x), num_warps=num_warps, num_stages=num_stages,
-        )  # fmt: skip
+        rows = 1 if num_rows == 1 else max(16, triton.next_power_of_2(num_rows))
+        key = (rows, num_inputs, num_outputs, gates, norm is None, bias is None, residual is None, out.dtype)
+        parts = (
+            x,
+            weight,
+            x if bias is None else bias,
+            x if norm is None else norm,
+            x if residual is None else residual,
+        )
+        flags = {
+            "HAS_BIAS": bias is not None,
+            "HAS_NORM": norm is not None,
+            "HAS_RESIDUAL": residual is not None,
+            "GATES": gates,
+        }
+
+        def run(blocks: Blocks) -> None:
+            block_k = min(blocks.num_inputs, max(32, triton.next_power_of_2(num_inputs)))
+            if x.element_size() > 2 or rows > 16:
+                block_k = min(block_k, 128)  # larger blocks would not fit the shared memory
+            settings: dict[str, Any] = {
+                **flags,
+                "BLOCK_N": blocks.num_outputs,
+                "BLOCK_K": block_k,
+                "IS_EVEN": num_inputs % block_k == 0,
+                "num_warps": blocks.num_warps,
+                "num_stages": blocks.num_stages,
+            }
+            grid = (triton.cdiv(num_outputs, blocks.num_outputs),)
+            if rows == 1:
+                _vector_linear[grid](*parts, out, num_inputs, num_outputs, self._eps, **settings)
+            else:
+                _linear[grid](
+                    *parts, out, num_rows, num_inputs, num_outputs, self._eps,
+                    ROWS=rows, PRECISION=_precision(x), **settings,
+                )  # fmt: skip
+
+        chosen = self._chosen.get(key)
+        if chosen is None:
+            candidates = VECTOR_BLOCKS if rows == 1 else MATRIX_BLOCKS
+            # float32 serves to prove equality, not to be fast.
+            if x.dtype == torch.float32 or x.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+                chosen = candidates[0]
+            else:
+                chosen = self._chosen[key] = _fastest(run, candidates)
+        run(chosen)
         return out
 
     def rotate_and_store(
@@ -263,18 +365,23 @@ def _precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
-def _blocks(num_outputs: int, num_inputs: int, num_rows: int, gates: bool, num_bytes: int) -> tuple[int, int, int, int]:
-    """Block of outputs and of inputs, warps and pipeline stages of a product, by measurement (tests/benchmarks).
-
-    Few outputs want small blocks, so that every multiprocessor has one; many want large ones.
-    """
-    block_n = 16 if num_outputs <= 16384 else 32 if num_outputs <= 65536 else 64
-    block_k = 256 if num_bytes == 2 else 128
-    if num_rows > 16 or gates:
-        block_k //= 2
-    return block_n, min(block_k, max(32, triton.next_power_of_2(num_inputs))), 4, 4
-
-
-def describe() -> dict[str, Any]:
-    """Versions of what compiles the kernels, for a record."""
-    return {"triton": triton.__version__}
+def _fastest(run: Callable[[Blocks], None], candidates: Sequence[Blocks]) -> Blocks:
+    """The candidate of the least time, each measured as a graph of several runs; waits for the device."""
+    times = []
+    for blocks in candidates:
+        run(blocks)  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(_NUM_TRIALS):
+                run(blocks)
+        spans = []
+        for _ in range(4):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            spans.append(start.elapsed_time(end))
+        times.append(min(spans))
+    return candidates[times.index(min(times))]

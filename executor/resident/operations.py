@@ -111,7 +111,8 @@ class TorchOperations:
         """See `Operations.rotate_and_store`."""
         num_kv_heads, head_dim = keys.shape[1:]
         heads = states.view(len(states), -1, head_dim)
-        query, key, value = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
+        first_key, first_value = heads.shape[1] - 2 * num_kv_heads, heads.shape[1] - num_kv_heads
+        query, key, value = heads[:, :first_key], heads[:, first_key:first_value], heads[:, first_value:]
         if norm is not None:
             query = functional.rms_norm(query, (head_dim,), norm.query, self._eps)
             key = functional.rms_norm(key, (head_dim,), norm.key, self._eps)

@@ -31,8 +31,8 @@ class SharedDevice:
         self.noise = torch.empty(0, vocab_size, device=device)
         self.marks = Marks(device, time.perf_counter)
         self._is_cuda = device.type == "cuda"
-        self.draft_stream = torch.cuda.Stream(device, priority=0) if self._is_cuda else None
-        self.target_stream = torch.cuda.Stream(device, priority=-1) if self._is_cuda else None
+        self.draft_stream = _stream(device, 0) if self._is_cuda else None
+        self.target_stream = _stream(device, -1) if self._is_cuda else None
 
     @contextmanager
     def on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
@@ -69,3 +69,8 @@ class SharedDevice:
         """Wait for everything."""
         if self._is_cuda:
             torch.cuda.synchronize(self.device)
+
+
+def _stream(device: torch.device, priority: int) -> torch.cuda.Stream:
+    """A stream; lower numbers go first."""
+    return torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]  # torch has no types here

@@ -56,6 +56,11 @@ class GraphTarget:
         self.is_alive = True
 
     @property
+    def num_captures(self) -> int:
+        """Graphs captured so far."""
+        return self._graphs.num_captures
+
+    @property
     def pid(self) -> int:
         """This process."""
         return os.getpid()
