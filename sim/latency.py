@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from sim.policies.base import Policy
-from traces.calibration import Calibration, LatencyFit, group_of
+from traces.calibration import AHEAD_KINDS, Calibration, LatencyFit, group_of
 
 Array = NDArray[np.float64]
 
@@ -116,7 +116,9 @@ class FittedLatency:
     ) -> None:
         self.calibration = calibration
         self.is_noisy = is_noisy
-        self._beside = calibration.beside if overlaps else 1.0
+        # The draft looks and branches during a verification only; other forwards have the device to themselves.
+        self._slowed = dict.fromkeys(AHEAD_KINDS, calibration.draft_beside)
+        self._slowed["verify"] = calibration.beside if overlaps else 1.0
         self.cold_s = calibration.cold_s
         self._read = calibration.fits.get("read") if reads_signals else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
@@ -134,20 +136,20 @@ class FittedLatency:
 
     def mean_s(self, op: OpShape) -> float:
         mean = self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
-        return mean * self._beside if op.kind == "verify" else mean + self._read_s(op)
+        return mean * self._slowed.get(op.kind, 1.0) + self._read_s(op)
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         fit, ratios, num_ratios = self._fit(op.actor, op.kind)
         mean = fit.mean_s(op.num_tokens, op.num_branches, op.context_tokens)
         drawn = mean * ratios[int(rng.random() * num_ratios)] if self.is_noisy else mean
-        return drawn * self._beside if op.kind == "verify" else drawn + self._read_s(op)
+        return drawn * self._slowed.get(op.kind, 1.0) + self._read_s(op)
 
     def mean_array(
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
     ) -> Array:
         means = self._fit(actor or _actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
-        if kind == "verify":
-            means = means * self._beside
+        if kind in self._slowed:
+            means = means * self._slowed[kind]
         if self._read is not None and kind in _SIGNALLED:
             means = means + self._read.mean_array(1, num_branches, context_tokens)
         return means

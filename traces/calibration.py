@@ -47,6 +47,7 @@ _GROUP_OF = {
 }
 
 
+AHEAD_KINDS = ("look", "branch")  # the draft's forwards during a verification
 LEAST_WARM = 50  # draft forwards beyond a round's first two, for a law of their own
 
 
@@ -79,6 +80,7 @@ class Calibration:
     cold_s: what the first and the second draft forward of a round take more than later ones. While the draft waits for a
     verdict the target's weights pass through the shared cache, and the draft's have to come back.
     beside: how much longer a verification takes while the draft works, on shared memory and caches; 1 when not recorded.
+    draft_beside: likewise, how much longer a forward of the draft takes while the target verifies.
     """
 
     fits: Mapping[str, LatencyFit]
@@ -87,6 +89,7 @@ class Calibration:
     num_unclean: int
     cold_s: tuple[float, float] = (0.0, 0.0)
     beside: float = 1.0
+    draft_beside: float = 1.0
     schema_version: int = SCHEMA_VERSION
 
     def fit_of(self, group: str) -> LatencyFit:
@@ -132,6 +135,8 @@ class Calibration:
             lines.append(f"cold start of a round's drafting: first forward +{first:.3g} ms, second +{second:.3g} ms")
         if self.beside != 1:
             lines.append(f"verification beside a working draft: {self.beside:.3f} of one alone")
+        if self.draft_beside != 1:
+            lines.append(f"draft forward beside a verification: {self.draft_beside:.3f} of one alone")
         if self.round_check:
             check = self.round_check
             lines.append(
@@ -164,14 +169,15 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     groups = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
     rng = np.random.default_rng(seed)
     fits = {}
-    beside = _beside_factor(ops)
     is_cold = (groups == "draft") & (_order_in_round(ops, groups == "draft") < len(Calibration.cold_s))
+    beside, draft_beside = _beside_factor(ops), _draft_beside_factor(ops[~is_cold])
+    slowed = _slowed(ops, beside, draft_beside)
     has_warm = int((groups == "draft").sum() - is_cold.sum()) >= LEAST_WARM
     for group in GROUPS:
         part = ops[(groups == group) & ~(is_cold & has_warm)]
         if len(part):
             fits[group] = fit_latency(
-                (part["end_s"] - part["start_s"]) / np.where(part["kind"] == "verify_beside", beside, 1.0),
+                (part["end_s"] - part["start_s"]) / slowed[part.index],
                 part["num_tokens"],
                 part["num_branches"],
                 part["context_tokens"],
@@ -179,15 +185,32 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
                 least=0 if group == "host" else 1,
                 rng=rng,
             )
-    cold_s = _cold_starts(fits["draft"], ops, groups == "draft") if has_warm else Calibration.cold_s
+    cold_s = _cold_starts(fits["draft"], ops, groups == "draft", slowed) if has_warm else Calibration.cold_s
     return Calibration(
         fits=fits,
-        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_s, beside),
+        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_s, slowed),
         num_requests=int(ops["request_id"].nunique()),
         num_unclean=len(unclean),
         cold_s=cold_s,
         beside=beside,
+        draft_beside=draft_beside,
     )
+
+
+def _slowed(ops: pd.DataFrame, beside: float, draft_beside: float) -> NDArray[np.float64]:
+    """How much longer each operation took than it would have alone."""
+    of_draft = ops["kind"].isin(AHEAD_KINDS)
+    return np.where(ops["kind"] == "verify_beside", beside, np.where(of_draft, draft_beside, 1.0))
+
+
+def _draft_beside_factor(ops: pd.DataFrame) -> float:
+    """Mean one-row draft forward during a verification over one while the target waits, both warm."""
+    single = ops[(ops["actor"] == "draft") & (ops["num_branches"] == 1) & (ops["num_tokens"] == 1)]
+    seconds = single["end_s"] - single["start_s"]
+    ahead, alone = seconds[single["kind"].isin(AHEAD_KINDS)], seconds[single["kind"] == "draft"]
+    if min(len(ahead), len(alone)) < LEAST_WARM:
+        return 1.0
+    return max(1.0, float(ahead.mean() / alone.mean()))
 
 
 def _beside_factor(ops: pd.DataFrame) -> float:
@@ -213,12 +236,13 @@ def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.
     return order
 
 
-def _cold_starts(fit: LatencyFit, ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> tuple[float, float]:
+def _cold_starts(
+    fit: LatencyFit, ops: pd.DataFrame, chosen: NDArray[np.bool_], slowed: NDArray[np.float64]
+) -> tuple[float, float]:
     """Mean seconds above the warm law of the first and the second draft forward of a round; never negative."""
     order = _order_in_round(ops, chosen)
-    excess = (ops["end_s"] - ops["start_s"]).to_numpy() - fit.mean_array(
-        ops["num_tokens"], ops["num_branches"], ops["context_tokens"]
-    )
+    mean_s = fit.mean_array(ops["num_tokens"], ops["num_branches"], ops["context_tokens"])
+    excess = (ops["end_s"] - ops["start_s"]).to_numpy() - mean_s * slowed
     means = [excess[chosen & (order == index)] for index in range(len(Calibration.cold_s))]
     first, second = (max(0.0, float(values.mean())) if len(values) else 0.0 for values in means)
     return first, second
@@ -230,8 +254,8 @@ def check_rounds(
     groups: NDArray[np.str_],
     rounds: pd.DataFrame,
     rng: np.random.Generator,
-    cold_s: tuple[float, float] = (0.0, 0.0),
-    beside: float = 1.0,
+    cold_s: tuple[float, float],
+    slowed: NDArray[np.float64],
 ) -> RoundCheck | None:
     """Predicted and measured mean time of whole rounds; None without rounds.
 
@@ -244,11 +268,10 @@ def check_rounds(
         of_group = np.flatnonzero(groups == group)
         part = ops.iloc[of_group]
         mean = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
-        seconds[of_group] = mean * draw_ratios(fit.ratios, len(of_group), rng)
+        seconds[of_group] = mean * draw_ratios(fit.ratios, len(of_group), rng) * slowed[of_group]
     order = _order_in_round(ops, groups == "draft")
     for index, extra_s in enumerate(cold_s):
         seconds[(groups == "draft") & (order == index)] += extra_s
-    seconds[(ops["kind"] == "verify_beside").to_numpy()] *= beside
     lanes = ops["kind"].map(
         {
             **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},

@@ -300,7 +300,7 @@ class TritonOperations:
                 "BLOCK_K": block_k,
                 "IS_EVEN": num_inputs % block_k == 0,
                 "num_warps": blocks.num_warps,
-                "num_stages": blocks.num_stages,
+                "num_stages": blocks.num_stages if x.element_size() == 2 else min(2, blocks.num_stages),
             }
             grid = (triton.cdiv(num_outputs, blocks.num_outputs),)
             if rows == 1:

@@ -278,6 +278,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         num_unclean=0,
         cold_s=(0.5, 0.125),
         beside=1.5,
+        draft_beside=2.0,
     )
     latency = FittedLatency(calibration, is_noisy=False)
     trace = make_trace(num_tokens=80)
@@ -288,7 +289,9 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
     assert read.rounds[0][1].draft_s == pytest.approx(3 * 1.25 + 0.625)
     assert turn.num_serial == 3
     assert times.verify_s == 6.0
-    assert simulate(Pearl(5), [trace], latency).rounds[0][1].verify_s == 9.0
+    overlapped, its_times = simulate(Pearl(5), [trace], latency).rounds[0]
+    assert its_times.verify_s == 9.0
+    assert its_times.draft_s == pytest.approx(2 * overlapped.num_draft_forwards + 0.625)
     policies = [FixedLength(3), ConfidenceStop(threshold=0.3, max_length=5), Pearl(5), Autoregressive()]
     swept = sweep(policies, [trace], latency)
     for index, policy in enumerate(policies):

@@ -109,8 +109,16 @@ def test_odd_operations_do_not_break_the_fit(times: list[float]) -> None:
     assert all(np.isfinite(fit.ratios))
 
 
-def recorded(folder: Path, *, num_requests: int = 8, num_rounds: int = 40, unclean: tuple[int, ...] = ()) -> Run:
-    """A run with known laws and mean-one noise: serial and overlapped rounds."""
+def recorded(
+    folder: Path,
+    *,
+    num_requests: int = 8,
+    num_rounds: int = 40,
+    unclean: tuple[int, ...] = (),
+    draft_beside: float = 1.0,
+) -> Run:
+    """A run with known laws and mean-one noise: serial and overlapped rounds; forwards of the draft during a
+    verification take draft_beside times as long."""
     rng = np.random.default_rng(5)
     draft, verify, host = law(), law((6e-3, 4e-4, 4e-6, 0, 1e-7, 0, 1e-3, 0)), law((2e-4, 1e-5, 0, 5e-6, 0, 0, 0, 0), 0)
     writer = RunWriter(folder, config={}, meta={})
@@ -134,7 +142,7 @@ def recorded(folder: Path, *, num_requests: int = 8, num_rounds: int = 40, uncle
             ahead = clock
             if rows:
                 for kind, n, b in (("look", 2, 1), ("branch", 1, rows)):
-                    end = ahead + took(draft, n, b, context + pending)
+                    end = ahead + took(draft, n, b, context + pending, slow * draft_beside)
                     ops.append(("draft", kind, ahead, end, n, b, context + pending))
                     ahead = end
             path = max(verified, ahead)
@@ -173,6 +181,19 @@ def test_a_run_is_calibrated_round_by_round(tmp_path: Path) -> None:
         assert line in calibration.report()
     with pytest.raises(ValueError, match="saw no target_prefill"):
         calibration.fit_of("target_prefill")
+
+
+def test_a_draft_slowed_by_the_verification_beside_it_is_told_apart(tmp_path: Path) -> None:
+    alone = calibrate(recorded(tmp_path / "alone"))
+    shared = calibrate(recorded(tmp_path / "shared", draft_beside=1.6))
+    assert alone.draft_beside < 1.1
+    assert shared.draft_beside == pytest.approx(1.6, rel=0.06)
+    for rows in (1, 4):
+        fitted, expected = (found.fits["draft"].mean_s(1, rows, 150) for found in (shared, alone))
+        assert fitted == pytest.approx(expected, rel=0.06)
+    assert shared.round_check is not None
+    assert abs(shared.round_check.error) < 0.02
+    assert "draft forward beside a verification: 1." in shared.report()
 
 
 def test_disturbed_requests_are_left_out_and_counted(tmp_path: Path) -> None:
