@@ -36,7 +36,7 @@ Policies = Annotated[
 ]
 Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="Sampling temperature; repeatable.")]
 Target = Annotated[str, typer.Option(help="Target model: Hugging Face id, folder, or `embedded`.")]
-Draft = Annotated[str, typer.Option(help="Draft model: id, folder, `embedded` or `embedded_large`.")]
+Draft = Annotated[str, typer.Option(help="Draft: id, folder, `embedded`, `embedded_large` or `prompt_lookup`.")]
 Prompts = Annotated[str, typer.Option(help="`held_out`, `training`, or a .jsonl file of prompts.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 

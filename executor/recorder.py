@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from executor.contention import ContentionMeter
+from executor.engines.prompt_lookup import check_drafter
 from executor.hrad.predictor import check_classes
 from executor.loop import Decoded
 from executor.models import fingerprint
@@ -149,6 +150,7 @@ def record(
     policies = [parse_policy(label) for label in settings.policies]
     for policy in policies:
         check_classes(policy, session.has_predictor if session is not None else bool(settings.hrad))
+        check_drafter(policy, settings.draft)
     owned = session is None
     writer = RunWriter(output_dir, config=asdict(settings), meta={"kind": "executed", "noise_rule": NOISE_RULE})
     session = session or open_session(settings)

@@ -8,6 +8,7 @@ import torch
 
 from executor.annotate import Annotation, annotate
 from executor.draft_side import DraftSide
+from executor.engines.prompt_lookup import check_drafter
 from executor.errors import ExecutorError
 from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, run_request
@@ -21,8 +22,9 @@ from sim.policies.base import Policy
 class Session:
     """Decodes requests with one pair. Close it, or use it with `with`.
 
-    target, draft: Hugging Face ids or folders with one vocabulary. engine: "static" (fast, Llama-type models) or
-    "hugging_face" (any causal language model). capacity: cached tokens a model can hold, prompt and branches included.
+    target, draft: Hugging Face ids or folders with one vocabulary; the draft may be "prompt_lookup", without weights.
+    engine: "static" (fast, Llama-type models) or "hugging_face" (any causal language model). capacity: cached tokens a
+    model can hold, prompt and branches included.
     hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.
     is_pinned: bind the two processes to one core each (CPU only; unpinned processes may share a core after a wake-up).
     """
@@ -42,7 +44,7 @@ class Session:
     ) -> None:
         if hrad:
             check_pair(read_card(hrad), target, draft)
-        self.has_predictor = bool(hrad)
+        self.has_predictor, self.draft = bool(hrad), draft
         vocab_size = check_vocabularies(target, draft).size
         self.tokenizer = load_tokenizer(target)
         self.eos_ids = frozenset(eos_token_ids(target))
@@ -94,6 +96,7 @@ class Session:
     def run(self, request: Request, policy: Policy, *, request_id: int = 0, is_recording: bool = True) -> Decoded:
         """Decode one request. Without recording only its tokens and its start and end are kept."""
         check_classes(policy, self.has_predictor)
+        check_drafter(policy, self.draft)
         longest = len(request.tokens) + request.max_new_tokens
         if longest > self.capacity:
             raise ValueError(
