@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +16,8 @@ from analysis.prediction import predict, speed_of
 from analysis.validation import compare_rounds
 from sim.latency import FittedLatency, LatencyModel
 from sim.policies.catalog import label_of, parse_policy
+from sim.policies.reductions import as_outcome_hedging
+from sim.sweep import sweep
 from traces.calibration import calibrate
 from traces.metrics import count_rounds
 from traces.runs import Run, check_new_folder
@@ -60,12 +63,17 @@ def choose_policies(
     is_small: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
-    """For each family the label with the highest predicted speed on traces of one temperature."""
+    """For each family the label with the highest predicted speed on traces of one temperature. Outcome hedging comes last,
+    and the choices of the methods that it contains are among its candidates, so that it is never behind one of them."""
     grids = family_grids(traces, latency, with_classes=with_classes, is_small=is_small)
-    chosen = {}
+    chosen: dict[str, str] = {}
     for index, (family, labels) in enumerate(grids.items()):
-        speeds = predict([parse_policy(label) for label in labels], traces, latency, seed=None).speeds
-        chosen[family] = max(speeds, key=lambda speed: speed.tokens_per_s).policy
+        policies = [parse_policy(label) for label in labels]
+        if family == "outcome_hedging":
+            reduced = [as_outcome_hedging(parse_policy(label)) for label in chosen.values()]
+            policies += [policy for policy in reduced if policy is not None]
+        best = int(np.argmax(sweep(policies, traces, latency).decode_tokens_per_s))
+        chosen[family] = label_of(policies[best])
         progress(index + 1, len(grids))
     return chosen
 

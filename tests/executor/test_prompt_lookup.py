@@ -200,7 +200,7 @@ def test_tokens_are_those_of_plain_decoding_and_rounds_those_of_replay_and_engin
         assert rounds == [turn for turn, _ in simulated.rounds]
         if temperature == 0 and label == "prompt_lookup":
             assert len(rounds) < len(plain.rounds), "a text that repeats itself is worth looking up"
-            assert all(turn.num_pending < turn.num_serial or turn.num_serial == 10 for turn in rounds[:-4])
+            assert max(turn.num_pending for turn in rounds) > 1
 
 
 def test_another_draft_is_refused_for_the_policy(session: Session, tmp_path: Path) -> None:
