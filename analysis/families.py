@@ -80,7 +80,8 @@ def family_grids(
             for spread in (("geometric",) if is_small else ("geometric", "uniform"))
         ],
     }
-    grids |= _specbranch_grids([length for length in pearl_lengths if length < depth], with_classes, is_small)
+    windows = sorted({min(length, depth - 1) for length in pearl_lengths})  # no further than tails were recorded
+    grids |= _specbranch_grids(windows, with_classes, is_small)
     # Further verified tokens are free, or have their marginal price once or twice.
     price = TYPICAL_SPEEDUP * costs.marginal_verify
     reaches = sorted({round(share * price, 3) for share in ((1,) if is_small else (0, 1, 2))})
