@@ -260,6 +260,20 @@ def compare(
 
 
 @app.command()
+def published(
+    output_dir: OutputDir,
+    num_requests: Annotated[int, typer.Option(help="Simulated requests at each point.")] = 24,
+    num_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 250,
+    seed: Seed = 0,
+) -> None:
+    """Every method simulated at published operating points, and over speed ratio and acceptance: where each wins."""
+    from analysis.published import Effort
+    from analysis.published_command import publish_and_print
+
+    publish_and_print(console, output_dir, Effort(num_requests=num_requests, num_tokens=num_tokens, seed=seed))
+
+
+@app.command()
 def demo(
     output_dir: Annotated[Path | None, typer.Option("--output-dir", help="New folder; runs/demo-N by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and policies: under a minute.")] = False,
