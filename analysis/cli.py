@@ -262,7 +262,7 @@ def compare(
 @app.command()
 def published(
     output_dir: OutputDir,
-    num_requests: Annotated[int, typer.Option(help="Simulated requests at each point.")] = 24,
+    num_requests: Annotated[int, typer.Option(help="Simulated requests at each point.")] = 16,
     num_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 250,
     seed: Seed = 0,
 ) -> None:

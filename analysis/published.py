@@ -52,7 +52,7 @@ class PublishedRow:
 class Effort:
     """How much is simulated at each point."""
 
-    num_requests: int = 24
+    num_requests: int = 16
     num_tokens: int = 250
     seed: int = 0
 
@@ -73,27 +73,28 @@ def map_of_methods(
     cost_ratios: Sequence[float],
     effort: Effort,
     *,
-    branch_cost: float = 0.0,
+    branch_costs: Sequence[float] = (0.0,),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> pd.DataFrame:
-    """Columns alpha, cost_ratio, method, setting, speedup: every method at its best settings in every cell. DSI alone has
-    more than one target server, and no branches that could cost anything."""
-    frames = []
+) -> list[pd.DataFrame]:
+    """For each branch cost the columns alpha, cost_ratio, method, setting, speedup: every method at its best settings in
+    every cell. DSI alone has more than one target server, and no branches that could cost anything."""
+    frames: list[list[pd.DataFrame]] = [[] for _ in branch_costs]
     for index, alpha in enumerate(alphas):
         policies = textbook_policies(alpha, cost_ratios)
-        one_target = simulated_map(
-            policies,
-            [alpha],
-            cost_ratios,
-            branch_cost=branch_cost,
-            num_requests=effort.num_requests,
-            num_tokens=effort.num_tokens,
-            seed=effort.seed,
-        )
-        frames.append(with_reductions(one_target))
-        frames.append(dsi_map([alpha], cost_ratios, **vars(effort)))
+        several_targets = dsi_map([alpha], cost_ratios, **vars(effort))
+        for found, branch_cost in zip(frames, branch_costs, strict=True):
+            one_target = simulated_map(
+                policies,
+                [alpha],
+                cost_ratios,
+                branch_cost=branch_cost,
+                num_requests=effort.num_requests,
+                num_tokens=effort.num_tokens,
+                seed=effort.seed,
+            )
+            found += [with_reductions(one_target), several_targets]
         progress(index + 1, len(alphas))
-    return pd.concat(frames, ignore_index=True)
+    return [pd.concat(found, ignore_index=True) for found in frames]
 
 
 def as_record(row: PublishedRow) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def as_record(row: PublishedRow) -> dict[str, Any]:
 
 def _row_of(point: OperatingPoint, effort: Effort) -> PublishedRow:
     alphas, ratios = [point.alpha], [point.cost_ratio]
-    table = map_of_methods(alphas, ratios, effort).set_index("method")
+    table = map_of_methods(alphas, ratios, effort)[0].set_index("method")
     reach = max(2, round(point.cost_ratio))
     knowing = [
         parse_policy(f"specbranch:draft_length={length},max_branches={MAX_BRANCHES},epsilon=0.5,uses_hrad=false,{rest}")

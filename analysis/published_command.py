@@ -16,7 +16,7 @@ from traces.runs import RunWriter, check_new_folder
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 COST_RATIOS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
-BRANCH_COST = 0.1
+BRANCH_COSTS = {"branches are free": 0.0, "each further branch adds 10% to a draft forward": 0.1}
 
 
 def publish_and_print(console: Console, output_dir: Path, effort: Effort) -> None:
@@ -39,13 +39,9 @@ def write_published(
     check_new_folder(output_dir)
     with progress("published points") as report:
         rows = simulate_published(effort, progress=report)
-    maps = {}
-    for title, branch_cost in (
-        ("branches are free", 0.0),
-        (f"each further branch adds {BRANCH_COST:.0%} to a draft forward", BRANCH_COST),
-    ):
-        with progress(title) as report:
-            maps[title] = map_of_methods(alphas, cost_ratios, effort, branch_cost=branch_cost, progress=report)
+    with progress("over speed ratio and acceptance") as report:
+        tables = map_of_methods(alphas, cost_ratios, effort, branch_costs=tuple(BRANCH_COSTS.values()), progress=report)
+    maps = dict(zip(BRANCH_COSTS, tables, strict=True))
     config = {**asdict(effort), "alphas": list(alphas), "cost_ratios": list(cost_ratios)}
     with RunWriter(output_dir, config=config, meta={"kind": "published"}) as writer:
         (output_dir / "published.md").write_text(published_page(rows, maps), encoding="utf-8")

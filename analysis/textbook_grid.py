@@ -20,6 +20,7 @@ from sim.policies.reductions import as_outcome_hedging
 
 MAX_BRANCHES = 4  # of SpecBranch; METHOD Q2
 LONGEST = 16
+MOST_VERIFIERS = 7  # target servers in DSI's published simulations
 
 
 def textbook_policies(alpha: float, cost_ratios: Sequence[float]) -> list[Policy]:
@@ -49,7 +50,7 @@ def textbook_policies(alpha: float, cost_ratios: Sequence[float]) -> list[Policy
             f"outcome_hedging:intercept={odds:.4f},slope=0,least_reach=0,rank_decay=0.5,draft_length={length},"
             f"max_branches={branches},serial_length={serial}"
         )
-        for length in windows
+        for length in sorted({min(LONGEST, max(1, reach - 1)) for reach in reaches})
         for branches in (8, 24)
         for serial in (0, 3)
     ]
@@ -77,19 +78,16 @@ def with_reductions(table: pd.DataFrame) -> pd.DataFrame:
 def dsi_map(
     alphas: Sequence[float], cost_ratios: Sequence[float], *, num_requests: int, num_tokens: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Rows of `analysis.maps.simulated_map` for DSI with as many target servers as it can use, the best lookahead each."""
+    """Rows of `analysis.maps.simulated_map` for DSI: the shortest lookahead that MOST_VERIFIERS target servers can follow,
+    and one more server that decodes plainly."""
     rows = []
     for alpha in alphas:
         rngs = np.random.default_rng(seed).spawn(num_requests)
         traces = [Geometric(alpha=alpha).sample(num_tokens, index, rng) for index, rng in enumerate(rngs)]
         for ratio in cost_ratios:
-            found = []
-            for lookahead in (1, 2, 4, 8):
-                if lookahead <= max(1.0, ratio):
-                    servers = 1 + int(dsi_servers(lookahead, ratio))
-                    settings = Dsi(lookahead, servers)
-                    run = simulate_dsi(settings, traces, ConstantLatency(draft_s=1 / ratio, verify_s=1.0))
-                    found.append((run.tokens_per_s, f"dsi:lookahead={lookahead},num_servers={servers}"))
-            speedup, setting = max(found)
-            rows.append((alpha, ratio, "dsi", setting, speedup))
+            lookahead = max(1, int(np.ceil(ratio / MOST_VERIFIERS)))
+            settings = Dsi(lookahead, 1 + int(dsi_servers(lookahead, ratio)))
+            run = simulate_dsi(settings, traces, ConstantLatency(draft_s=1 / ratio, verify_s=1.0))
+            label = f"dsi:lookahead={settings.lookahead},num_servers={settings.num_servers}"
+            rows.append((alpha, ratio, "dsi", label, run.tokens_per_s))
     return pd.DataFrame(rows, columns=["alpha", "cost_ratio", "method", "setting", "speedup"])
