@@ -46,8 +46,8 @@ def print_evaluation(console: Console, found: Evaluation) -> None:
 
 def print_ablation(console: Console, results: Sequence[LayerResult]) -> None:
     """One row a K."""
-    table = Table(title="H-RAD by the number of the target's last blocks", title_justify="left")
-    for name in ("K", "parameters", "features", "gain [95%]", "acc.", "AUC 0 [95%]", "AUC 2 [95%]"):
+    table = Table(title="H-RAD by the number of the target's last blocks", title_justify="left", box=None)
+    for name in ("K", "parameters", "features", "gain [95%]", "acc.", "AUC 0", "AUC 2"):
         table.add_column(name.replace("[", "\\["), justify="right", no_wrap=True)
     for result in results:
         found = result.quality
@@ -57,8 +57,8 @@ def print_ablation(console: Console, results: Sequence[LayerResult]) -> None:
             f"{result.feature_bytes} B",
             f"{found.gain:+.3f} {_interval(found.gain_interval)}",
             f"{found.accuracy:.3f}",
-            f"{found.auc_reject:.3f} {_interval(found.auc_reject_interval)}",
-            f"{found.auc_accept:.3f} {_interval(found.auc_accept_interval)}",
+            f"{found.auc_reject:.3f}",
+            f"{found.auc_accept:.3f}",
         )
         table.add_row(*(cell.replace("[", "\\[") for cell in cells))
     console.print(table)

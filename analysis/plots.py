@@ -151,6 +151,8 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
         loc="lower right",
     )
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     axes.set_xlabel("cost ratio (target forward / draft forward)")
     axes.set_ylabel("acceptance")
     return axes

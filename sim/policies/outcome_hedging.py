@@ -57,7 +57,7 @@ class OutcomeHedging(AcceptanceGuess):
 
     def __post_init__(self) -> None:
         check_at_least("draft_length", self.draft_length, 0, instead="0 hedges the next token only.")
-        check_at_least("max_branches", self.max_branches, 0, instead="0 hedges nothing: speculative sampling.")
+        check_at_least("max_branches", self.max_branches, 0, instead="0 hedges nothing, as speculative sampling.")
         check_at_least("serial_length", self.serial_length, 0, instead="0 never lets the target wait.")
         if not 0 <= self.rank_decay < 1:
             raise ValueError(f"rank_decay must lie in [0, 1), but got {self.rank_decay}; 0.5 halves at every rank.")
@@ -76,6 +76,7 @@ class OutcomeHedging(AcceptanceGuess):
             signals=bool(self.slope) or self.hedges is Choice.CONFIDENCE,
             num_alternatives=num_alternatives,
             tail_depth=max(self.draft_length, self.serial_length) + 1,
+            drafts=self.max_branches + self.serial_length > 0,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Policy
 from sim.policies.fixed_length import FixedLength
 from sim.policies.outcome_hedging import Choice, OutcomeHedging
@@ -18,6 +19,8 @@ def as_outcome_hedging(policy: Policy) -> OutcomeHedging | None:
     >>> str(as_outcome_hedging(Pearl(draft_length=6)).hedges)
     'frontier'
     """
+    if isinstance(policy, Autoregressive):
+        return _plain(draft_length=0, max_branches=0)
     if isinstance(policy, FixedLength):
         return _plain(draft_length=0, max_branches=0, serial_length=policy.draft_length)
     if isinstance(policy, Pearl):

@@ -68,7 +68,7 @@ def test_a_reduction_stands_in_where_it_is_faster() -> None:
     rows = [
         (0.5, 2.0, "outcome_hedging", "outcome_hedging", 1.1),
         (0.5, 2.0, "pearl", "pearl:draft_length=2", 1.3),
-        (0.5, 2.0, "dsi", "autoregressive", 9.0),
+        (0.5, 2.0, "specbranch", "specbranch", 9.0),
         (0.5, 4.0, "outcome_hedging", "outcome_hedging", 1.4),
         (0.5, 4.0, "pearl", "pearl:draft_length=2", 1.3),
     ]

@@ -231,6 +231,7 @@ def test_a_constant_acceptance_reads_no_signal() -> None:
 
 
 REDUCIBLE = [
+    "autoregressive",
     *(f"fixed_length:draft_length={length}" for length in (1, 4)),
     *(f"pearl:draft_length={length}" for length in (1, 2, 6)),
     *(
@@ -259,6 +260,7 @@ def test_outcome_hedging_reduces_to_the_very_rounds_of_other_methods(
     assert ours is not None
     assert ours.needs.signals <= theirs.needs.signals
     assert ours.overlaps == theirs.overlaps
+    assert ours.needs.drafts == theirs.needs.drafts
     assert parse_policy(label_of(ours)) == ours
     for seed in range(3):
         trace = make_trace(num_tokens=150, seed=seed)
@@ -266,5 +268,5 @@ def test_outcome_hedging_reduces_to_the_very_rounds_of_other_methods(
 
 
 def test_what_outcome_hedging_does_not_contain_has_no_reduction() -> None:
-    for label in ("autoregressive", "specbranch", "saguaro:miss_exponent=2", "adaedl", "product_rule"):
+    for label in ("specbranch", "saguaro:miss_exponent=2", "adaedl", "product_rule"):
         assert as_outcome_hedging(parse_policy(label)) is None
