@@ -233,6 +233,6 @@ def test_a_run_is_recorded_and_calibrates(lookup_session: Session, tmp_path: Pat
             turn._replace(request_id=request_id) for turn in replay(parse_policy(label), traces[prompt_id])
         ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other load on the machine
+        warnings.simplefilter("ignore")  # other load on the machine, which leaves requests out or not
         fitted = calibrate(run)
     assert np.isfinite(fitted.fit_of("draft").mean_s(1, 1, 100))
