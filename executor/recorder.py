@@ -33,7 +33,8 @@ MIN_LAP_S = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSettings:
-    """What to record. target, draft: folders or ids; "embedded" and "embedded_large" name the shipped pair's models.
+    """What to record. target, draft: folders or ids; "embedded" and "embedded_large" name the shipped pair's models,
+    "prompt_lookup" a draft without weights (`executor.engines.prompt_lookup`).
 
     prompts: see `executor.prompts.load_prompts`. policies: labels of `sim.policies.catalog`.
     hrad: folder of an H-RAD predictor; "embedded" names the shipped one, "" runs none.
