@@ -36,7 +36,7 @@ Policies = Annotated[
 ]
 Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="Sampling temperature; repeatable.")]
 Target = Annotated[str, typer.Option(help="Target model: Hugging Face id, folder, or `embedded`.")]
-Draft = Annotated[str, typer.Option(help="Draft model: id, folder, `embedded` or `embedded_small`.")]
+Draft = Annotated[str, typer.Option(help="Draft: id, folder, `embedded`, `embedded_small` or `prompt_lookup`.")]
 Prompts = Annotated[str, typer.Option(help="`held_out`, `training`, or a .jsonl file of prompts.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
@@ -276,6 +276,20 @@ def compare(
     )
     print_comparison(console, rows)
     console.print(f"run folders: {output_dir}")
+
+
+@app.command()
+def published(
+    output_dir: OutputDir,
+    num_requests: Annotated[int, typer.Option(help="Simulated requests at each point.")] = 16,
+    num_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 250,
+    seed: Seed = 0,
+) -> None:
+    """Every method simulated at published operating points, and over speed ratio and acceptance: where each wins."""
+    from analysis.published import Effort
+    from analysis.published_command import publish_and_print
+
+    publish_and_print(console, output_dir, Effort(num_requests=num_requests, num_tokens=num_tokens, seed=seed))
 
 
 @app.command()

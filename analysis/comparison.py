@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -15,19 +17,26 @@ from analysis.prediction import predict, speed_of
 from analysis.validation import compare_rounds
 from sim.latency import FittedLatency, LatencyModel
 from sim.policies.catalog import label_of, parse_policy
+from sim.policies.prompt_lookup import PromptLookup
+from sim.policies.reductions import as_outcome_hedging
+from sim.sweep import sweep
 from traces.calibration import calibrate
 from traces.metrics import count_rounds
 from traces.runs import Run, check_new_folder
 from traces.schema import RequestTrace
 from traces.speeds import measured_speeds
 
+if TYPE_CHECKING:
+    from executor.recorder import RecordSettings
+
 # What calibrates the draft's batched forwards beside its single ones, and the target's at every width.
 CALIBRATION_POLICIES = (
     "autoregressive",
     "confidence_stop:threshold=0.3,max_length=8,signal=margin",
-    "saguaro:draft_length=4,fan_out=1",
     "saguaro:draft_length=3,fan_out=3",
+    "outcome_hedging:slope=0,intercept=0.4,draft_length=4,max_branches=24,least_reach=0",
 )
+LOOKUP_CALIBRATION_POLICIES = ("autoregressive", "prompt_lookup:max_length=10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,16 @@ class ComparedPolicy:
     rounds_identical: bool
 
 
+class Choose(Protocol):
+    """Chooses a label for each family, on traces of one temperature."""
+
+    def __call__(
+        self, traces: Sequence[RequestTrace], latency: LatencyModel, *, progress: Callable[[int, int], None]
+    ) -> Mapping[str, str]:
+        """Family -> label."""
+        ...
+
+
 def choose_policies(
     traces: Sequence[RequestTrace],
     latency: LatencyModel,
@@ -60,14 +79,32 @@ def choose_policies(
     is_small: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
-    """For each family the label with the highest predicted speed on traces of one temperature."""
+    """For each family the label with the highest predicted speed on traces of one temperature. Outcome hedging comes last,
+    and the choices of the methods that it contains are among its candidates, so that it is never behind one of them."""
     grids = family_grids(traces, latency, with_classes=with_classes, is_small=is_small)
-    chosen = {}
+    chosen: dict[str, str] = {}
     for index, (family, labels) in enumerate(grids.items()):
-        speeds = predict([parse_policy(label) for label in labels], traces, latency, seed=None).speeds
-        chosen[family] = max(speeds, key=lambda speed: speed.tokens_per_s).policy
+        policies = [parse_policy(label) for label in labels]
+        if family == "outcome_hedging":
+            reduced = [as_outcome_hedging(parse_policy(label)) for label in chosen.values()]
+            policies += [policy for policy in reduced if policy is not None]
+        best = int(np.argmax(sweep(policies, traces, latency).decode_tokens_per_s))
+        chosen[family] = label_of(policies[best])
         progress(index + 1, len(grids))
     return chosen
+
+
+def choose_lookup(
+    traces: Sequence[RequestTrace],
+    latency: LatencyModel,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, str]:
+    """The longest draft of prompt lookup with the highest predicted speed, on traces of a lookup, and the baseline."""
+    policies = [PromptLookup(length) for length in (1, 2, 3, 4, 6, 8, 10)]
+    best = int(np.argmax(sweep(policies, traces, latency).decode_tokens_per_s))
+    progress(1, 1)
+    return {"autoregressive": "autoregressive", "prompt_lookup": label_of(policies[best])}
 
 
 def compare_run(
@@ -124,10 +161,11 @@ def compare(
 ) -> list[ComparedPolicy]:
     """Record and calibrate on some prompts, choose each family's settings on the simulator, run all of them on others.
 
-    progress(title) gives a context manager whose value takes (done, total). Writes recorded/ and compared/ run folders;
-    the table stands in compared/summary.json under `comparison`.
+    progress(title) gives a context manager whose value takes (done, total). Writes recorded/ and compared/ run folders, and
+    recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is another one: its speed-up is over autoregressive
+    decoding in its own run. The table stands in compared/summary.json under `comparison`.
     """
-    from executor.recorder import RecordSettings, open_session, record
+    from executor.recorder import RecordSettings
 
     check_new_folder(output_dir)
     settings = RecordSettings(
@@ -140,27 +178,46 @@ def compare(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
+    lookup = replace(settings, draft="prompt_lookup", hrad="", policies=LOOKUP_CALIBRATION_POLICIES)
+    found = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, repeats=repeats, progress=progress)
+    choose = partial(choose_policies, with_classes=bool(hrad), is_small=is_quick)
+    rows = [row for row in found if row.family != "autoregressive"]
+    return _compare_pair(settings, output_dir, "", choose, repeats=repeats, progress=progress, others=rows)
+
+
+def _compare_pair(
+    settings: RecordSettings,
+    output_dir: Path,
+    suffix: str,
+    choose: Choose,
+    *,
+    repeats: int,
+    progress: Callable[[str], Any],
+    others: Sequence[ComparedPolicy] = (),
+) -> list[ComparedPolicy]:
+    """The comparison with one draft. others: rows that stand in the same table."""
+    from executor.recorder import open_session, record
+
+    recorded_dir, compared_dir = (output_dir / f"{name}{suffix}" for name in ("recorded", "compared"))
     with open_session(settings) as session:
-        with progress("recording") as report:
-            recorded = record(settings, output_dir / "recorded", session=session, progress=report)
-        calibration = calibrate(recorded, seed=seed)
-        calibration.save(output_dir / "recorded" / "calibration.json")
+        with progress(f"recording with draft {settings.draft}") as report:
+            recorded = record(settings, recorded_dir, session=session, progress=report)
+        calibration = calibrate(recorded, seed=settings.seed)
+        calibration.save(recorded_dir / "calibration.json")
         latency, traces = FittedLatency(calibration), recorded.traces()
         families = {}
-        for temperature in temperatures:
+        for temperature in settings.temperatures:
             usable = [trace for trace in traces if trace.temperature == temperature]
             with progress(f"choosing settings at T = {temperature:g}") as report:
-                families[temperature] = choose_policies(
-                    usable, latency, with_classes=bool(hrad), is_small=is_quick, progress=report
-                )
+                families[temperature] = choose(usable, latency, progress=report)
         labels = dict.fromkeys(label for chosen in families.values() for label in chosen.values())
         rows: list[ComparedPolicy] = []
 
         def conclude(measured: Run) -> dict[str, object]:
-            rows.extend(compare_run(measured, families, traces, latency))
+            rows.extend([*compare_run(measured, families, traces, latency), *others])
             return {"comparison": [asdict(row) for row in rows]}
 
-        measuring = replace(settings, policies=tuple(labels), skip_prompts=num_prompts, repeats=repeats)
+        measuring = replace(settings, policies=tuple(labels), skip_prompts=settings.num_prompts, repeats=repeats)
         wanted = {
             (label_of(parse_policy(label)), temperature)
             for temperature, chosen in families.items()
@@ -169,7 +226,7 @@ def compare(
         with progress("measuring") as report:
             record(
                 measuring,
-                output_dir / "compared",
+                compared_dir,
                 session=session,
                 progress=report,
                 conclude=conclude,
@@ -185,7 +242,8 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
         names = ("method", "tok/s [95%]", "predicted", "speed-up", "tok/fwd", "rollback", "unused", "wasted", "fwd/tok")
         for name in names:
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
-        for row in sorted((row for row in rows if row.temperature == temperature), key=lambda row: row.tokens_per_s):
+        here = [row for row in rows if row.temperature == temperature]
+        for row in sorted(here, key=lambda row: row.speedup_over_autoregressive or 0.0):
             low, high = row.tokens_per_s_interval
             table.add_row(
                 row.family,
@@ -199,6 +257,8 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
             )
         console.print(table)
     same = all(row.tokens_identical and row.rounds_identical for row in rows)
+    if any(row.family == "prompt_lookup" for row in rows):
+        console.print("prompt lookup ran apart, with autoregressive decoding of its own: its speed-up is what compares")
     console.print(f"tokens and replayed rounds identical for every method: {'yes' if same else 'NO'}")
 
 

@@ -10,32 +10,27 @@ from sim.latency import LatencyModel, OpShape
 from traces.schema import RequestTrace
 from traces.signal_fit import fit_ranks, fit_signal
 
-TYPICAL_BRANCHES = 8
+TYPICAL_SPEEDUP = 1.5  # tokens in the time of a target forward, in what a verified token has to be worth
 
 
 @dataclass(frozen=True)
 class CostRatios:
-    """Costs in units of one target forward over one token: a draft forward, each further row of it, each further token
-    that the target verifies, on average from the first and, where kernels have switched, at the margin."""
+    """Costs in units of one target forward over one token: a draft forward, and each further token that the target
+    verifies, at the margin, where kernels have switched to several tokens."""
 
     draft: float
-    branch: float
-    verify: float
     marginal_verify: float
 
 
-def cost_ratios(latency: LatencyModel, context_tokens: int, num_pending: int = 6) -> CostRatios:
-    """Cost ratios of a pair at a context length, slopes taken over a typical width."""
+def cost_ratios(latency: LatencyModel, context_tokens: int) -> CostRatios:
+    """Cost ratios of a pair at a context length."""
 
-    def seconds(actor: str, kind: str, tokens: int, branches: int) -> float:
-        return latency.mean_s(OpShape(actor, kind, tokens, branches, context_tokens))
+    def seconds(actor: str, kind: str, tokens: int) -> float:
+        return latency.mean_s(OpShape(actor, kind, tokens, 1, context_tokens))
 
-    target = seconds("target", "verify", 1, 1)
-    draft = seconds("draft", "draft", 1, 1)
-    branch = (seconds("draft", "branch", 1, TYPICAL_BRANCHES) - draft) / (TYPICAL_BRANCHES - 1)
-    verify = (seconds("target", "verify", 1 + num_pending, 1) - target) / num_pending
-    margin = (seconds("target", "verify", 9, 1) - seconds("target", "verify", 4, 1)) / 5
-    return CostRatios(draft / target, *(max(0.0, cost / target) for cost in (branch, verify, margin)))
+    target = seconds("target", "verify", 1)
+    margin = (seconds("target", "verify", 9) - seconds("target", "verify", 4)) / 5
+    return CostRatios(seconds("draft", "draft", 1) / target, max(0.0, margin / target))
 
 
 def family_grids(
@@ -43,16 +38,13 @@ def family_grids(
 ) -> Mapping[str, list[str]]:
     """Labels to try for each family at the traces' one temperature. Settings that follow from measurements (costs, the
     acceptance curve of the noisy margin, the rank law) are measured; the rest is a grid, thinned if is_small."""
+    depth = min(trace.tail_depth for trace in traces)
     context = int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
     costs = cost_ratios(latency, context)
     margin, ranks = fit_signal(traces, "margin"), fit_ranks(traces)
     rate = margin.acceptance
     curve = f"intercept={margin.intercept:.4f},slope={margin.slope:.4f}"
     constant = f"intercept={math.log(rate / (1 - rate)):.4f},slope=0" if 0 < rate < 1 else curve
-    measured = (
-        f"draft_cost={costs.draft:.4f},branch_cost={costs.branch:.4f},mean_acceptance={rate:.3f},"
-        f"rank_decay={ranks.decay:.3f},rank_tail={ranks.tail:.3f}"
-    )
     reach = max(2, round(1 / costs.draft))
     lengths = (2, 3, 4) if is_small else (1, 2, 3, 4, 5, 6, 8)
     pearl_lengths = sorted(
@@ -87,18 +79,21 @@ def family_grids(
             for fan_out in ((2, 3) if is_small else (1, 2, 3))
             for spread in (("geometric",) if is_small else ("geometric", "uniform"))
         ],
-        "outcome_hedging": [
-            f"outcome_hedging:{measured},{guess},verify_cost={verify:.4f},draft_length={length},"
-            f"max_branches={branches},worth={worth},is_full_length={is_full}"
-            for guess in (curve, constant)
-            for is_full in ((False,) if is_small else (False, True))
-            for verify in ((costs.marginal_verify,) if is_small or is_full else (costs.verify, costs.marginal_verify))
-            for length in ((4,) if is_small else (3, 4, 6))
-            for branches in ((12,) if is_small else (8, 12, 16))
-            for worth in ((1.6,) if is_small or is_full else (1.3, 1.6, 2.0))
-        ],
     }
-    grids |= _specbranch_grids(pearl_lengths, with_classes, is_small)
+    windows = sorted({min(length, depth - 1) for length in pearl_lengths})  # no further than tails were recorded
+    grids |= _specbranch_grids(windows, with_classes, is_small)
+    # Further verified tokens are free, or have their marginal price once or twice.
+    price = TYPICAL_SPEEDUP * costs.marginal_verify
+    reaches = sorted({round(share * price, 3) for share in ((1,) if is_small else (0, 1, 2))})
+    grids["outcome_hedging"] = [
+        f"outcome_hedging:{guess},rank_decay={ranks.decay:.3f},draft_length={length},max_branches={branches},"
+        f"serial_length={serial},least_reach={least}"
+        for guess in (curve, constant)
+        for length in ((3, 5) if is_small else (3, 4, 5, 6, 8))
+        for branches in ((8, 16) if is_small else (4, 8, 12, 16, 24))
+        for serial in ((0, 2) if is_small else (0, 1, 3))
+        for least in reaches
+    ]
     return grids
 
 

@@ -82,11 +82,14 @@ def train(
     balanced: Annotated[
         bool, typer.Option("--balanced", help="Leave the outputs those of balanced classes, not calibrated.")
     ] = False,
+    num_feature_layers: Annotated[
+        int | None, typer.Option(help="Last blocks to look at, of those that were collected; all by default.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Train a predictor on collected data."""
     from analysis.progress import progress_bar
-    from executor.hrad.dataset import load_dataset
+    from executor.hrad.dataset import load_dataset, with_last_layers
     from executor.hrad.predictor import CARD_NAME, save_predictor
     from executor.hrad.training import TrainingSettings
     from executor.hrad.training import train as train_predictor
@@ -102,8 +105,10 @@ def train(
         is_calibrated=not balanced,
         seed=seed,
     )
+    dataset = load_dataset(data)
+    dataset = with_last_layers(dataset, num_feature_layers or dataset.meta.num_feature_layers)
     with progress_bar(console, "training") as report:
-        trained = train_predictor(load_dataset(data), settings, progress=report)
+        trained = train_predictor(dataset, settings, progress=report)
     save_predictor(output_dir, trained.card, trained.network)
     metrics = trained.card.metrics
     console.print(
@@ -180,3 +185,62 @@ def evaluate(
         )
         markdown.write_text(as_markdown(found, loaded.card, command), encoding="utf-8")
     console.print(f"evaluation: {output_dir}")
+
+
+@hrad_app.command()
+def ablate(
+    data: DataDir,
+    output_dir: OutputDir,
+    layers: Annotated[list[int] | None, typer.Option(help="K, last blocks looked at; repeatable.")] = None,
+    target: Target = "embedded",
+    draft: Draft = "embedded",
+    prompts: Annotated[str, typer.Option(help="`held_out`, or a .jsonl file of prompts.")] = "held_out",
+    num_prompts: int = 60,
+    skip_prompts: int = 0,
+    max_new_tokens: int = 96,
+    num_epochs: int = 20,
+    widths: Annotated[tuple[int, int], typer.Option(help="Units of the two hidden layers.")] = (256, 64),
+    seed: Seed = 0,
+    engine: Annotated[str, typer.Option(help="static or hugging_face.")] = "static",
+    device: str = "cpu",
+    dtype: str = "float32",
+    capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
+) -> None:
+    """Train and judge a predictor for each number of the target's last blocks, on the same positions."""
+    from analysis.hrad_report import print_ablation
+    from analysis.progress import progress_bar
+    from executor.hrad.ablation import ablate_layers
+    from executor.hrad.collection import CollectSettings
+    from executor.hrad.collection import collect as collect_data
+    from executor.hrad.dataset import Purpose, load_dataset, with_last_layers
+    from executor.hrad.training import TrainingSettings
+
+    training, wanted = load_dataset(data), tuple(layers or (1, 4, 8))
+    for count in wanted:
+        with_last_layers(training, count)  # refused before anything is decoded
+    settings = CollectSettings(
+        purpose=Purpose.EVALUATION,
+        target=target,
+        draft=draft,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        skip_prompts=skip_prompts,
+        temperatures=training.meta.temperatures,
+        max_new_tokens=max_new_tokens,
+        draft_length=training.meta.draft_length,
+        num_feature_layers=max(wanted),
+        seed=seed,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        capacity=capacity,
+    )
+    with progress_bar(console, "decoding") as report:
+        evaluation = collect_data(settings, output_dir, progress=report)
+    with progress_bar(console, "training") as report:
+        chosen = TrainingSettings(widths=widths, num_epochs=num_epochs, seed=seed)
+        results = ablate_layers(training, evaluation, wanted, chosen, progress=report)
+    print_ablation(console, results)
+    text = json.dumps([asdict(result) for result in results], indent=2) + "\n"
+    (output_dir / "ablation.json").write_text(text, encoding="utf-8")
+    console.print(f"ablation: {output_dir}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from executor.hrad.ablation import LayerResult
 from executor.hrad.evaluation import Evaluation, Quality
 from executor.hrad.predictor import CLASS_NAMES, PredictorCard
 
@@ -41,6 +42,26 @@ def print_evaluation(console: Console, found: Evaluation) -> None:
     console.print("gain: nats a position over the constant; AUC: of reject (0) and accept (2); ECE: calibration error")
     if found.cost is not None:
         console.print(_cost_line(found), highlight=False)
+
+
+def print_ablation(console: Console, results: Sequence[LayerResult]) -> None:
+    """One row a K."""
+    table = Table(title="H-RAD by the number of the target's last blocks", title_justify="left", box=None)
+    for name in ("K", "parameters", "features", "gain [95%]", "acc.", "AUC 0", "AUC 2"):
+        table.add_column(name.replace("[", "\\["), justify="right", no_wrap=True)
+    for result in results:
+        found = result.quality
+        cells = (
+            str(result.num_feature_layers),
+            f"{result.num_parameters}",
+            f"{result.feature_bytes} B",
+            f"{found.gain:+.3f} {_interval(found.gain_interval)}",
+            f"{found.accuracy:.3f}",
+            f"{found.auc_reject:.3f}",
+            f"{found.auc_accept:.3f}",
+        )
+        table.add_row(*(cell.replace("[", "\\[") for cell in cells))
+    console.print(table)
 
 
 def as_markdown(found: Evaluation, card: PredictorCard, command: str) -> str:

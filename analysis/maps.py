@@ -60,6 +60,7 @@ def simulated_map(
     *,
     model_of: Callable[[float], AcceptanceModel] | None = None,
     placement: Placement | None = None,
+    branch_cost: float = 0.0,
     num_requests: int = 20,
     num_tokens: int = 200,
     seed: int = 0,
@@ -79,7 +80,8 @@ def simulated_map(
         policy, request = swept.rounds.lane // num_requests, swept.rounds.lane % num_requests
         position = swept.rounds.position - request * (num_tokens + 1)
         for ratio in cost_ratios:
-            timer = PlacedTimer(ConstantLatency(draft_s=1 / ratio, verify_s=1.0), traces, placement)
+            latency = ConstantLatency(draft_s=1 / ratio, verify_s=1.0, branch_s=branch_cost / ratio)
+            timer = PlacedTimer(latency, traces, placement)
             seconds = timer.times_of(swept.rounds, request, position)[0]
             speedups = num_requests * num_tokens / np.bincount(policy, weights=seconds)
             for method in dict.fromkeys(methods.tolist()):

@@ -23,6 +23,8 @@ COLOURS = {
     "outcome_hedging": "#D55E00",
     "adaedl": "#F0E442",
     "product_rule": "#882255",
+    "prompt_lookup": "#44AA99",
+    "dsi": "#117733",
 }
 NAMES = {
     "autoregressive": "autoregressive",
@@ -34,6 +36,8 @@ NAMES = {
     "outcome_hedging": "outcome hedging",
     "adaedl": "AdaEDL",
     "product_rule": "product rule",
+    "prompt_lookup": "prompt lookup",
+    "dsi": "DSI",
 }
 
 MODEL_COLOURS = ("fixed_length", "pearl", "specbranch", "outcome_hedging", "saguaro")  # of lines that are no methods
@@ -147,6 +151,8 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
         loc="lower right",
     )
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     axes.set_xlabel("cost ratio (target forward / draft forward)")
     axes.set_ylabel("acceptance")
     return axes

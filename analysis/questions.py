@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from analysis.alignments import aligned_traces
 from analysis.evaluation import Timing, Workload, typical_context
-from analysis.families import cost_ratios
+from analysis.families import TYPICAL_SPEEDUP, cost_ratios
 from analysis.study import Family, Study, StudyError, policy_of
 from sim.latency import FittedLatency
 from sim.placement import cost_ratio_of
@@ -132,13 +132,9 @@ def _measured(study: Study, traces: Sequence[RequestTrace], latency: FittedLaten
         "guess_by": "margin",
         "intercept": round(margin.intercept, 4),
         "slope": round(margin.slope, 4),
-        "draft_cost": round(costs.draft, 4),
-        "branch_cost": round(costs.branch, 4),
-        "verify_cost": round(costs.verify, 4),
-        "mean_acceptance": round(margin.acceptance, 3),
+        "least_reach": round(TYPICAL_SPEEDUP * costs.marginal_verify, 3),
         "acceptance": round(min(0.95, margin.acceptance), 3),
         "rank_decay": round(ranks.decay, 3),
-        "rank_tail": round(ranks.tail, 3),
     }
     return {
         method: {

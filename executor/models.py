@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from executor.engines.base import Engine
 from executor.engines.hugging_face import HuggingFaceEngine
 from executor.engines.lifted import why_unsupported
+from executor.engines.prompt_lookup import PromptLookupEngine, parse_lookup
 from executor.engines.static import StaticEngine
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.weights import is_random, place_weights, random_weights, shape_named
@@ -133,8 +134,14 @@ def load_engine(
 
     path: folder, or id on the Hugging Face hub. capacity: positions in the cache; by default all that the model knows,
     at most 8192. vocab_size: cut the head to this many tokens (see `check_vocabularies`). An architecture that the
-    static engine does not know runs on the hugging_face engine, with a warning.
+    static engine does not know runs on the hugging_face engine, with a warning. A draft named prompt_lookup has no weights
+    and needs its vocab_size (see `executor.engines.prompt_lookup`).
     """
+    if (lookup := parse_lookup(str(path))) is not None:
+        if vocab_size is None:
+            raise ModelError(f"{path} has no vocabulary of its own: it can only be a draft, beside a target.")
+        capacity = capacity or _LARGEST_DEFAULT_CAPACITY
+        return PromptLookupEngine(lookup, vocab_size=vocab_size, capacity=capacity, device=_device(device))
     kind, device, dtype = _engine_kind(engine), _device(device), _dtype(dtype)
     if is_random(path):
         return _random_engine(path, kind, device, dtype, capacity, vocab_size, num_feature_layers)
@@ -225,8 +232,11 @@ def check_vocabularies(target: str | Path, draft: str | Path) -> Vocabulary:
     """Hold two models to one vocabulary, from their configs and tokenizers alone.
 
     The tokenizers must map the same tokens to the same ids. Heads may be padded to different sizes: then both are cut
-    to the smaller, with a warning.
+    to the smaller, with a warning. A draft that is a lookup takes the target's vocabulary as it is.
     """
+    if parse_lookup(str(draft)) is not None:
+        size = _head_size(_config(target))
+        return Vocabulary(size, size, size, max(load_tokenizer(target).get_vocab().values()) + 1)
     tokens = {path: load_tokenizer(path).get_vocab() for path in (target, draft)}
     if tokens[target] != tokens[draft]:
         different = dict(tokens[target].items() ^ tokens[draft].items())
@@ -257,12 +267,14 @@ def fingerprint(path: str | Path) -> str:
     """sha256 over a model's config and weights files: equal for equal models, wherever they lie.
 
     Files above 64 MiB are sampled: their size, and 64 KiB at 64 places, among them the start, where safetensors names
-    every tensor and its shape.
+    every tensor and its shape. Of a lookup, over its settings.
     """
     if is_random(path):
         return hashlib.sha256(str(path).encode()).hexdigest()
-    folder = _folder(path)
     digest = hashlib.sha256()
+    if (lookup := parse_lookup(str(path))) is not None:
+        return hashlib.sha256(repr(lookup).encode()).hexdigest()
+    folder = _folder(path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG_KEYS}
     digest.update(json.dumps(kept, sort_keys=True).encode())

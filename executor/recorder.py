@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from executor.contention import ContentionMeter
+from executor.engines.prompt_lookup import check_drafter
 from executor.hrad.predictor import check_classes
 from executor.loop import Decoded, Outcomes
 from executor.models import fingerprint
@@ -49,7 +50,8 @@ class Synthetic(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSettings:
-    """What to record. target, draft: folders or ids; "embedded" and "embedded_small" name the shipped pair's models.
+    """What to record. target, draft: folders or ids; "embedded" and "embedded_small" name the shipped pair's models,
+    "prompt_lookup" a draft without weights (`executor.engines.prompt_lookup`).
 
     prompts: see `executor.prompts.load_prompts`. policies: labels of `sim.policies.catalog`.
     hrad: folder of an H-RAD predictor; "embedded" names the shipped one, "" runs none.
@@ -177,6 +179,7 @@ def record(
     policies = [parse_policy(label) for label in settings.policies]
     for policy in policies:
         check_classes(policy, session.has_predictor if session is not None else bool(settings.hrad))
+        check_drafter(policy, settings.draft)
     owned = session is None
     rule = f"synthetic acceptance: {synthetic.label}" if synthetic is not None else NOISE_RULE
     writer = RunWriter(output_dir, config=asdict(settings), meta={"kind": "executed", "noise_rule": rule})

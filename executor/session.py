@@ -8,6 +8,7 @@ import torch
 
 from executor.annotate import Annotation, annotate
 from executor.draft_side import Draft, DraftSide
+from executor.engines.prompt_lookup import check_drafter
 from executor.errors import ExecutorError
 from executor.hrad.predictor import check_classes, check_pair, load_predictor, read_card
 from executor.loop import Decoded, Outcomes, run_request
@@ -25,9 +26,10 @@ from sim.policies.base import Policy
 class Session:
     """Decodes requests with one pair. Close it, or use it with `with`.
 
-    target, draft: Hugging Face ids or folders with one vocabulary, or random:SHAPE (`executor.resident.weights`).
-    engine: "static" (fast, Llama-type models), "hugging_face" (any causal language model), each with the target in a
-    process of its own; or "resident" (Llama-type models on one GPU, both in this process on two streams, steps as graphs).
+    target, draft: Hugging Face ids or folders with one vocabulary, or random:SHAPE (`executor.resident.weights`); the
+    draft may be "prompt_lookup", without weights. engine: "static" (fast, Llama-type models), "hugging_face" (any causal
+    language model), each with the target in a process of its own; or "resident" (Llama-type models on one GPU, both in
+    this process on two streams, steps as graphs).
     verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
     capacity: cached tokens a model can hold, prompt and branches included.
     hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.
@@ -50,7 +52,7 @@ class Session:
     ) -> None:
         if hrad:
             check_pair(read_card(hrad), target, draft)
-        self.has_predictor = bool(hrad)
+        self.has_predictor, self.draft_name = bool(hrad), draft
         vocab_size = check_vocabularies(target, draft).size
         self.tokenizer = load_tokenizer(target)
         self.eos_ids = frozenset(eos_token_ids(target))
@@ -106,8 +108,10 @@ class Session:
             for path, num_feature_layers in ((target, num_layers), (draft, 0))
         ]
         target_engine, draft_engine = engines
-        assert isinstance(target_engine, ResidentEngine)
-        assert isinstance(draft_engine, ResidentEngine)
+        if not (isinstance(target_engine, ResidentEngine) and isinstance(draft_engine, ResidentEngine)):
+            raise ValueError(
+                f"the resident engine runs models, but the draft is {draft}; use the static engine for it."
+            )
         if predictor is not None:
             predictor.check_engine(target_engine)
         self._shared = SharedDevice(
@@ -158,6 +162,7 @@ class Session:
         outcomes: synthetic acceptance, see `executor.loop.run_request`.
         """
         check_classes(policy, self.has_predictor)
+        check_drafter(policy, self.draft_name)
         longest = len(request.tokens) + request.max_new_tokens
         if longest > self.capacity:
             raise ValueError(

@@ -324,21 +324,37 @@ def geometric_fanout(alpha: float, num_pending: int, budget: float, *, miss_expo
     return fanout
 
 
-def dsi_speedup(alpha: ArrayLike, lookahead: ArrayLike, cost_ratio: ArrayLike) -> Floats:
-    """Distributed speculative inference with enough target servers; never below 1.
+def dsi_speedup(
+    alpha: ArrayLike, lookahead: ArrayLike, cost_ratio: ArrayLike, *, has_plain_server: bool = False
+) -> Floats:
+    """Distributed speculative inference with enough target servers (`dsi_servers`); never below 1.
 
     Between two rejections lie 1 / (1 - alpha) tokens; the drafter never waits, so they cost one target forward plus
     k / c for each of the 1 / (1 - alpha^k) blocks of k = lookahead tokens: S = (1 / (1 - alpha)) / (1 + (k / c) /
-    (1 - alpha^k)).
+    (1 - alpha^k)). With a server that decodes without speculation a wrong first token, which comes with 1 - alpha, is
+    found after one forward instead of k / c more; exact for k <= c, when that server never gets further ahead.
     DSI: arXiv:2405.14105; the formula is ours, from the cost model of its published simulator.
 
     >>> round(float(dsi_speedup(alpha=0.9, lookahead=5, cost_ratio=10)), 2)
     4.5
     """
     alpha, lookahead, cost_ratio = _floats(alpha, lookahead, cost_ratio)
+    block = lookahead / cost_ratio
     # Multiplied through by 1 - alpha, so that alpha = 1 is the drafter's own speed, c.
-    time = (1 - alpha) + (lookahead / cost_ratio) / _geometric_sum(alpha, lookahead)
+    time = (1 - alpha) + block / _geometric_sum(alpha, lookahead)
+    if has_plain_server:
+        time = time - (1 - alpha) ** 2 * block
     return np.maximum(1.0, 1 / time)[()]
+
+
+def dsi_servers(lookahead: ArrayLike, cost_ratio: ArrayLike) -> NDArray[np.int64]:
+    """Target servers that verify blocks as fast as they are drafted: ceil(c / lookahead). arXiv:2405.14105.
+
+    >>> int(dsi_servers(lookahead=5, cost_ratio=12))
+    3
+    """
+    lookahead, cost_ratio = _floats(lookahead, cost_ratio)
+    return np.ceil(cost_ratio / lookahead).astype(np.int64)[()]
 
 
 def _geometric_sum(alpha: ArrayLike, num_terms: ArrayLike) -> Floats:

@@ -65,10 +65,10 @@ class LatencyModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantLatency:
-    """The textbook's: a forward costs the same at any width, depth and number of rows.
+    """The textbook's: a forward costs the same at any width and depth. branch_s: what each further row adds to a draft's.
 
-    Leviathan et al. 2023, arXiv:2211.17192, section 3.3, and arXiv:2506.01979 assume this; it is wrong on hardware
-    as soon as a forward is not bound by reading the weights.
+    Leviathan et al. 2023, arXiv:2211.17192, section 3.3, and arXiv:2506.01979 assume this, with free rows; it is wrong on
+    hardware as soon as a forward is not bound by reading the weights.
     """
 
     draft_s: float
@@ -76,6 +76,7 @@ class ConstantLatency:
     host_s: float = 0.0
     draft_prefill_s: float = 0.0
     target_prefill_s: float = 0.0
+    branch_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -87,16 +88,18 @@ class ConstantLatency:
         return float(getattr(self, f"{group}_s"))
 
     def mean_s(self, op: OpShape) -> float:
-        return self._seconds(op.actor, op.kind)
+        further = self.branch_s * (op.num_branches - 1) if op.kind == "branch" else 0.0
+        return self._seconds(op.actor, op.kind) + further
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
-        return self._seconds(op.actor, op.kind)
+        return self.mean_s(op)
 
     def mean_array(
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
     ) -> Array:
         shape = np.broadcast_shapes(np.shape(num_tokens), np.shape(num_branches), np.shape(context_tokens))
-        return np.full(shape, self._seconds(actor or _actor_of(kind), kind))
+        means = np.full(shape, self._seconds(actor or _actor_of(kind), kind))
+        return means + self.branch_s * (np.asarray(num_branches) - 1) if kind == "branch" else means
 
 
 class FittedLatency:

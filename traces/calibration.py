@@ -152,21 +152,25 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
 
     seed: of the bootstrap and of the draws in the round check.
     """
-    requests = run.requests
+    requests, ops = run.requests, run.ops
     unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
-    if len(unclean) == len(requests) and len(requests):
+    groups = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
+    is_clean = ~ops["request_id"].isin(unclean).to_numpy()
+    if missing := sorted(set(groups.tolist()) - set(groups[is_clean].tolist())):
         # Better a calibration that says so than none: the report counts the disturbed requests.
-        warnings.warn(f"{run.folder}: every request was disturbed by other load; fitted all the same.", stacklevel=2)
-        unclean = unclean.iloc[:0]
+        which = (
+            "every request" if len(unclean) == len(requests) else f"every request with {', '.join(missing)} operations"
+        )
+        warnings.warn(f"{run.folder}: {which} was disturbed by other load; fitted all the same.", stacklevel=2)
+        unclean, is_clean = unclean.iloc[:0], np.ones(len(ops), bool)
     elif len(unclean):
         warnings.warn(
             f"{run.folder}: {len(unclean)} of {len(requests)} requests were disturbed and are left out.", stacklevel=2
         )
-    ops = run.ops[~run.ops["request_id"].isin(unclean)].reset_index(drop=True)
+    ops, groups = ops[is_clean].reset_index(drop=True), groups[is_clean]
     rounds = run.rounds[~run.rounds["request_id"].isin(unclean)]
     if ops.empty:
         raise ValueError(f"{run.folder} holds no operation of an undisturbed request; record it again on free cores.")
-    groups = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
     rng = np.random.default_rng(seed)
     fits = {}
     is_cold = (groups == "draft") & (_order_in_round(ops, groups == "draft") < len(Calibration.cold_s))

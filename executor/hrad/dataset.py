@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,18 @@ class Dataset:
     def rows(self, chosen: NDArray[np.bool_]) -> Dataset:
         """The chosen rows; prompt_keys stay, so that indices keep their meaning."""
         return Dataset(meta=self.meta, **{name: array[chosen] for name, array in _arrays(self).items()})
+
+
+def with_last_layers(dataset: Dataset, num_feature_layers: int) -> Dataset:
+    """The same rows as if only the target's last so many blocks had been looked at; the embedding stays."""
+    meta = dataset.meta
+    if not 1 <= num_feature_layers <= meta.num_feature_layers:
+        raise HradError(
+            f"the data holds the last {meta.num_feature_layers} blocks, so the last {num_feature_layers} cannot be taken; "
+            "collect with a larger num_feature_layers."
+        )
+    inputs = dataset.inputs[:, (meta.num_feature_layers - num_feature_layers) * meta.hidden_size :]
+    return replace(dataset, meta=replace(meta, num_feature_layers=num_feature_layers), inputs=inputs)
 
 
 def classes_of(num_accepted: NDArray[np.int64], draft_length: int) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from sim.policies.fixed_length import FixedLength
 from sim.policies.outcome_hedging import OutcomeHedging
 from sim.policies.pearl import Pearl
 from sim.policies.product import ProductRule
+from sim.policies.prompt_lookup import PromptLookup
 from sim.policies.saguaro import Saguaro
 from sim.policies.specbranch import SpecBranch
 
@@ -28,6 +29,7 @@ POLICIES: dict[str, type[Any]] = {
     "confidence_stop": ConfidenceStop,
     "adaedl": AdaEdl,
     "product_rule": ProductRule,
+    "prompt_lookup": PromptLookup,
     "pearl": Pearl,
     "saguaro": Saguaro,
     "specbranch": SpecBranch,

@@ -2,159 +2,136 @@
 
 from __future__ import annotations
 
-import functools
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.policies.acceptance_guess import AcceptanceGuess
 from sim.policies.base import Hedges, Needs, Observation, check_at_least
-from sim.policies.specbranch import OnMiss
-from traces.schema import Signal
+from sim.policies.saguaro import FanOut, fan_outs
+from sim.policies.specbranch import branch_count
+from traces.schema import UNKNOWN_SIGNAL, Signal
+
+
+class Choice(enum.StrEnum):
+    """Which outcomes are hedged; all but the first are those of other methods."""
+
+    HEAVIEST = "heaviest"  # by predicted weight, wherever they are
+    FRONTIER = "frontier"  # after all pending tokens: PEARL with one branch, SpecBranch with a fixed count
+    CONFIDENCE = "confidence"  # there, and the fewer the surer the draft is of the best one: SpecBranch's count
+    UNIFORM = "uniform"  # as many for each number of accepted tokens: SSD
+    GEOMETRIC = "geometric"  # SSD's fan-outs for a constant acceptance
 
 
 @dataclass(frozen=True)
 class OutcomeHedging(AcceptanceGuess):
-    """Hedge the m outcomes of largest predicted weight, within what the draft can make during one verification.
+    """Hedge the max_branches outcomes of largest predicted weight, each by draft_length tokens (METHOD 6.1).
 
-    With beta_i the predicted acceptance of pending token i and rho_r the predicted law of the rank of the target's token
-    after a rejection (ranks 1, 2, ...), the outcome "n accepted, then rank r" has the weight
+    With beta_i the predicted acceptance of pending token i and rho_r = (1 - d) d^(r - 1), d = rank_decay, the predicted law
+    of the rank r of the target's token after a rejection, the outcome "n accepted, then rank r" has the weight
 
         w(n, r) = beta_1 .. beta_n (1 - beta_{n+1}) rho_r                  (n < L)
         w(L, r) = beta_1 .. beta_L (beta' for r = 0, (1 - beta') rho_r else)
 
-    beta' being the acceptance predicted at the frontier. Costs are in units of one target forward over one token: a draft
-    forward of m rows costs draft_cost + branch_cost (m - 1), each pending token adds verify_cost to the verification. For
-    every m the rows may grow while the verification lasts, at most draft_length tokens; the m with the largest expected
-    gain is taken: hit probability times what a continuation of that length is worth against drafting it serially.
+    beta' being the acceptance predicted at the frontier. slope = 0 makes it constant: then no signal is read, and reading
+    costs time.
 
-    Let R be the speed-up that the method reaches (`worth`: tokens a unit of time). The i-th token of a continuation, right
-    with probability a^i (a = mean_acceptance), is worth a^i / R - verify_cost units of time if submitted, but no more than
-    draft_cost, for which it could be drafted serially after the outcome is known. A continuation of s tokens is worth the sum.
-    For the same reason a drafted token is submitted only while (probability that it is reached and right) / R exceeds
-    verify_cost, and drafting serially goes on only while it exceeds verify_cost + draft_cost.
+    A drafted token is submitted while the chance that it and all before it are right is at least least_reach. Submitting it
+    pays while that chance / R exceeds v, R being the speed-up reached (tokens in the time of a target forward) and v what a
+    further token adds to a verification in target forwards: least_reach = v R; 0 where further tokens are free. A single
+    token below least_acceptance ends the window, too (SpecBranch's epsilon). After a miss up to serial_length tokens are
+    drafted while the target waits; 0 lets it go on at once, so that it pre-verifies the hedges of an empty window.
 
-    This contains SpecBranch's branch point, PEARL and SSD (tests show the reductions): `only_frontier` keeps the hedges at
-    n = L, max_branches = 1 leaves PEARL's single one, slope = 0 makes the weights those of a constant acceptance.
+    How many branches the draft can carry behind one verification follows from the measured time of a batched step, which
+    the simulator knows: it chooses draft_length and max_branches. Other methods are special cases, with their very
+    rounds: see `as_outcome_hedging`.
     """
 
-    draft_length: int = 8
+    draft_length: int = 5
     max_branches: int = 12
-    draft_cost: float = 0.1
-    branch_cost: float = 0.01
-    verify_cost: float = 0.05
-    worth: float = 1.8
-    mean_acceptance: float = 0.65
-    rank_decay: float = 0.45
-    rank_tail: float = 0.12
-    on_miss: OnMiss = OnMiss.SERIAL
-    only_frontier: bool = False
-    is_full_length: bool = False
+    serial_length: int = 0
+    least_reach: float = 0.05
+    least_acceptance: float = 0.0
+    hedges: Choice = Choice.HEAVIEST
+    rank_decay: float = 0.6
 
     def __post_init__(self) -> None:
-        check_at_least(
-            "draft_length", self.draft_length, 1, instead="for decoding without speculation use autoregressive."
-        )
-        check_at_least("max_branches", self.max_branches, 1, instead="1 hedges the likeliest outcome only.")
-        for name in ("draft_cost", "branch_cost", "verify_cost"):
-            check_at_least(name, getattr(self, name), 0, instead="give the measured share of a target forward.")
+        check_at_least("draft_length", self.draft_length, 0, instead="0 hedges the next token only.")
+        check_at_least("max_branches", self.max_branches, 0, instead="0 hedges nothing, as speculative sampling.")
+        check_at_least("serial_length", self.serial_length, 0, instead="0 never lets the target wait.")
         if not 0 <= self.rank_decay < 1:
             raise ValueError(f"rank_decay must lie in [0, 1), but got {self.rank_decay}; 0.5 halves at every rank.")
+        if self.hedges is Choice.GEOMETRIC and self.slope:
+            raise ValueError("geometric fan-outs follow from a constant acceptance; give slope=0.")
 
     @property
     def needs(self) -> Needs:
-        num_alternatives = self.max_branches if self.only_frontier else self.max_branches + 1
-        return Needs(signals=bool(self.slope), num_alternatives=num_alternatives, tail_depth=self.draft_length + 1)
+        if self.hedges is Choice.HEAVIEST:
+            num_alternatives = self.max_branches + 1  # n < L leaves the best one out
+        elif self.hedges in (Choice.FRONTIER, Choice.CONFIDENCE):
+            num_alternatives = max(1, self.max_branches)
+        else:
+            num_alternatives = 1 + max(max(self._fan_outs(n)) for n in range(self.draft_length + 1))
+        return Needs(
+            signals=bool(self.slope) or self.hedges is Choice.CONFIDENCE,
+            num_alternatives=num_alternatives,
+            tail_depth=max(self.draft_length, self.serial_length) + 1,
+            drafts=self.max_branches + self.serial_length > 0,
+        )
 
     @property
     def overlaps(self) -> bool:
-        return True
+        return self.max_branches > 0
 
     def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
-        if self.on_miss is OnMiss.OVERLAP or len(pending) >= self.draft_length:
+        if seen.was_hit or len(pending) >= self.serial_length:
             return 0
-        if self.is_full_length:
-            return 0 if seen.was_hit else self.draft_length - len(pending)
-        reached = self.mean_acceptance  # of the token to come; those before it have shown their signals
-        for signal in pending:
-            reached *= self.accept_probability(signal)
-        return 1 if reached / self.worth > self.verify_cost + self.draft_cost else 0
+        return 1 if self.keep(seen, pending) == len(pending) else 0
 
     def keep(self, seen: Observation, drafted: Sequence[Signal]) -> int:
-        if self.is_full_length:
-            return len(drafted)
         reached = 1.0
         for index, signal in enumerate(drafted):
-            reached *= self.accept_probability(signal)
-            if reached < self.verify_cost * self.worth:
+            beta = self.accept_probability(signal)
+            reached *= beta
+            if beta < self.least_acceptance or reached < self.least_reach:
                 return index
         return len(drafted)
 
     def hedge(self, seen: Observation, pending: Sequence[Signal], frontier: Signal) -> Hedges:
-        outcomes = self.outcomes(pending, frontier)
-        verify = 1 + self.verify_cost * len(pending) - self.draft_cost
-        if self.is_full_length:
-            count, num_steps = min(self.max_branches, len(outcomes)), self.draft_length
+        if self.hedges is Choice.HEAVIEST:
+            counts = [0] * (len(pending) + 1)
+            for _, num_accepted in self.outcomes(pending, frontier)[: self.max_branches]:
+                counts[num_accepted] += 1
+            fanout = tuple(counts)
+        elif self.hedges in (Choice.UNIFORM, Choice.GEOMETRIC):
+            fanout = self._fan_outs(len(pending))
         else:
-            count, num_steps = self._best_split(outcomes, verify)
-        fanout = [0] * (len(pending) + 1)
-        for _, num_accepted in outcomes[:count]:
-            fanout[num_accepted] += 1
-        return Hedges(tuple(fanout), num_steps)
+            count = self.max_branches
+            if self.hedges is Choice.CONFIDENCE:
+                count = branch_count(count, frontier)
+            fanout = (0,) * len(pending) + (count,)
+        return Hedges(fanout, self.draft_length)
 
     def outcomes(self, pending: Sequence[Signal], frontier: Signal) -> list[tuple[float, int]]:
-        """The likeliest outcomes, (weight, number accepted), best first; at most max_branches.
+        """Outcomes as (weight, number accepted), the heaviest first.
 
         For one n the weights fall with the rank, so that a count for each n names the outcomes.
         """
-        ranks = self.rank_law()
+        ranks = [(1 - self.rank_decay) * self.rank_decay**rank for rank in range(self.max_branches)]
         found: list[tuple[float, int]] = []
         reached = 1.0
         for num_accepted, signal in enumerate(pending):
             beta = self.accept_probability(signal)
-            if not self.only_frontier:
-                found += [(reached * (1 - beta) * rho, num_accepted) for rho in ranks]
+            found += [(reached * (1 - beta) * rho, num_accepted) for rho in ranks]
             reached *= beta
-        last = len(pending)
         beta = self.accept_probability(frontier)
-        found.append((reached * beta, last))
-        found += [(reached * (1 - beta) * rho, last) for rho in ranks]
+        found.append((reached * beta, len(pending)))
+        found += [(reached * (1 - beta) * rho, len(pending)) for rho in ranks]
         found.sort(key=lambda outcome: -outcome[0])
-        return found[: self.max_branches]
+        return found
 
-    def rank_law(self) -> list[float]:
-        """rho_1, rho_2, ...: a geometric head and a mass rank_tail beyond all hedged ranks."""
-        head = (1 - self.rank_decay) * (1 - self.rank_tail)
-        return [head * self.rank_decay**rank for rank in range(self.max_branches)]
-
-    def _best_split(self, outcomes: list[tuple[float, int]], verify: float) -> tuple[int, int]:
-        """How many rows and how far: the largest expected gain in units of time. Drafting within the verification is free,
-        beyond it the target waits."""
-        values = token_values(self.draft_length, self.mean_acceptance, self.worth, self.draft_cost, self.verify_cost)
-        best, chosen, hit = 0.0, (1, 0), 0.0
-        for count, (weight, _) in enumerate(outcomes, 1):
-            hit += weight
-            step = self.draft_cost + self.branch_cost * (count - 1)
-            gain = used = 0.0
-            num_steps = 0
-            for value in values:
-                late = min(step, max(0.0, used + step - verify))
-                if hit * value <= late:
-                    break
-                gain += hit * value - late
-                used += step
-                num_steps += 1
-            if gain > best:
-                best, chosen = gain, (count, num_steps)
-        return chosen
-
-
-@functools.lru_cache(maxsize=256)
-def token_values(
-    length: int, acceptance: float, worth: float, draft_cost: float, verify_cost: float
-) -> tuple[float, ...]:
-    """What the 1st, 2nd, ... token of a continuation is worth, in target forwards (see `OutcomeHedging`).
-
-    >>> [round(value, 3) for value in token_values(3, 0.5, 2.0, 0.1, 0.05)]
-    [0.1, 0.075, 0.013]
-    """
-    return tuple(max(0.0, min(draft_cost, acceptance**index / worth - verify_cost)) for index in range(1, length + 1))
+    def _fan_outs(self, num_pending: int) -> tuple[int, ...]:
+        """SSD's, with max_branches for a full window and in proportion for a shorter one."""
+        budget = self.max_branches * (num_pending + 1) // (self.draft_length + 1)
+        spread = FanOut.GEOMETRIC if self.hedges is Choice.GEOMETRIC else FanOut.UNIFORM
+        return fan_outs(num_pending, budget, spread, self.accept_probability(UNKNOWN_SIGNAL))

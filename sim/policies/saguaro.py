@@ -64,14 +64,26 @@ class Saguaro(Defaults):
         (3, 3, 3)
         """
         budget = self.fan_out * (num_pending + 1)
-        if self.spread is FanOut.UNIFORM:
-            return (self.fan_out,) * (num_pending + 1)
-        power = 1 / (1 + self.miss_exponent)
-        shares = [self.acceptance ** (n * power) for n in range(num_pending + 1)]
-        shares[-1] *= (1 - self.acceptance) ** -power
-        exact = [budget * share / sum(shares) for share in shares]
-        counts = [int(value) for value in exact]
-        by_remainder = sorted(range(len(exact)), key=lambda n: counts[n] - exact[n])
-        for n in by_remainder[: budget - sum(counts)]:
-            counts[n] += 1
-        return tuple(counts)
+        return fan_outs(num_pending, budget, self.spread, self.acceptance, self.miss_exponent)
+
+
+def fan_outs(
+    num_pending: int, budget: int, spread: FanOut, acceptance: float, miss_exponent: float = 1.0
+) -> tuple[int, ...]:
+    """Fan-outs F_0 .. F_L for L = num_pending under a budget (see `Saguaro`); UNIFORM leaves a remainder unspent.
+
+    >>> fan_outs(3, 8, FanOut.GEOMETRIC, acceptance=0.6)
+    (3, 2, 1, 2)
+    """
+    if spread is FanOut.UNIFORM:
+        return (budget // (num_pending + 1),) * (num_pending + 1)
+    power = 1 / (1 + miss_exponent)
+    shares = [acceptance ** (n * power) for n in range(num_pending + 1)]
+    shares[-1] *= (1 - acceptance) ** -power
+    exact = [budget * share / sum(shares) for share in shares]
+    counts = [int(value) for value in exact]
+    # Equal remainders go to the smaller n; rounding keeps the last digits of the acceptance from deciding.
+    by_remainder = sorted(range(len(exact)), key=lambda n: round(counts[n] - exact[n], 6))
+    for n in by_remainder[: budget - sum(counts)]:
+        counts[n] += 1
+    return tuple(counts)

@@ -88,7 +88,7 @@ class SpecBranch(Defaults):
     def hedge(self, seen: Observation, pending: Sequence[Signal], frontier: Signal) -> Hedges:
         count = self.max_branches
         if not self.is_fixed_count:
-            count = max(1, int(self.max_branches * (1 - frontier.max_prob)))
+            count = branch_count(self.max_branches, frontier)
         return Hedges((0,) * len(pending) + (count,), self.draft_length)
 
     def _class_of(self, seen: Observation) -> int:
@@ -98,3 +98,12 @@ class SpecBranch(Defaults):
 
     def _is_sure(self, signal: Signal) -> bool:
         return confidence(signal, self.signal) >= self.epsilon
+
+
+def branch_count(max_branches: int, frontier: Signal) -> int:
+    """k = max(1, floor(max_branches (1 - q))), q the draft's largest probability at the branch point.
+
+    >>> branch_count(8, Signal(max_prob=0.75, entropy=1.0, margin=1.0))
+    2
+    """
+    return max(1, int(max_branches * (1 - frontier.max_prob)))

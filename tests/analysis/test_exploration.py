@@ -293,8 +293,8 @@ def test_labels_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None
 
 
 def test_measured_settings_come_from_the_trace(run_dir: Path, calibration: Calibration) -> None:
-    study = Study(policies=[Family(method="outcome_hedging", settings={"worth": [1.5, 2.0]}, is_measured=True)])
+    study = Study(policies=[Family(method="outcome_hedging", settings={"max_branches": [4, 8]}, is_measured=True)])
     (question,) = make_questions(read_run(run_dir).traces(), calibration, study, where="run")
-    draft_cost = parse_policy(question.labels[0]).draft_cost  # type: ignore[attr-defined]
-    assert draft_cost == pytest.approx(1 / 5, rel=0.1)
+    least_reach = parse_policy(question.labels[0]).least_reach  # type: ignore[attr-defined]
+    assert least_reach == pytest.approx(1.5 * 0.02 / 1.02, rel=0.2)  # a further token adds 2% to a verification
     assert len(question.labels) == 2

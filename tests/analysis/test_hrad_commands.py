@@ -67,6 +67,32 @@ def test_evaluate_prints_the_baselines_and_writes_a_page(folder: Path) -> None:
     assert "us after a verification of" in page
 
 
+def test_ablate_judges_a_predictor_for_each_number_of_blocks_on_the_same_positions(folder: Path) -> None:
+    options = ("--data", "data", "--prompts", "other.jsonl", "--layers", "1", "--layers", "2", "--num-epochs", "2")
+    output = _call("ablate", folder, *options, "--output-dir", str(folder / "ablated"), "--num-prompts", "6")
+    results = json.loads((folder / "ablated" / "ablation.json").read_text())
+    assert [result["num_feature_layers"] for result in results] == [1, 2]
+    assert [result["feature_bytes"] for result in results] == [4 * 64, 2 * 4 * 64]
+    one, two = (result["num_parameters"] for result in results)
+    assert two - one == 64 * 256  # a block more for the first layer
+    assert {sum(map(sum, result["quality"]["confusion"])) for result in results} == {
+        sum(map(sum, results[0]["quality"]["confusion"]))
+    }
+    assert "AUC 0" in output
+    refused = _run("ablate", folder, *options[:4], "--layers", "3", "--output-dir", str(folder / "more"))
+    assert "collect with a larger num_feature_layers" in str(refused.exception)
+    assert not (folder / "more").exists()
+
+
+def test_train_may_look_at_fewer_blocks_than_were_collected(folder: Path) -> None:
+    from executor.hrad.predictor import read_card
+
+    options = ("--num-feature-layers", "1", "--num-epochs", "1", "--widths", "8", "4")
+    _call("train", folder, "--data", "data", "--output-dir", str(folder / "shallow"), *options)
+    assert read_card(folder / "shallow").num_inputs == 2 * 64
+    assert read_card(folder / "predictor").num_inputs == 3 * 64
+
+
 def test_the_predictor_runs_in_a_recording(folder: Path) -> None:
     from executor.recorder import RecordSettings, record
 

@@ -27,9 +27,11 @@ POLICIES = [
     "specbranch:uses_hrad=false,max_branches=1",
     "specbranch:uses_hrad=false,is_fixed_count=true,signal=margin,epsilon=0.8,prior_length=2",
     "outcome_hedging",
-    "outcome_hedging:on_miss=overlap,max_branches=6",
-    "outcome_hedging:is_full_length=true,draft_length=3,max_branches=8",
-    "outcome_hedging:only_frontier=true",
+    "outcome_hedging:serial_length=3,max_branches=6",
+    "outcome_hedging:slope=0,intercept=0.3,least_reach=0.2,max_branches=24,serial_length=1",
+    "outcome_hedging:slope=0,intercept=0.3,hedges=geometric,draft_length=3,max_branches=8,serial_length=3",
+    "outcome_hedging:hedges=confidence,least_acceptance=0.4,max_branches=6",
+    "outcome_hedging:max_branches=0,serial_length=4",
 ]
 TEMPERATURES = (0.0, 0.7, 1.0)
 

@@ -9,7 +9,8 @@ import pytest
 
 from sim.policies.base import Observation, Policy, Verdict
 from sim.policies.catalog import POLICIES, PolicyError, label_of, make_policy, parse_policy
-from sim.policies.outcome_hedging import OutcomeHedging
+from sim.policies.outcome_hedging import Choice, OutcomeHedging
+from sim.policies.reductions import as_outcome_hedging
 from sim.policies.saguaro import FanOut, Saguaro
 from sim.policies.specbranch import OnMiss, SpecBranch
 from sim.replay import replay
@@ -174,76 +175,98 @@ def test_a_cache_miss_drafts_just_in_time() -> None:
 
 
 def test_outcome_weights_are_a_law() -> None:
-    policy = OutcomeHedging(max_branches=60, rank_tail=0.0, intercept=-0.5, slope=0.8)
+    policy = OutcomeHedging(max_branches=500, intercept=-0.5, slope=0.8)
     outcomes = policy.outcomes([SURE, UNSURE], _signal(0.6))
     assert outcomes == sorted(outcomes, key=lambda outcome: -outcome[0])
-    assert sum(weight for weight, _ in policy.outcomes([], SURE)) == pytest.approx(1.0, abs=1e-9)
     betas = [policy.accept_probability(signal) for signal in (SURE, UNSURE, _signal(0.6))]
-    by_count = [
-        sum(
-            weight
-            for weight, n in OutcomeHedging(max_branches=500, rank_tail=0.0, intercept=-0.5, slope=0.8).outcomes(
-                [SURE, UNSURE], _signal(0.6)
-            )
-            if n == count
-        )
-        for count in range(3)
-    ]
+    by_count = [sum(weight for weight, n in outcomes if n == count) for count in range(3)]
     assert by_count == pytest.approx([1 - betas[0], betas[0] * (1 - betas[1]), betas[0] * betas[1]], abs=1e-9)
 
 
 def test_hedges_are_the_heaviest_outcomes() -> None:
-    policy = OutcomeHedging(max_branches=5, is_full_length=True, rank_decay=0.5)
+    policy = OutcomeHedging(max_branches=5, rank_decay=0.5)
     unsure_early = policy.hedge(_seen(), [UNSURE, SURE], SURE).fanout
     unsure_late = policy.hedge(_seen(), [SURE, UNSURE], SURE).fanout
     assert unsure_early[0] > unsure_late[0]
     assert sum(unsure_early) == sum(unsure_late) == 5
-
-
-def test_costs_bound_what_is_drafted_ahead() -> None:
-    cheap = OutcomeHedging(draft_cost=0.02, branch_cost=0.0)
-    dear = OutcomeHedging(draft_cost=0.5, branch_cost=0.1)
-    assert sum(cheap.hedge(_seen(), [SURE, SURE], UNSURE).fanout) > sum(
-        dear.hedge(_seen(), [SURE, SURE], UNSURE).fanout
-    )
-    assert cheap.hedge(_seen(), [SURE], UNSURE).num_steps > dear.hedge(_seen(), [SURE], UNSURE).num_steps
+    flat, steep = OutcomeHedging(max_branches=5, rank_decay=0.9), OutcomeHedging(max_branches=5, rank_decay=0.1)
+    assert steep.hedge(_seen(), [SURE] * 3, UNSURE).fanout != flat.hedge(_seen(), [SURE] * 3, UNSURE).fanout
+    assert policy.hedge(_seen(), [], SURE) == ((5,), 5)
 
 
 def test_a_token_is_submitted_while_it_pays() -> None:
     window = [SURE, UNSURE, UNSURE, UNSURE, SURE]
-    assert OutcomeHedging(verify_cost=0.0).keep(_seen(), window) == 5
-    assert 0 < OutcomeHedging(verify_cost=0.1).keep(_seen(), window) < 5
+    assert OutcomeHedging(least_reach=0.0).keep(_seen(), window) == 5
+    reached = [1.0]
+    for signal in window:
+        reached.append(reached[-1] * OutcomeHedging().accept_probability(signal))
+    for kept in range(1, 5):
+        assert OutcomeHedging(least_reach=reached[kept]).keep(_seen(), window) == kept
+        assert OutcomeHedging(least_reach=1.01 * reached[kept]).keep(_seen(), window) == kept - 1
 
 
-def test_outcome_hedging_reduces_to_pearl(make_trace: Callable[..., RequestTrace]) -> None:
-    trace = make_trace(num_tokens=200)
-    ours = OutcomeHedging(
-        only_frontier=True, max_branches=1, is_full_length=True, on_miss=OnMiss.OVERLAP, draft_length=5
-    )
-    assert replay(ours, trace) == replay(parse_policy("pearl:draft_length=6"), trace)
+def test_one_doubtful_token_ends_the_window_where_that_is_asked_for() -> None:
+    window = [SURE, UNSURE, SURE]
+    doubt = OutcomeHedging().accept_probability(UNSURE)
+    assert OutcomeHedging(least_reach=0.0, least_acceptance=doubt).keep(_seen(), window) == 3
+    assert OutcomeHedging(least_reach=0.0, least_acceptance=1.01 * doubt).keep(_seen(), window) == 1
 
 
-def test_outcome_hedging_reduces_to_specbranch_with_a_fixed_count(make_trace: Callable[..., RequestTrace]) -> None:
-    trace = make_trace(num_tokens=200)
-    for on_miss in OnMiss:
-        ours = OutcomeHedging(only_frontier=True, max_branches=4, is_full_length=True, on_miss=on_miss, draft_length=5)
-        theirs = SpecBranch(
-            uses_hrad=False, epsilon=0.0, is_fixed_count=True, max_branches=4, on_miss=on_miss, draft_length=5
-        )
+def test_the_target_waits_for_at_most_the_serial_length_and_never_after_a_hit() -> None:
+    policy = OutcomeHedging(serial_length=3, least_reach=0.0)
+    assert _drafts(policy, _seen(), [SURE] * 9) == 3
+    assert _drafts(policy, _seen(was_hit=True), [SURE] * 9) == 0
+    assert _drafts(OutcomeHedging(), _seen(), [SURE] * 9) == 0
+    assert _drafts(OutcomeHedging(serial_length=6, least_reach=0.3), _seen(), [SURE, UNSURE, SURE, SURE, SURE]) == 2
+
+
+def test_a_constant_acceptance_reads_no_signal() -> None:
+    assert OutcomeHedging().needs.signals
+    assert not OutcomeHedging(slope=0.0).needs.signals
+    assert OutcomeHedging(slope=0.0, hedges=Choice.CONFIDENCE).needs.signals
+    policy = OutcomeHedging(slope=0.0, intercept=0.4)
+    assert policy.hedge(_seen(), [SURE] * 3, UNSURE) == policy.hedge(_seen(), [UNSURE] * 3, SURE)
+    with pytest.raises(ValueError, match="give slope=0"):
+        OutcomeHedging(hedges=Choice.GEOMETRIC)
+
+
+REDUCIBLE = [
+    "autoregressive",
+    *(f"fixed_length:draft_length={length}" for length in (1, 4)),
+    *(f"pearl:draft_length={length}" for length in (1, 2, 6)),
+    *(
+        f"saguaro:draft_length={length},fan_out={fan_out},acceptance={acceptance},spread={spread}"
+        for length in (1, 3, 5)
+        for fan_out in (1, 3)
+        for acceptance in (0.35, 0.559, 0.9)
+        for spread in FanOut
+    ),
+    *(
+        f"specbranch:uses_hrad=false,draft_length=5,{rule},on_miss={on_miss},prior_length={prior},max_branches=6,{count}"
+        for rule in ("epsilon=0.3", "epsilon=0.9,signal=margin", "epsilon=-1.2,signal=negative_entropy")
+        for on_miss in OnMiss
+        for prior in (0, 2)
+        for count in ("is_fixed_count=true", "is_fixed_count=false")
+    ),
+]
+
+
+@pytest.mark.parametrize("label", REDUCIBLE)
+def test_outcome_hedging_reduces_to_the_very_rounds_of_other_methods(
+    make_trace: Callable[..., RequestTrace], label: str
+) -> None:
+    theirs = parse_policy(label)
+    ours = as_outcome_hedging(theirs)
+    assert ours is not None
+    assert ours.needs.signals <= theirs.needs.signals
+    assert ours.overlaps == theirs.overlaps
+    assert ours.needs.drafts == theirs.needs.drafts
+    assert parse_policy(label_of(ours)) == ours
+    for seed in range(3):
+        trace = make_trace(num_tokens=150, seed=seed)
         assert replay(ours, trace) == replay(theirs, trace)
 
 
-def test_outcome_hedging_reduces_to_saguaro(make_trace: Callable[..., RequestTrace]) -> None:
-    """With a constant acceptance the heaviest outcomes are a fan-out that falls with n, the last one apart."""
-    ours = OutcomeHedging(
-        slope=0.0, intercept=math.log(0.6 / 0.4), is_full_length=True, draft_length=3, max_branches=8, rank_decay=0.5
-    )
-    fanout = ours.hedge(_seen(), [SURE] * 3, UNSURE).fanout
-    assert fanout == ours.hedge(_seen(), [UNSURE] * 3, SURE).fanout  # no signal is read
-    theirs = next(
-        Saguaro(draft_length=3, fan_out=2, acceptance=0.6, miss_exponent=exponent)
-        for exponent in (0.25, 0.5, 1.0, 2.0)
-        if Saguaro(draft_length=3, fan_out=2, acceptance=0.6, miss_exponent=exponent).fanout_of(3) == fanout
-    )
-    trace = make_trace(num_tokens=60)
-    assert [turn.num_pending for turn in replay(ours, trace)] == [turn.num_pending for turn in replay(theirs, trace)]
+def test_what_outcome_hedging_does_not_contain_has_no_reduction() -> None:
+    for label in ("specbranch", "saguaro:miss_exponent=2", "adaedl", "product_rule"):
+        assert as_outcome_hedging(parse_policy(label)) is None

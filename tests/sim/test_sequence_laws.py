@@ -37,9 +37,10 @@ LABELS = [
     "specbranch:draft_length=2,max_branches=2,epsilon=1.0,signal=margin,is_fixed_count=true",
     "specbranch:draft_length=2,max_branches=1,uses_hrad=false,epsilon=0.7",
     "outcome_hedging:draft_length=2,max_branches=3,guess_by=max_prob,slope=4,intercept=-2",
-    "outcome_hedging:draft_length=2,max_branches=3,on_miss=overlap",
+    "outcome_hedging:draft_length=2,max_branches=3,serial_length=2",
     "outcome_hedging:draft_length=2,max_branches=3",
-    "outcome_hedging:draft_length=2,max_branches=3,guess_by=max_prob,is_full_length=true",
+    "outcome_hedging:draft_length=2,max_branches=3,hedges=uniform,serial_length=1,least_reach=0",
+    "prompt_lookup:max_length=3",
 ]
 PAIR = random_pair(np.random.default_rng(3), 2, target_order=2)
 

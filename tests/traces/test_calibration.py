@@ -196,6 +196,16 @@ def test_a_draft_slowed_by_the_verification_beside_it_is_told_apart(tmp_path: Pa
     assert "draft forward beside a verification: 1." in shared.report()
 
 
+def test_an_operation_that_only_disturbed_requests_have_is_fitted_all_the_same(tmp_path: Path) -> None:
+    run = recorded(tmp_path / "run", unclean=(2, 5))
+    is_kept = run.ops["request_id"].isin((2, 5)) | (run.ops["actor"] != "draft")
+    run.__dict__["ops"] = run.ops[is_kept]
+    with pytest.warns(UserWarning, match=r"every request with draft operations was disturbed .*fitted all the same"):
+        found = calibrate(run)
+    assert found.fit_of("draft").num_ops > 0
+    assert found.num_unclean == 0
+
+
 def test_disturbed_requests_are_left_out_and_counted(tmp_path: Path) -> None:
     clean = calibrate(recorded(tmp_path / "clean"))
     with pytest.warns(UserWarning, match="2 of 8 requests were disturbed"):
