@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,17 +149,27 @@ def _timed(
     """(3, policies, requests) seconds of the rounds in one scenario."""
     traces = workload.traces
     num_lanes = len(policies) * len(traces)
-    drafts = np.array([policy.needs.drafts for policy in policies])[rounds.lane // len(traces)]
+    kinds = [_Kind(policy.needs.drafts, policy.needs.signals, policy.overlaps) for policy in policies]
+    distinct = list(dict.fromkeys(kinds))
+    kind_of_round = np.array([distinct.index(kind) for kind in kinds])[rounds.lane // len(traces)]
     found = np.zeros((len(SECONDS), num_lanes))
-    for is_drafting in (True, False):
-        chosen = np.flatnonzero(drafts == is_drafting)
-        if len(chosen):
-            timer = PlacedTimer(_latency_of(timing, workload, latency, is_drafting), traces, timing.placement)
-            part = RoundArrays(*(column[chosen] for column in rounds))
-            times = timer.times_of(part, request[chosen], position[chosen])
-            for sums, values in zip(found, times, strict=True):
-                sums += np.bincount(part.lane, weights=values, minlength=num_lanes)
+    for index, (drafts, reads_signals, overlaps) in enumerate(distinct):
+        model = _latency_of(timing, workload, latency, drafts)
+        timer = PlacedTimer(model, traces, timing.placement, reads_signals=reads_signals, overlaps=overlaps)
+        chosen = np.flatnonzero(kind_of_round == index)
+        part = RoundArrays(*(column[chosen] for column in rounds))
+        times = timer.times_of(part, request[chosen], position[chosen])
+        for sums, values in zip(found, times, strict=True):
+            sums += np.bincount(part.lane, weights=values, minlength=num_lanes)
     return found.reshape(len(SECONDS), len(policies), len(traces))
+
+
+class _Kind(NamedTuple):
+    """What of a policy its latencies depend on."""
+
+    drafts: bool
+    reads_signals: bool
+    overlaps: bool
 
 
 def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:

@@ -87,7 +87,7 @@ def sweep(
             check_answers(trace, needs)
     arrays = TraceArrays(traces)
     timers = {
-        kind: RoundTimer(latency_for(latency, policy), traces, same_device=same_device)
+        kind: RoundTimer(latency_for(latency, policy, same_device=same_device), traces, same_device=same_device)
         for kind, policy in {(policy.needs.signals, policy.overlaps): policy for policy in policies}.items()
     }
     sums = _Sums(policies, traces, arrays, next(iter(timers.values())), record_rounds)
