@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from sim.guess_arrays import accept_probabilities
 from sim.lockstep import ArrayRule, Bools, Floats, HedgeArrays, Ints, Lanes, TraceArrays
-from sim.policies.acceptance_guess import AcceptanceGuess
+from sim.outcome_arrays import OutcomeHedgingRule
 from sim.policies.adaedl import AdaEdl
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Policy
 from sim.policies.confidence import ConfidenceSignal, ConfidenceStop
 from sim.policies.fixed_length import FixedLength
+from sim.policies.outcome_hedging import OutcomeHedging
 from sim.policies.pearl import Pearl
 from sim.policies.product import ProductRule
 from sim.policies.saguaro import Saguaro
 from sim.policies.specbranch import ACCEPT, CONFIDENCE, REJECT, OnMiss, SpecBranch
-from traces.schema import UNKNOWN_SIGNAL, Signal
 
 
 class NothingRule:
@@ -84,13 +85,9 @@ class ProductRuleRule(NothingRule):
     def __init__(self, policies: Sequence[ProductRule], arrays: TraceArrays) -> None:
         longest = max(policy.max_length for policy in policies)
         self.lengths = np.empty((len(policies), arrays.num_positions), dtype=np.int16)
-        products: dict[tuple[object, ...], Floats] = {}
         for row, policy in enumerate(policies):
-            guess = policy.guess_by, policy.intercept, policy.slope
-            if guess not in products:
-                beta = _accept_probabilities(policy, arrays, longest)
-                products[guess] = np.cumprod(beta, axis=1, dtype=np.float64)
-            is_doubtful = ~(1 - products[guess][:, : policy.max_length] <= policy.threshold)
+            products = np.cumprod(accept_probabilities(policy, arrays, longest)[:, : policy.max_length], axis=1)
+            is_doubtful = ~(1 - products <= policy.threshold)
             self.lengths[row] = _until(is_doubtful) if policy.threshold >= 0 else 0
 
     def num_wanted(self, lanes: Lanes) -> Ints:
@@ -206,23 +203,6 @@ def _until(is_last: Bools) -> Ints:
     return lengths
 
 
-def _accept_probabilities(guess: AcceptanceGuess, arrays: TraceArrays, width: int) -> Floats:
-    """`AcceptanceGuess.accept_probability` of all runs: asked of the policy itself, so that no digit can differ."""
-    values = arrays.runs(guess.guess_by, width)[:, :width]
-    distinct, which = np.unique(values, return_inverse=True)
-    odds = [guess.accept_probability(_signal_of(value, guess.guess_by)) for value in distinct.tolist()]
-    return np.array(odds)[which].reshape(values.shape)
-
-
-def _signal_of(value: float, kind: ConfidenceSignal) -> Signal:
-    """A signal with this confidence."""
-    if kind is ConfidenceSignal.MAX_PROB:
-        return UNKNOWN_SIGNAL._replace(max_prob=value)
-    if kind is ConfidenceSignal.MARGIN:
-        return UNKNOWN_SIGNAL._replace(margin=value)
-    return UNKNOWN_SIGNAL._replace(entropy=-value)
-
-
 def _autoregressive(policies: Sequence[Autoregressive], arrays: TraceArrays) -> NothingRule:
     return NothingRule()
 
@@ -242,4 +222,5 @@ ARRAY_RULES: dict[type[Policy], Callable[[Any, TraceArrays], ArrayRule]] = {
     AdaEdl: AdaEdlRule,
     Saguaro: SaguaroRule,
     SpecBranch: SpecBranchRule,
+    OutcomeHedging: OutcomeHedgingRule,
 }

@@ -39,6 +39,7 @@ class TraceArrays:
             [start + np.array(next_mismatches(trace.ranks)) for start, trace in zip(self.starts, traces, strict=True)]
         )
         self._runs: dict[ConfidenceSignal, Floats] = {}
+        self.guesses: dict[tuple[ConfidenceSignal, float, float], Floats] = {}  # see `sim.guess_arrays`
 
     def runs(self, kind: ConfidenceSignal, width: int) -> Floats:
         """(positions, at least width): confidence of the draft's tokens 0, 1, ... after each number of committed ones.
