@@ -17,7 +17,7 @@ import pytest
 
 from analysis.evaluation import Timing, Workload, evaluate, speeds_under
 from analysis.exploration import Exploration, explore_run, explore_study
-from analysis.questions import make_questions
+from analysis.questions import make_questions, traces_of
 from analysis.search import pareto_front, search_with_optuna
 from analysis.study import Conditions, Family, Objective, Range, Search, Study, StudyError, make_study
 from sim.engine import simulate, summarise
@@ -295,8 +295,9 @@ def test_finished_results_are_not_overwritten(run_dir: Path, tmp_path: Path) -> 
     ],
 )
 def test_what_the_trace_cannot_answer_is_refused_before_any_work(
-    run_dir: Path, tmp_path: Path, settings: dict[str, object], told: str
+    run_dir: Path, tmp_path: Path, settings: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("analysis.exploration.load_calibration", lambda run, path: pytest.fail("work has started."))
     with pytest.raises(StudyError) as caught:
         explore_study(run_dir, tmp_path / "out", make_study(settings))
     assert told in str(caught.value)
@@ -312,7 +313,8 @@ def test_labels_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None
 
 def test_measured_settings_come_from_the_trace(run_dir: Path, calibration: Calibration) -> None:
     study = Study(policies=[Family(method="outcome_hedging", settings={"worth": [1.5, 2.0]}, is_measured=True)])
-    (question,) = make_questions(read_run(run_dir).traces(), calibration, study, where="run")
+    traces = traces_of(read_run(run_dir).traces(), study, where="run")
+    (question,) = make_questions(traces, calibration, study)
     draft_cost = parse_policy(question.labels[0]).draft_cost  # type: ignore[attr-defined]
     assert draft_cost == pytest.approx(1 / 5, rel=0.1)
     assert len(question.labels) == 2
