@@ -44,21 +44,27 @@ def oracle_speedups(
     return pd.DataFrame(rows, columns=["draft_length", "tokens_per_forward", "speedup"])
 
 
-def entropy_bound(entropies_nats: ArrayLike, num_verified: ArrayLike) -> Floats:
+def entropy_bound(entropies_nats: ArrayLike, log_moments: ArrayLike, num_verified: ArrayLike) -> Floats:
     """Leading term of the bound on tokens per target forward for any deterministic drafter whatever its shape:
     (m + m2) log(P) / m^2, at least 1.
 
-    m: mean entropy of the target's laws in nats, m2: mean of the squared log-probability, P: tokens that one forward
-    verifies. Pankratov and Alistarh, arXiv:2512.11718, of which the O(1) is left out. Traces hold entropies only, so
-    m2 is taken from below as E[H^2], which lowers the line: a guide, not a proof, in particular where entropies are
-    small.
+    m: mean entropy of the target's laws, sum p log(1 / p), in nats; m2: mean of their second log-moments, sum p (log p)^2;
+    P: tokens that one forward verifies. Pankratov and Alistarh, arXiv:2512.11718, of which the O(1) is left out: a guide
+    for long drafts, not a proof for short ones. Recorded laws are those at the sampling temperature; at temperature 0,
+    where the target never hesitates, the recorder notes those at 1, and nothing bounds a drafter that knows them.
 
-    >>> round(float(entropy_bound([2.0, 2.0], 8)), 2)
-    3.12
+    A target that chooses evenly among 8 tokens has entropy log 8 and second log-moment (log 8)^2:
+
+    >>> h = float(np.log(8))
+    >>> round(float(entropy_bound([h], [h**2], 64)), 2)
+    6.16
     """
-    entropies = np.asarray(entropies_nats, dtype=float)
-    mean, square = float(entropies.mean()), float((entropies**2).mean())
+    mean, square = float(np.mean(np.asarray(entropies_nats, float))), float(np.mean(np.asarray(log_moments, float)))
     verified = np.asarray(num_verified, dtype=float)
+    if not np.isfinite(mean + square):
+        raise ValueError(
+            "the entropy bound needs target_entropy and target_log_moment of every position; record again."
+        )
     if mean <= 0:  # the target never hesitates: nothing bounds the drafter
         return np.full(verified.shape, np.inf)
     bound: Floats = np.maximum(1.0, (mean + square) * np.log(verified) / mean**2)

@@ -7,6 +7,7 @@ only by the commands that run real models.
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -328,7 +329,8 @@ def pair_train(
 
 
 def main() -> None:
-    """Entry point: an expected error is one line on standard error and exit code 1."""
+    """Entry point: an expected error is one line on standard error and exit code 1; a warning is one line, too."""
+    warnings.showwarning = _show_warning
     try:
         app(standalone_mode=False)
     except typer.Exit as leave:
@@ -343,6 +345,12 @@ def main() -> None:
         text = " ".join(told.split())
         Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In the place of Python's own form, which shows a line of source: that says nothing to a user."""
+    text = " ".join(str(message).split())
+    Console(stderr=True, soft_wrap=True).print(f"warning: {text}", markup=False, highlight=False)
 
 
 def _is_expected(error: Exception) -> bool:

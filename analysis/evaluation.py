@@ -9,8 +9,9 @@ from __future__ import annotations
 import pickle
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from analysis.engine_runs import simulated_requests
 from analysis.study import policy_of
 from sim.latency import FittedLatency, LatencyModel
-from sim.lockstep import RoundArrays
+from sim.lockstep import RoundArrays, TraceArrays
 from sim.placement import PlacedTimer, Placement, adjusted, mixed
 from sim.policies.base import Policy
 from sim.sweep import sweep
@@ -50,9 +51,14 @@ class Workload:
     timings: tuple[Timing, ...]
     seed: int | None = None
 
+    @cached_property
+    def arrays(self) -> TraceArrays:
+        """The traces for sweeps: made once, since every task of a worker needs them."""
+        return TraceArrays(self.traces)
+
     def packed(self) -> bytes:
         """As bytes, for the way to a worker (never for the disk)."""
-        return zlib.compress(pickle.dumps(self), 1)
+        return zlib.compress(pickle.dumps(replace(self)), 1)  # a copy holds no arrays: a worker makes its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +91,20 @@ def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
     if workload.seed is not None:
         return _evaluate_drawn(policies, labels, workload, latency)
     traces = workload.traces
-    swept = sweep(policies, traces, latency, record_rounds=True)
-    assert swept.rounds is not None
-    request, position = _places(swept.rounds, traces)
+    others = [index for index, timing in enumerate(workload.timings) if timing != Timing()]
+    swept = sweep(policies, traces, latency, record_rounds=bool(others), arrays=workload.arrays)
     seconds = np.empty((len(SECONDS), len(workload.timings), len(policies), len(traces)))
-    for index, timing in enumerate(workload.timings):
-        if timing == Timing():
-            seconds[:, index] = swept.decode_s, swept.draft_busy_s, swept.target_busy_s
-        else:
+    seconds[:] = np.stack([swept.decode_s, swept.draft_busy_s, swept.target_busy_s])[:, None]
+    if swept.rounds is not None:
+        request, position = _places(swept.rounds, workload.arrays)
+        for index in others:
+            timing = workload.timings[index]
             seconds[:, index] = _timed(timing, policies, workload, latency, swept.rounds, request, position)
-    peaks = np.zeros(len(policies), dtype=np.int64)
-    held = swept.rounds.num_pending + swept.rounds.num_branches * (1 + swept.rounds.num_branch_steps)
-    np.maximum.at(peaks, swept.rounds.lane // len(traces), held)
     return Evaluated(
         labels=tuple(labels),
         counts={name: swept.counts[name] for name in COUNTS},
         seconds=dict(zip(SECONDS, seconds, strict=True)),
-        peak_kv_tokens=peaks,
+        peak_kv_tokens=swept.peak_kv_tokens,
     )
 
 
@@ -111,9 +114,10 @@ def speeds_under(
     """(calibrations, policies) decode tokens/s with mean latencies; the policies are replayed once."""
     policies = [policy_of(label) for label in labels]
     traces = workload.traces
-    swept = sweep(policies, traces, FittedLatency(workload.calibration), record_rounds=True)
+    latency = FittedLatency(workload.calibration)
+    swept = sweep(policies, traces, latency, record_rounds=True, arrays=workload.arrays)
     assert swept.rounds is not None
-    request, position = _places(swept.rounds, traces)
+    request, position = _places(swept.rounds, workload.arrays)
     tokens = swept.counts["num_emitted"].sum(axis=1)
     speeds = []
     for calibration in calibrations:
@@ -128,12 +132,10 @@ def typical_context(traces: Sequence[RequestTrace]) -> int:
     return int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
 
 
-def _places(rounds: RoundArrays, traces: Sequence[RequestTrace]) -> tuple[Ints, Ints]:
+def _places(rounds: RoundArrays, arrays: TraceArrays) -> tuple[Ints, Ints]:
     """Request of each round, and committed tokens before it."""
-    lengths = np.array([trace.num_tokens + 1 for trace in traces])
-    starts = np.cumsum(lengths) - lengths
-    request = rounds.lane % len(traces)
-    return request, rounds.position - starts[request]
+    request = rounds.lane % len(arrays.starts)
+    return request, rounds.position - arrays.starts[request]
 
 
 def _timed(
@@ -148,17 +150,27 @@ def _timed(
     """(3, policies, requests) seconds of the rounds in one scenario."""
     traces = workload.traces
     num_lanes = len(policies) * len(traces)
-    drafts = np.array([policy.needs.drafts for policy in policies])[rounds.lane // len(traces)]
+    kinds = [_Kind(policy.needs.drafts, policy.needs.signals, policy.overlaps) for policy in policies]
+    distinct = list(dict.fromkeys(kinds))
+    kind_of_round = np.array([distinct.index(kind) for kind in kinds])[rounds.lane // len(traces)]
     found = np.zeros((len(SECONDS), num_lanes))
-    for is_drafting in (True, False):
-        chosen = np.flatnonzero(drafts == is_drafting)
-        if len(chosen):
-            timer = PlacedTimer(_latency_of(timing, workload, latency, is_drafting), traces, timing.placement)
-            part = RoundArrays(*(column[chosen] for column in rounds))
-            times = timer.times_of(part, request[chosen], position[chosen])
-            for sums, values in zip(found, times, strict=True):
-                sums += np.bincount(part.lane, weights=values, minlength=num_lanes)
+    for index, (drafts, reads_signals, overlaps) in enumerate(distinct):
+        model = _latency_of(timing, workload, latency, drafts)
+        timer = PlacedTimer(model, traces, timing.placement, reads_signals=reads_signals, overlaps=overlaps)
+        chosen = np.flatnonzero(kind_of_round == index)
+        part = RoundArrays(*(column[chosen] for column in rounds))
+        times = timer.times_of(part, request[chosen], position[chosen])
+        for sums, values in zip(found, times, strict=True):
+            sums += np.bincount(part.lane, weights=values, minlength=num_lanes)
     return found.reshape(len(SECONDS), len(policies), len(traces))
+
+
+class _Kind(NamedTuple):
+    """What of a policy its latencies depend on."""
+
+    drafts: bool
+    reads_signals: bool
+    overlaps: bool
 
 
 def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:

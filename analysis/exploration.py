@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.evaluation import Evaluated, Timing, evaluate_packed
 from analysis.outcomes import Ranking, Scored, merge, rank, score
-from analysis.questions import Question, make_questions, refuse_unanswerable
+from analysis.questions import Question, make_questions, traces_of
 from analysis.scale_out import Workers, run_tasks
 from analysis.search import pareto_front, search_with_optuna
 from analysis.sensitivity import ParameterEffect, parameter_effects
@@ -117,9 +117,8 @@ def explore_study(
     started = time.perf_counter()
     workers = workers or Workers()
     run = read_run(run_dir)
-    fitted = load_calibration(run, calibration)
-    questions = make_questions(run.traces(), fitted, study, where=str(run_dir))
-    refuse_unanswerable(questions)
+    traces = traces_of(run.traces(), study, where=str(run_dir))
+    questions = make_questions(traces, load_calibration(run, calibration), study)
     store = TaskStore(output_dir, "\n".join([study.fingerprint(), *(question.digest() for question in questions)]))
 
     tasks = _Tasks(questions, study, store, workers, progress or (lambda done, total: None))

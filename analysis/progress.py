@@ -11,13 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives `report(done, total)`; the bar shows counts, time used and time left. It refreshes rarely, to leave the
-    cores to what is measured."""
+    """Gives `report(done, total)`; the bar shows counts, time used and time left, from the first report on. It refreshes
+    rarely, to leave the cores to what is measured."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, refresh_per_second=1, transient=False) as bar:
-        task = bar.add_task(title, total=None)
+    bar = Progress(*columns, console=console, refresh_per_second=1, transient=False)
+    task = bar.add_task(title, total=None)
 
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+    def report(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()

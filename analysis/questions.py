@@ -69,10 +69,9 @@ class Question:
         return sha.hexdigest()
 
 
-def make_questions(
-    traces: Sequence[RequestTrace], calibration: Calibration, study: Study, *, where: str
-) -> list[Question]:
-    """All questions of a study, in the order of temperatures and alignments."""
+def traces_of(traces: Sequence[RequestTrace], study: Study, *, where: str) -> dict[float, tuple[RequestTrace, ...]]:
+    """The recorded traces that a study asks for, by temperature; one error if there are none, or if they cannot answer one
+    of its policies: tails too short, no signals, no H-RAD classes."""
     by_temperature: dict[float, dict[tuple[Any, ...], RequestTrace]] = {}
     for trace in traces:  # repeats of a prompt under shared noise are one and the same sequence
         by_temperature.setdefault(trace.temperature, {}).setdefault((trace.prompt_id, trace.ranks), trace)
@@ -85,6 +84,24 @@ def make_questions(
             )
     if not wanted:
         raise StudyError(f"{where} holds no trace; record with alignment on.")
+    found = {temperature: tuple(by_temperature[temperature].values()) for temperature in wanted}
+    # Settings that are measured later change no need: these follow from lengths and kinds of signal.
+    needs: dict[Needs, str] = {}
+    for label in study.labels():
+        needs.setdefault(policy_of(label).needs, label)
+    for need, label in needs.items():
+        for trace in (trace for of_temperature in found.values() for trace in of_temperature):
+            try:
+                check_answers(trace, need)
+            except ValueError as error:
+                raise StudyError(f"policy {label}: {error}") from None
+    return found
+
+
+def make_questions(
+    traces: Mapping[float, tuple[RequestTrace, ...]], calibration: Calibration, study: Study
+) -> list[Question]:
+    """All questions of a study on the traces of `traces_of`, in the order of temperatures and alignments."""
     timings = tuple(
         Timing(placement, ratio)
         for placement in study.conditions.all_placements()
@@ -92,8 +109,7 @@ def make_questions(
     )
     latency = FittedLatency(calibration)
     found = []
-    for temperature in wanted:
-        recorded = tuple(by_temperature[temperature].values())
+    for temperature, recorded in traces.items():
         ratio = cost_ratio_of(latency, typical_context(recorded))
         measured = _measured(study, recorded, latency)
         for alignment in study.conditions.alignments:
@@ -106,20 +122,6 @@ def make_questions(
             labels = tuple(study.labels(measured))
             found.append(Question(temperature, alignment, recorded, workload, labels, measured, ratio))
     return found
-
-
-def refuse_unanswerable(questions: Sequence[Question]) -> None:
-    """One error before any work if a trace cannot answer a policy: tails too short, no signals, no H-RAD classes."""
-    for question in questions:
-        needs: dict[Needs, str] = {}
-        for label in question.labels:
-            needs.setdefault(policy_of(label).needs, label)
-        for need, label in needs.items():
-            for trace in question.workload.traces:
-                try:
-                    check_answers(trace, need)
-                except ValueError as error:
-                    raise StudyError(f"policy {label}: {error}") from None
 
 
 def _measured(study: Study, traces: Sequence[RequestTrace], latency: FittedLatency) -> dict[str, dict[str, Any]]:

@@ -35,6 +35,7 @@ from sim.policies.base import Policy
 from sim.policies.catalog import PolicyError, label_of, make_policy, parse_policy
 
 STRICT = ConfigDict(extra="forbid")
+MOST_POLICIES = 100_000  # of one family: beyond this the labels alone take longer than a search should
 Plain: TypeAlias = bool | int | float | str
 
 
@@ -62,6 +63,8 @@ class Range:
     count: int | None = None
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.first) and math.isfinite(self.last)):
+            raise ValueError(f"a range has two ends, but got {self.first} to {self.last}.")
         if self.last < self.first:
             raise ValueError(f"the range from {self.first} to {self.last} is empty; last must be at least first.")
         if self.step is not None and self.count is not None:
@@ -71,13 +74,18 @@ class Range:
         if self.count is not None and self.count < 1:
             raise ValueError(f"the range is empty: count must be at least 1, but got {self.count}.")
 
+    @property
+    def num_values(self) -> int:
+        """How many values there are."""
+        step = 1 if self.step is None else self.step
+        return math.floor((self.last - self.first) / step + 1e-9) + 1 if self.count is None else self.count
+
     def values(self) -> tuple[Plain, ...]:
         """The values, rounded to 10 digits so that labels stay short."""
         if self.count is not None:
             return tuple(round(float(value), 10) for value in np.linspace(self.first, self.last, self.count))
         step = 1 if self.step is None else self.step
-        num = math.floor((self.last - self.first) / step + 1e-9) + 1
-        found = [self.first + index * step for index in range(num)]
+        found = [self.first + index * step for index in range(self.num_values)]
         return tuple(value if isinstance(value, int) else round(value, 10) for value in found)
 
 
@@ -98,6 +106,12 @@ class Family:
         for name, values in self.settings.items():
             if isinstance(values, list) and not values:
                 raise ValueError(f"{self.method}: the list of {name} is empty; give at least one value.")
+        num = math.prod(values.num_values if isinstance(values, Range) else 1 for values in self.settings.values())
+        num *= math.prod(len(values) for values in self.settings.values() if isinstance(values, list))
+        if num > MOST_POLICIES:
+            raise ValueError(
+                f"{self.method}: its grid has {num} policies, more than {MOST_POLICIES}; take larger steps."
+            )
 
     def choices(self) -> dict[str, tuple[Plain, ...]]:
         """The values of each setting."""
@@ -143,6 +157,10 @@ class Conditions:
 
     def all_placements(self) -> list[Placement]:
         """Two devices with each link, a shared device with each interference; those that the study names or implies."""
+        if self.placements and self.interference and PlacementKind.SHARED_DEVICE not in self.placements:
+            raise ValueError("interference is that of a shared_device, which placements leave out.")
+        if self.placements and any(self.link_latency_s) and PlacementKind.TWO_DEVICES not in self.placements:
+            raise ValueError("link_latency_s is that of two_devices, which placements leave out.")
         kinds = self.placements or [
             PlacementKind.TWO_DEVICES,
             *([PlacementKind.SHARED_DEVICE] if self.interference else []),

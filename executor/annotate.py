@@ -141,14 +141,22 @@ def _roll_out(
 def _scored(
     target: Target, sequence: Sequence[int], num_prompt: int, sampling: Sampling, draft_probs: NDArray[np.float32]
 ) -> tuple[dict[str, NDArray[np.generic]], tuple[ClassProbs, ...]]:
-    """Largest probability and entropy of the target's laws, their overlap with the draft's; classes, if H-RAD runs."""
-    stats, overlaps, classes, first = [], [], [], 0
+    """Largest probability, entropy and second log-moment of the target's laws, their overlap with the draft's; classes, if
+    H-RAD runs."""
+    stats, moments, overlaps, classes, first = [], [], [], [], 0
     for chunk in target.score(sequence, num_prompt, sampling, draft_probs.shape[1]):
         num = len(chunk.probs)
         overlaps.append(np.minimum(chunk.probs, draft_probs[first : first + num]).sum(-1))
+        log_probs = np.log(np.where(chunk.probs > 0, chunk.probs, 1.0))  # what a filter left out adds nothing
+        moments.append((chunk.probs * log_probs**2).sum(-1))
         stats.append(chunk.stats)
         classes.append(chunk.class_probs)
         first += num
     both = np.concatenate(stats)
-    columns = {"target_max_prob": both[:, 0], "target_entropy": both[:, 1], "overlap": np.concatenate(overlaps)}
+    columns = {
+        "target_max_prob": both[:, 0],
+        "target_entropy": both[:, 1],
+        "target_log_moment": np.concatenate(moments),
+        "overlap": np.concatenate(overlaps),
+    }
     return columns, tuple((row[0], row[1], row[2]) for row in np.concatenate(classes).tolist())

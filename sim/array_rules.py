@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from sim.guess_arrays import accept_probabilities
 from sim.lockstep import ArrayRule, Bools, Floats, HedgeArrays, Ints, Lanes, TraceArrays
-from sim.policies.acceptance_guess import AcceptanceGuess
+from sim.outcome_arrays import OutcomeHedgingRule
 from sim.policies.adaedl import AdaEdl
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Policy
 from sim.policies.confidence import ConfidenceSignal, ConfidenceStop
 from sim.policies.fixed_length import FixedLength
+from sim.policies.outcome_hedging import OutcomeHedging
 from sim.policies.pearl import Pearl
 from sim.policies.product import ProductRule
+from sim.policies.prompt_lookup import PromptLookup
 from sim.policies.saguaro import Saguaro
 from sim.policies.specbranch import ACCEPT, CONFIDENCE, REJECT, OnMiss, SpecBranch
-from traces.schema import UNKNOWN_SIGNAL, Signal
 
 
 class NothingRule:
@@ -84,13 +86,9 @@ class ProductRuleRule(NothingRule):
     def __init__(self, policies: Sequence[ProductRule], arrays: TraceArrays) -> None:
         longest = max(policy.max_length for policy in policies)
         self.lengths = np.empty((len(policies), arrays.num_positions), dtype=np.int16)
-        products: dict[tuple[object, ...], Floats] = {}
         for row, policy in enumerate(policies):
-            guess = policy.guess_by, policy.intercept, policy.slope
-            if guess not in products:
-                beta = _accept_probabilities(policy, arrays, longest)
-                products[guess] = np.cumprod(beta, axis=1, dtype=np.float64)
-            is_doubtful = ~(1 - products[guess][:, : policy.max_length] <= policy.threshold)
+            products = np.cumprod(accept_probabilities(policy, arrays, longest)[:, : policy.max_length], axis=1)
+            is_doubtful = ~(1 - products <= policy.threshold)
             self.lengths[row] = _until(is_doubtful) if policy.threshold >= 0 else 0
 
     def num_wanted(self, lanes: Lanes) -> Ints:
@@ -199,28 +197,27 @@ class SpecBranchRule(NothingRule):
         return HedgeArrays(np.where(self.is_fixed_count[lanes.row], most, count), self.draft_length[lanes.row])
 
 
+class PromptLookupRule(NothingRule):
+    """`PromptLookup`: the length depends on the position alone; what ends it, if anything, is withdrawn."""
+
+    def __init__(self, policies: Sequence[PromptLookup], arrays: TraceArrays) -> None:
+        self.max_length = _setting(policies, "max_length")
+        width = int(self.max_length.max()) + 1
+        is_last = ~(arrays.runs(ConfidenceSignal.MAX_PROB, width)[:, :width] > 0.5)
+        self.num_found = _until(is_last) - 1
+
+    def num_wanted(self, lanes: Lanes) -> Ints:
+        return np.minimum(self.num_found[lanes.position] + 1, self.max_length[lanes.row])
+
+    def num_submitted(self, lanes: Lanes, num_drafted: Ints) -> Ints | None:
+        return np.minimum(self.num_found[lanes.position], num_drafted)
+
+
 def _until(is_last: Bools) -> Ints:
     """(rows, width) -> (rows,) columns up to the first that is true, it included; all of them when none is."""
     is_last[:, -1] = True
     lengths: Ints = 1 + np.argmax(is_last, axis=1)
     return lengths
-
-
-def _accept_probabilities(guess: AcceptanceGuess, arrays: TraceArrays, width: int) -> Floats:
-    """`AcceptanceGuess.accept_probability` of all runs: asked of the policy itself, so that no digit can differ."""
-    values = arrays.runs(guess.guess_by, width)[:, :width]
-    distinct, which = np.unique(values, return_inverse=True)
-    odds = [guess.accept_probability(_signal_of(value, guess.guess_by)) for value in distinct.tolist()]
-    return np.array(odds)[which].reshape(values.shape)
-
-
-def _signal_of(value: float, kind: ConfidenceSignal) -> Signal:
-    """A signal with this confidence."""
-    if kind is ConfidenceSignal.MAX_PROB:
-        return UNKNOWN_SIGNAL._replace(max_prob=value)
-    if kind is ConfidenceSignal.MARGIN:
-        return UNKNOWN_SIGNAL._replace(margin=value)
-    return UNKNOWN_SIGNAL._replace(entropy=-value)
 
 
 def _autoregressive(policies: Sequence[Autoregressive], arrays: TraceArrays) -> NothingRule:
@@ -242,4 +239,6 @@ ARRAY_RULES: dict[type[Policy], Callable[[Any, TraceArrays], ArrayRule]] = {
     AdaEdl: AdaEdlRule,
     Saguaro: SaguaroRule,
     SpecBranch: SpecBranchRule,
+    OutcomeHedging: OutcomeHedgingRule,
+    PromptLookup: PromptLookupRule,
 }

@@ -227,7 +227,12 @@ class _Decoding:
             self._begin_plain()
 
     def _reject(self, position: int) -> None:
-        """The draft was wrong there; the target's own token stands in its place."""
+        """The draft was wrong there; the target's own token stands in its place.
+
+        Block and plain thread may find it out in the same instant: the second of them has nothing to add.
+        """
+        if position < self.committed:
+            return
         self.num_rejections += 1
         self.committed = position + 1
         if self.committed >= self.trace.num_tokens:

@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency import LatencyModel, cold_start_s, latency_for
+from sim.latency import LatencyModel, latency_for
 from sim.machine import Branch, Close, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Policy
 from sim.policies.catalog import POLICIES, label_of
@@ -77,7 +77,7 @@ def simulate(
     """
     if num_streams < 1:
         raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
-    latency = latency_for(latency, policy)
+    latency = latency_for(latency, policy, same_device=same_device)
     env = simpy.Environment()
     target = Device(env, "sim:target" if not same_device else "sim:shared")
     draft = Device(env, "sim:draft") if not same_device else target
@@ -85,7 +85,7 @@ def simulate(
     rngs = rng.spawn(len(traces)) if rng is not None else []
     run = SimulatedRun()
     name = _label_of(policy) if label is None else label
-    stage = _Stage(env, policy, draft, target, run, record_ops, name, cold_start_s(latency))
+    stage = _Stage(env, policy, draft, target, run, record_ops, name, latency.cold_s)
 
     def durations_of(index: int) -> Durations:
         return means if means is not None else DrawnDurations(latency, rngs[index])

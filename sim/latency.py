@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,15 @@ class OpShape(NamedTuple):
 class LatencyModel(Protocol):
     """Seconds of an operation."""
 
+    @property
+    def cold_s(self) -> tuple[float, float]:
+        """What the first and the second draft forward of a round take more (see `traces.calibration.Calibration`)."""
+        ...
+
+    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> LatencyModel:
+        """The same latencies as a policy of this kind meets them."""
+        ...
+
     def mean_s(self, op: OpShape) -> float:
         """Mean."""
         ...
@@ -63,8 +72,19 @@ class LatencyModel(Protocol):
         ...
 
 
+class SameForAll:
+    """The answers of a model that knows neither cold starts nor the cost of signals nor interference."""
+
+    @property
+    def cold_s(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> Self:
+        return self
+
+
 @dataclass(frozen=True, kw_only=True)
-class ConstantLatency:
+class ConstantLatency(SameForAll):
     """The textbook's: a forward costs the same at any width and depth. branch_s: what each further row adds to a draft's.
 
     Leviathan et al. 2023, arXiv:2211.17192, section 3.3, and arXiv:2506.01979 assume this, with free rows; it is wrong on
@@ -120,9 +140,8 @@ class FittedLatency:
         self.calibration = calibration
         self.is_noisy = is_noisy
         # The draft looks and branches during a verification only; other forwards have the device to themselves.
-        self._slowed = dict.fromkeys(AHEAD_KINDS, calibration.draft_beside)
+        self._slowed = dict.fromkeys(AHEAD_KINDS, calibration.draft_beside if overlaps else 1.0)
         self._slowed["verify"] = calibration.beside if overlaps else 1.0
-        self.cold_s = calibration.cold_s
         self._read = calibration.fits.get("read") if reads_signals else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
 
@@ -133,8 +152,11 @@ class FittedLatency:
             found = self._fits[actor, kind] = (fit, fit.ratios, len(fit.ratios))
         return found
 
+    @property
+    def cold_s(self) -> tuple[float, float]:
+        return self.calibration.cold_s
+
     def for_policy(self, *, reads_signals: bool, overlaps: bool) -> FittedLatency:
-        """The same latencies as a policy of this kind meets them."""
         return FittedLatency(self.calibration, is_noisy=self.is_noisy, reads_signals=reads_signals, overlaps=overlaps)
 
     def mean_s(self, op: OpShape) -> float:
@@ -167,21 +189,13 @@ class FittedLatency:
 _SIGNALLED = ("draft", "look")
 
 
-def cold_start_s(latency: LatencyModel) -> tuple[float, float]:
-    """What the first and the second draft forward of a round take more (see `traces.calibration.Calibration`)."""
-    found: tuple[float, float] = getattr(latency, "cold_s", (0.0, 0.0))
-    return found
-
-
-def latency_for(latency: LatencyModel, policy: Policy) -> LatencyModel:
+def latency_for(latency: LatencyModel, policy: Policy, *, same_device: bool = False) -> LatencyModel:
     """The latencies that a policy meets: with the cost of reading signals, if it wants them, and with the interference of
-    two models at work, if it overlaps them; where the model tells these apart."""
-    if isinstance(latency, FittedLatency):
-        return latency.for_policy(reads_signals=policy.needs.signals, overlaps=policy.overlaps)
-    return latency
+    two models at work, if it overlaps them. same_device: they take turns, so that nothing runs beside anything."""
+    return latency.for_policy(reads_signals=policy.needs.signals, overlaps=policy.overlaps and not same_device)
 
 
-class EmpiricalLatency:
+class EmpiricalLatency(SameForAll):
     """Measured operations themselves: the ones nearest in shape are resampled.
 
     Distances count relative changes of tokens, branches and context alike. Nothing is extrapolated: outside of what was
@@ -279,7 +293,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RooflineLatency:
+class RooflineLatency(SameForAll):
     """For hardware one does not own: the slower of moving the bytes and doing the FLOPs, plus the overhead.
 
     Bytes: all weights once, and the cache of every row once. FLOPs: 2 a weight and token, and attention.

@@ -39,6 +39,7 @@ class TraceArrays:
             [start + np.array(next_mismatches(trace.ranks)) for start, trace in zip(self.starts, traces, strict=True)]
         )
         self._runs: dict[ConfidenceSignal, Floats] = {}
+        self.guesses: dict[tuple[ConfidenceSignal, float, float], Floats] = {}  # see `sim.guess_arrays`
 
     def runs(self, kind: ConfidenceSignal, width: int) -> Floats:
         """(positions, at least width): confidence of the draft's tokens 0, 1, ... after each number of committed ones.
@@ -61,13 +62,18 @@ class TraceArrays:
     def _build_runs(self, kind: ConfidenceSignal, width: int) -> Floats:
         on_path = np.full(self.num_positions, np.nan)
         tails = np.full((self.num_positions, max(width, 1)), np.nan)
+        rows: list[int] = []
+        known: list[tuple[Signal, ...]] = []
         for start, trace in zip(self.starts.tolist(), self.traces, strict=True):
             if trace.signals:
                 on_path[start : start + trace.num_tokens] = _confidences(trace.signals, kind)
-            for position, signals in trace.tails.items():
-                known = signals[:width]
-                if known:
-                    tails[start + position, : len(known)] = _confidences(known, kind)
+            rows += [start + position for position in trace.tails]
+            known += [signals[:width] for signals in trace.tails.values()]
+        lengths = np.array([len(signals) for signals in known], dtype=np.int64)
+        if lengths.any():
+            depths = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            flat = [signal for signals in known for signal in signals]
+            tails[np.repeat(np.array(rows), lengths), depths] = _confidences(flat, kind)
         own_end = np.repeat(self.ends, self.ends - self.starts + 1)[:, None]
         mismatches = self.mismatches[:, None]
         tokens = np.arange(self.num_positions)[:, None] + np.arange(width)

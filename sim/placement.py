@@ -5,14 +5,15 @@ what the draft does meanwhile slow each other down by the interference factor f 
 seconds of verification with a seconds of drafting then takes max(v, a) + (f - 1) min(v, a). f = 1 is as good as two
 devices, f = 2 as bad as taking turns, more than 2 is worse than that. Since max + (f - 1) min = (2 - f) max + (f - 1)
 (max + min), the time of any sequence of rounds is that same mixture of its time on two devices and its time taking
-turns.
+turns. Where two devices were measured to slow each other down (`Calibration.beside`), f = 1 is as bad as they are; taking
+turns there is none of that.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,13 +76,21 @@ class Placement:
 class AdjustedLatency:
     """Another latency model with the draft's forwards scaled and the link's way there and back added to verifications.
 
-    draft_factor: on every forward of the draft, its prefill included. link: the placement whose link is crossed, None
-    for a method that does not draft.
+    draft_factor: on every forward of the draft: its prefill, its cold starts and the reading of its signals included.
+    link: the placement whose link is crossed, None for a method that does not draft.
     """
 
     base: LatencyModel
     draft_factor: float = 1.0
     link: Placement | None = None
+
+    @property
+    def cold_s(self) -> tuple[float, float]:
+        first_s, second_s = self.base.cold_s
+        return first_s * self.draft_factor, second_s * self.draft_factor
+
+    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> AdjustedLatency:
+        return replace(self, base=self.base.for_policy(reads_signals=reads_signals, overlaps=overlaps))
 
     def mean_s(self, op: OpShape) -> float:
         return self.base.mean_s(op) * self._factor(op.actor, op.kind) + float(self._crossing_s(op.kind, op.num_tokens))
@@ -135,14 +144,25 @@ def adjusted(
 class PlacedTimer:
     """`sim.round_times.RoundTimer` for a placement: the mixture of its times on two devices and taking turns."""
 
-    def __init__(self, latency: LatencyModel, traces: Sequence[RequestTrace], placement: Placement) -> None:
+    def __init__(
+        self,
+        latency: LatencyModel,
+        traces: Sequence[RequestTrace],
+        placement: Placement,
+        *,
+        reads_signals: bool = False,
+        overlaps: bool = False,
+    ) -> None:
+        """reads_signals, overlaps: of the policies whose rounds are timed (`LatencyModel.for_policy`)."""
         self.share = placement.share_of_turns
-        self._apart = RoundTimer(latency, traces)
-        self._turns = RoundTimer(latency, traces, same_device=True)
+        beside = latency.for_policy(reads_signals=reads_signals, overlaps=overlaps)
+        in_turns = latency.for_policy(reads_signals=reads_signals, overlaps=False)
+        self._apart = RoundTimer(beside, traces)
+        self._turns = RoundTimer(in_turns, traces, same_device=True)
         self.prefill_s: Floats = mixed(self._apart.prefill_s, self._turns.prefill_s, self.share)
 
     def times_of(self, rounds: RoundArrays, request: Ints, position: Ints) -> tuple[Floats, Floats, Floats]:
-        """Seconds of each round, and of the draft and the target in it (of their work, were each alone)."""
+        """Seconds of each round, and of the draft and the target in it (of their work, were each on its own device)."""
         apart_s, draft_s, verify_s = self._apart.times_of(rounds, request, position)
         if not self.share:
             return apart_s, draft_s, verify_s

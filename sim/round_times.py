@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim.latency import LatencyModel, OpShape, cold_start_s
+from sim.latency import LatencyModel, OpShape
 from sim.lockstep import Floats, Ints, RoundArrays
 from sim.shapes import prefill
 from traces.schema import RequestTrace
@@ -60,7 +60,7 @@ class RoundTimer:
         num_serial[drafts] = rounds.num_serial[drafts] - (rounds.draft_lag[drafts] == 0)
         num_steps = np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0)
         num_all = num_serial + (rounds.look_lag > 0) + num_steps
-        for ordinal, extra_s in enumerate(cold_start_s(self._latency)):
+        for ordinal, extra_s in enumerate(self._latency.cold_s):
             is_serial = num_serial > ordinal
             serial_s += extra_s * is_serial
             ahead_s += extra_s * (~is_serial & (num_all > ordinal))

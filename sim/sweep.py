@@ -43,7 +43,9 @@ class Sweep:
     """Sums of every policy on every request.
 
     counts: name of `traces.metrics.Counts` -> (policies, requests). Seconds are (policies, requests), prefill_s is
-    (requests,). rounds: all rounds in the order of lanes (policy major) and positions, when they were asked for.
+    (requests,). peak_kv_tokens: (policies,) largest number of cache entries beyond the committed tokens, pending ones and
+    all rows of the branches. rounds: all rounds in the order of lanes (policy major) and positions, when they were asked
+    for.
     """
 
     policies: tuple[Policy, ...]
@@ -52,6 +54,7 @@ class Sweep:
     draft_busy_s: Floats
     target_busy_s: Floats
     prefill_s: Floats
+    peak_kv_tokens: Ints
     rounds: RoundArrays | None = None
 
     @property
@@ -80,14 +83,18 @@ def sweep(
     *,
     same_device: bool = False,
     record_rounds: bool = False,
+    arrays: TraceArrays | None = None,
 ) -> Sweep:
-    """All policies on all requests, which run one after another; see `sim.engine.simulate` for same_device."""
+    """All policies on all requests, which run one after another; see `sim.engine.simulate` for same_device.
+
+    arrays: of these traces, for a caller who sweeps them more than once.
+    """
     for needs in {policy.needs for policy in policies}:
         for trace in traces:
             check_answers(trace, needs)
-    arrays = TraceArrays(traces)
+    arrays = arrays or TraceArrays(traces)
     timers = {
-        kind: RoundTimer(latency_for(latency, policy), traces, same_device=same_device)
+        kind: RoundTimer(latency_for(latency, policy, same_device=same_device), traces, same_device=same_device)
         for kind, policy in {(policy.needs.signals, policy.overlaps): policy for policy in policies}.items()
     }
     sums = _Sums(policies, traces, arrays, next(iter(timers.values())), record_rounds)
@@ -166,6 +173,7 @@ class _Sums:
         num_lanes = len(self.policies) * len(self.traces)
         self.counts = {name: np.zeros(num_lanes, dtype=np.int64) for name in _COUNTED}
         self.seconds = np.zeros((3, num_lanes))  # decode, draft busy, target busy
+        self.peaks = np.zeros(len(self.policies), dtype=np.int64)
 
     def use(self, timer: RoundTimer) -> None:
         """Time the rounds to come with another timer."""
@@ -189,6 +197,8 @@ class _Sums:
         for name, counts in _counts_of(rounds).items():
             sums = np.bincount(rounds.lane, weights=counts, minlength=num_lanes)
             self.counts[name] += sums.astype(np.int64)
+        held = rounds.num_pending + rounds.num_branches * (1 + rounds.num_branch_steps)
+        np.maximum.at(self.peaks, rounds.lane // len(self.traces), held)
         request = rounds.lane % len(self.traces)
         times = self.timer.times_of(rounds, request, rounds.position - self.arrays.starts[request])
         for total, values in zip(self.seconds, times, strict=True):
@@ -210,6 +220,7 @@ class _Sums:
             draft_busy_s=draft_busy_s,
             target_busy_s=target_busy_s,
             prefill_s=self.timer.prefill_s,
+            peak_kv_tokens=self.peaks,
             rounds=rounds,
         )
 

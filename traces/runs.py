@@ -31,7 +31,17 @@ import yaml
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from traces.schema import SCHEMA_VERSION, Op, RequestRecord, RequestTrace, Round, RoundTimes
-from traces.tables import SCHEMAS, TABLE_NAMES, VERSION_KEY, alignment_of, records_of, table_of, tails_of, trace_of
+from traces.tables import (
+    EXTRA_COLUMNS,
+    SCHEMAS,
+    TABLE_NAMES,
+    VERSION_KEY,
+    alignment_of,
+    records_of,
+    table_of,
+    tails_of,
+    trace_of,
+)
 
 PARTS = "parts"
 INCOMPLETE, COMPLETE = "incomplete", "complete"
@@ -295,6 +305,9 @@ def _read_table(path: Path, name: str) -> Any:
         ) from error
     version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
     _check_version(path, version)
+    for index, field in enumerate(SCHEMAS[name]):  # a run from before the recorder gave this column
+        if name == "alignment" and field.name in EXTRA_COLUMNS and field.name not in table.schema.names:
+            table = table.add_column(index, field, pa.nulls(len(table), field.type))
     if table.schema.names != SCHEMAS[name].names:
         raise RunError(f"{path} has other columns than schema {SCHEMA_VERSION}: {table.schema.names}; record it again.")
     return table.cast(SCHEMAS[name])

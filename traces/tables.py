@@ -27,7 +27,8 @@ EXTRA_COLUMNS: Mapping[str, Any] = {
     "draft_top_ids": pa.list_(pa.int32()),
     "draft_top_probs": pa.list_(pa.float32()),
     "target_max_prob": pa.float64(),
-    "target_entropy": pa.float64(),
+    "target_entropy": pa.float64(),  # nats
+    "target_log_moment": pa.float64(),  # of the target's law: sum p (log p)^2
     "overlap": pa.float64(),
 }
 

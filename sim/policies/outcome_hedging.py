@@ -71,7 +71,7 @@ class OutcomeHedging(AcceptanceGuess):
         elif self.hedges in (Choice.FRONTIER, Choice.CONFIDENCE):
             num_alternatives = max(1, self.max_branches)
         else:
-            num_alternatives = 1 + max(max(self._fan_outs(n)) for n in range(self.draft_length + 1))
+            num_alternatives = 1 + max(max(self.fan_outs(n)) for n in range(self.draft_length + 1))
         return Needs(
             signals=bool(self.slope) or self.hedges is Choice.CONFIDENCE,
             num_alternatives=num_alternatives,
@@ -104,7 +104,7 @@ class OutcomeHedging(AcceptanceGuess):
                 counts[num_accepted] += 1
             fanout = tuple(counts)
         elif self.hedges in (Choice.UNIFORM, Choice.GEOMETRIC):
-            fanout = self._fan_outs(len(pending))
+            fanout = self.fan_outs(len(pending))
         else:
             count = self.max_branches
             if self.hedges is Choice.CONFIDENCE:
@@ -130,7 +130,7 @@ class OutcomeHedging(AcceptanceGuess):
         found.sort(key=lambda outcome: -outcome[0])
         return found
 
-    def _fan_outs(self, num_pending: int) -> tuple[int, ...]:
+    def fan_outs(self, num_pending: int) -> tuple[int, ...]:
         """SSD's, with max_branches for a full window and in proportion for a shorter one."""
         budget = self.max_branches * (num_pending + 1) // (self.draft_length + 1)
         spread = FanOut.GEOMETRIC if self.hedges is Choice.GEOMETRIC else FanOut.UNIFORM

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from analysis.cli import app, main
+from tests.analysis.made_up_run import write_run
 from traces.runs import RunWriter
 
 
@@ -154,3 +156,36 @@ def test_every_command_is_documented() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         assert command.callback.__doc__, command.name
+
+
+@pytest.mark.parametrize(
+    ("study", "told"),
+    [
+        ("{policies: [pearl], polices: []}", "unknown key 'polices'"),
+        ("{policies: [{method: pearl, settings: {draft_length: {first: 5, last: 2}}}]}", "range from 5 to 2 is empty"),
+        ("{policies: [{method: confidence_stop, settings: {max_length: [4, 40]}}]}", "may look at 39"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_one_line_and_no_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, study: str, told: str
+) -> None:
+    write_run(tmp_path / "run", num_requests=2, num_tokens=20)
+    (tmp_path / "study.yaml").write_text(study)
+    places = ["--trace", str(tmp_path / "run"), "--output-dir", str(tmp_path / "out")]
+    code, error = _run(capsys, "explore", "--study", str(tmp_path / "study.yaml"), *places)
+    assert code == 1
+    assert error.startswith("error: ")
+    assert told in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_warning_is_one_line_without_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def warn_and_fail(path: str) -> None:
+        warnings.warn("two\nlines", stacklevel=1)
+        raise ValueError("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("traces.runs.read_run", warn_and_fail)
+        code, error = _run(capsys, "calibrate", "--run", str(tmp_path))
+    assert (code, error) == (1, "warning: two lines\nerror: enough\n")

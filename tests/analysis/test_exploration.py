@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.evaluation import Timing, Workload, evaluate
+from analysis.evaluation import Timing, Workload, evaluate, speeds_under
 from analysis.exploration import Exploration, explore_run, explore_study
-from analysis.questions import make_questions
+from analysis.questions import make_questions, traces_of
 from analysis.search import pareto_front, search_with_optuna
 from analysis.study import Conditions, Family, Objective, Range, Search, Study, StudyError, make_study
 from sim.engine import simulate, summarise
@@ -48,6 +49,13 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(run_dir: Path) -> Calibration:
     return Calibration.load(run_dir / "calibration.json")
+
+
+@pytest.fixture(scope="module")
+def dear_calibration(calibration: Calibration) -> Calibration:
+    """Reading signals, cold starts and a draft at work beside the target all cost something."""
+    fits = {**calibration.fits, "read": calibration.fits["draft"]}
+    return replace(calibration, fits=fits, cold_s=(0.0004, 0.0001), beside=1.4)
 
 
 GRID = Study(
@@ -88,19 +96,20 @@ def test_every_method_is_timed_as_by_the_engine(run_dir: Path, calibration: Cali
 @pytest.mark.parametrize(
     "timing",
     [
+        Timing(),
         Timing(cost_ratio=12.0),
         Timing(Placement(link_latency_s=0.003)),
         Timing(Placement(kind=PlacementKind.SHARED_DEVICE, interference=2.0)),
     ],
 )
-def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, calibration: Calibration, timing: Timing) -> None:
+def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: Calibration, timing: Timing) -> None:
     traces = tuple(read_run(run_dir).traces())
-    found = evaluate(Workload(traces=traces, calibration=calibration, timings=(Timing(), timing)), LABELS)
+    found = evaluate(Workload(traces=traces, calibration=dear_calibration, timings=(Timing(), timing)), LABELS)
     context = int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
     for row, label in enumerate(LABELS):
         policy = parse_policy(label)
         latency = adjusted(
-            FittedLatency(calibration),
+            FittedLatency(dear_calibration),
             timing.placement,
             cost_ratio=timing.cost_ratio,
             context_tokens=context,
@@ -109,6 +118,17 @@ def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, calibration: Calibr
         same = timing.placement.kind is PlacementKind.SHARED_DEVICE  # f = 2 is taking turns
         run = summarise(simulate(policy, traces, latency, same_device=same, record_ops=False))
         assert found.seconds["decode_s"][1, row].sum() == pytest.approx(run.decode_s, rel=1e-9), label
+
+
+def test_moved_parameters_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: Calibration) -> None:
+    traces = tuple(read_run(run_dir).traces())
+    workload = Workload(traces=traces, calibration=dear_calibration, timings=(Timing(),))
+    moved = replace(dear_calibration, beside=1.7, cold_s=(0.001, 0.0))
+    speeds = speeds_under(workload, Timing(), LABELS, [dear_calibration, moved])
+    for calibration, row in zip((dear_calibration, moved), speeds, strict=True):
+        for label, speed in zip(LABELS, row, strict=True):
+            run = summarise(simulate(parse_policy(label), traces, FittedLatency(calibration), record_ops=False))
+            assert speed == pytest.approx(run.decode_tokens_per_s, rel=1e-9), label
 
 
 def test_drawn_latencies_are_shared_by_policies_and_placements(run_dir: Path, calibration: Calibration) -> None:
@@ -165,8 +185,6 @@ def test_the_first_place_is_as_sure_as_the_prompts_allow(grid: Exploration) -> N
 
 
 def test_optuna_comes_within_a_percent_of_the_grid(run_dir: Path, tmp_path: Path, grid: Exploration) -> None:
-    from dataclasses import replace
-
     assert grid.num_policies == 457
     study = replace(GRID, search=Search(kind="tpe", trials=200))
     found = explore_study(run_dir, tmp_path / "out", study, is_sensitive=False)
@@ -277,8 +295,9 @@ def test_finished_results_are_not_overwritten(run_dir: Path, tmp_path: Path) -> 
     ],
 )
 def test_what_the_trace_cannot_answer_is_refused_before_any_work(
-    run_dir: Path, tmp_path: Path, settings: dict[str, object], told: str
+    run_dir: Path, tmp_path: Path, settings: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("analysis.exploration.load_calibration", lambda run, path: pytest.fail("work has started."))
     with pytest.raises(StudyError) as caught:
         explore_study(run_dir, tmp_path / "out", make_study(settings))
     assert told in str(caught.value)
@@ -294,7 +313,8 @@ def test_labels_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None
 
 def test_measured_settings_come_from_the_trace(run_dir: Path, calibration: Calibration) -> None:
     study = Study(policies=[Family(method="outcome_hedging", settings={"max_branches": [4, 8]}, is_measured=True)])
-    (question,) = make_questions(read_run(run_dir).traces(), calibration, study, where="run")
+    traces = traces_of(read_run(run_dir).traces(), study, where="run")
+    (question,) = make_questions(traces, calibration, study)
     least_reach = parse_policy(question.labels[0]).least_reach  # type: ignore[attr-defined]
     assert least_reach == pytest.approx(1.5 * 0.02 / 1.02, rel=0.2)  # a further token adds 2% to a verification
     assert len(question.labels) == 2

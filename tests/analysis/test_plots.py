@@ -154,7 +154,11 @@ def test_no_serial_rule_beats_the_serial_oracle(
 
 
 def test_the_entropy_bound_grows_with_the_logarithm_and_falls_with_entropy() -> None:
-    few, many = entropy_bound([1.0, 2.0], [4, 16])
+    few, many = entropy_bound([1.0, 2.0], [2.0, 6.0], [4, 16])
+    assert few == pytest.approx((1.5 + 4.0) * np.log(4) / 1.5**2)
     assert many == pytest.approx(2 * few)
-    assert entropy_bound([3.0], 8) < entropy_bound([1.0], 8)
-    assert np.isinf(entropy_bound([0.0], 8))
+    assert entropy_bound([3.0], [9.0], 8) < entropy_bound([1.0], [1.0], 8)
+    assert entropy_bound([9.0], [81.0], 2) == 1.0
+    assert np.isinf(entropy_bound([0.0], [0.0], 8))
+    with pytest.raises(ValueError, match="target_log_moment of every position"):
+        entropy_bound([1.0], [np.nan], 8)

@@ -59,6 +59,26 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"policies": ["pearl"], "conditions": {"alignments": ["geometric"]}}, "needs its acceptance"),
     ({"policies": ["pearl"], "conditions": {"interference": [0.5]}}, "interference must be at least 1"),
     ({"policies": ["pearl"], "search": {"kind": "random"}}, "search.kind"),
+    (
+        {"policies": [{"method": "pearl", "settings": {"draft_length": {"first": 1, "last": float("nan")}}}]},
+        "two ends",
+    ),
+    (
+        {
+            "policies": [
+                {"method": "saguaro", "settings": {"draft_length": {"first": 1, "last": 60_000}, "fan_out": [1, 2]}}
+            ]
+        },
+        "grid has 120000 policies",
+    ),
+    (
+        {"policies": ["pearl"], "conditions": {"placements": ["two_devices"], "interference": [1.3]}},
+        "interference is that of a shared_device",
+    ),
+    (
+        {"policies": ["pearl"], "conditions": {"placements": ["shared_device"], "link_latency_s": [0.01]}},
+        "link_latency_s is that of two_devices",
+    ),
     ({"policies": ["pearl"], "objectives": []}, "list of objectives is empty"),
     ({}, "policies is missing"),
 ]

@@ -34,24 +34,31 @@ from sim.acceptance import (
     ssd_speedup,
 )
 from sim.acceptance_models import Geometric
+from sim.array_rules import ARRAY_RULES, NothingRule
 from sim.engine import simulate, summarise
 from sim.latency import ConstantLatency
+from sim.lockstep import HedgeArrays, Ints, Lanes, TraceArrays
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Defaults, Hedges, Observation, Policy
 from sim.policies.fixed_length import FixedLength
 from sim.policies.pearl import Pearl
-from traces.metrics import Summary
+from sim.sweep import sweep
 from traces.schema import FinishReason, RequestTrace, Signal
 
-NUM_REQUESTS = 20
+NUM_REQUESTS = 150
+NUM_SIMULATED = 2  # requests that the engine runs as well; a sweep gives the very same rounds and times, only sooner
 
 
 @dataclass(frozen=True)
-class FixedBranch(Defaults):
-    """SpecBranch with its branch point at the window's end: `num_branches` tokens there, `length` more each."""
+class Windows(Defaults):
+    """Windows of `length`, and hedges for `length` more at every rejection (`at_rejection`) and at the end (`at_end`).
+
+    at_rejection = 0 is SpecBranch with its branch point at the window's end, otherwise it is SSD's outcome cache.
+    """
 
     length: int
-    num_branches: int
+    at_rejection: int
+    at_end: int
     is_serial_after_miss: bool
 
     @property
@@ -62,28 +69,28 @@ class FixedBranch(Defaults):
         return self.length - len(pending) if self.is_serial_after_miss else 0
 
     def hedge(self, seen: Observation, pending: Sequence[Signal], frontier: Signal) -> Hedges:
-        return Hedges((0,) * len(pending) + (self.num_branches,), self.length)
+        return Hedges((self.at_rejection,) * len(pending) + (self.at_end,), self.length)
 
 
-@dataclass(frozen=True)
-class OutcomeCache(Defaults):
-    """SSD: `fanout` tokens at every number accepted, a whole window each; after a miss one is drafted serially."""
+class WindowsRule(NothingRule):
+    """`Windows` for the sweep."""
 
-    length: int
-    fanout: int
+    overlaps = True
 
-    @property
-    def overlaps(self) -> bool:
-        return True
+    def __init__(self, policies: Sequence[Windows], arrays: TraceArrays) -> None:
+        names = ("length", "at_rejection", "at_end", "is_serial_after_miss")
+        self.of = {name: np.array([int(getattr(policy, name)) for policy in policies]) for name in names}
 
-    def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
-        return self.length - len(pending)
+    def num_wanted(self, lanes: Lanes) -> Ints:
+        return (self.of["length"] * self.of["is_serial_after_miss"])[lanes.row]
 
-    def hedge(self, seen: Observation, pending: Sequence[Signal], frontier: Signal) -> Hedges:
-        return Hedges((self.fanout,) * (len(pending) + 1), self.length)
+    def hedge(self, lanes: Lanes, num_pending: Ints) -> HedgeArrays:
+        width = int(num_pending.max()) + 1
+        below = np.where(np.arange(width) < num_pending[:, None], self.of["at_rejection"][lanes.row, None], 0)
+        return HedgeArrays(self.of["at_end"][lanes.row], self.of["length"][lanes.row], below)
 
 
-def geometric_traces(alpha: float, rescue_rate: float, seed: int, num_tokens: int = 1500) -> list[RequestTrace]:
+def geometric_traces(alpha: float, rescue_rate: float, seed: int, num_tokens: int = 3000) -> list[RequestTrace]:
     """Requests that end by themselves, so that no window is cut. rescue_rate: second choice right, first wrong."""
     model = Geometric(alpha=alpha, rank_decay=1 - rescue_rate, tail_depth=0)
     rngs = np.random.default_rng(seed).spawn(NUM_REQUESTS)
@@ -93,71 +100,88 @@ def geometric_traces(alpha: float, rescue_rate: float, seed: int, num_tokens: in
     ]
 
 
-def runs_of(policy: Policy, traces: Sequence[RequestTrace], cost_ratio: float) -> list[Summary]:
+@dataclass(frozen=True)
+class Sums:
+    """One policy, a number a request."""
+
+    counts: dict[str, np.ndarray]
+    decode_s: np.ndarray
+
+
+def runs_of(policies: Sequence[Policy], traces: Sequence[RequestTrace], cost_ratio: float) -> list[Sums]:
+    """Sums of the sweep, of which the first requests are held against the SimPy engine's."""
     latency = ConstantLatency(draft_s=1.0, verify_s=cost_ratio)
-    return [summarise(simulate(policy, [trace], latency, record_ops=False)) for trace in traces]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARRAY_RULES, Windows, WindowsRule)
+        swept = sweep(policies, traces, latency)
+    for row, policy in enumerate(policies):
+        for column, trace in enumerate(traces[:NUM_SIMULATED]):
+            run = summarise(simulate(policy, [trace], latency, record_ops=False))
+            assert swept.decode_s[row, column] == pytest.approx(run.decode_s, rel=1e-9), policy
+            for name, values in swept.counts.items():
+                assert values[row, column] == getattr(run, name), f"{name} of {policy}"
+    return [
+        Sums({name: values[row] for name, values in swept.counts.items()}, swept.decode_s[row])
+        for row in range(len(policies))
+    ]
 
 
-def check_ratio(parts: Sequence[float], wholes: Sequence[float], expected: float, what: str) -> None:
-    """Sum of parts / sum of wholes against its closed form: within 4 standard errors, which must be small.
+def check_ratio(part: np.ndarray, whole: np.ndarray, expected: float, what: str) -> None:
+    """Sum of parts / sum of wholes against its closed form: within 4 standard errors and within 1% (of shares and
+    rates: one percentage point), which the sample must be large enough to tell.
 
     The error is that of a ratio estimator over requests; 4 is widened as Student's t is for so few of them.
     """
-    part, whole = np.array(parts, dtype=float), np.array(wholes, dtype=float)
     ratio = part.sum() / whole.sum()
     stderr = (part - ratio * whole).std(ddof=1) / np.sqrt(len(part)) / whole.mean()
     error = ratio - expected
     edge = 1e-3 * abs(expected)  # a request's first and last round are no part of the steady state
     bound = float(stats.t.isf(stats.norm.sf(4), len(part) - 1))
+    percent = 0.01 * max(1.0, abs(expected))
     assert abs(error) <= bound * stderr + edge, f"{what}: {ratio:.4f} is {error / stderr:.1f} standard errors off"
-    assert stderr <= 0.01 * max(1.0, abs(expected)), f"{what}: the sample is too small to tell 1 %: {stderr=:.4f}"
-
-
-def check_speedup(summaries: Sequence[Summary], cost_ratio: float, expected: float, what: str) -> None:
-    tokens = [cost_ratio * summary.num_emitted for summary in summaries]
-    check_ratio(tokens, [summary.decode_s for summary in summaries], expected, what)
+    assert abs(error) <= percent, f"{what}: {ratio:.4f} is {error / expected:.2%} off"
+    assert stderr <= 0.4 * percent, f"{what}: the sample is too small to tell 1%: {stderr=:.4f}"
 
 
 def check_all(alpha: float, gamma: int, cost_ratio: float, rescue_rate: float, traces: list[RequestTrace]) -> None:
     """All closed forms that a policy in the engine can stand for, on the same requests."""
     where = f"alpha={alpha:.3f}, gamma={gamma}, c={cost_ratio:.2f}, rescue={rescue_rate:.2f}"
+    sps, pearl, serial, preverify, cache = runs_of(
+        [
+            FixedLength(gamma),
+            Pearl(gamma),
+            Windows(gamma, 0, 2, is_serial_after_miss=True),
+            Windows(gamma, 0, 2, is_serial_after_miss=False),
+            Windows(gamma, 2, 2, is_serial_after_miss=True),
+        ],
+        traces,
+        cost_ratio,
+    )
 
-    sps = runs_of(FixedLength(gamma), traces, cost_ratio)
-    rounds = [summary.num_rounds for summary in sps]
-    submitted = [summary.num_submitted for summary in sps]
-    emitted = float(expected_emitted_tokens(alpha, gamma))
-    check_ratio([summary.num_emitted for summary in sps], rounds, emitted, f"emitted, {where}")
-    accepted = float(expected_accepted_tokens(alpha, gamma))
-    check_ratio([summary.num_accepted for summary in sps], rounds, accepted, f"accepted, {where}")
-    check_speedup(sps, cost_ratio, float(sps_speedup(alpha, gamma, cost_ratio)), f"SpS, {where}")
-    rollback = float(sps_rollback_rate(alpha, gamma))
-    check_ratio([summary.num_rejected for summary in sps], submitted, rollback, f"SpS rollback, {where}")
+    def check(run: Sums, part: str, whole: str, expected: np.ndarray, what: str) -> None:
+        check_ratio(run.counts[part], run.counts[whole], float(expected), f"{what}, {where}")
 
-    pearl = runs_of(Pearl(gamma), traces, cost_ratio)
-    rounds = [summary.num_rounds for summary in pearl]
-    tokens = float(pearl_tokens_per_step(alpha, gamma))
-    check_ratio([summary.num_emitted for summary in pearl], rounds, tokens, f"PEARL tokens, {where}")
-    check_speedup(pearl, cost_ratio, float(pearl_speedup(alpha, gamma, cost_ratio)), f"PEARL, {where}")
-    drafted = [summary.num_drafted for summary in pearl]
-    rollback = float(pearl_rollback_rate(alpha, gamma))
-    check_ratio([summary.num_lost for summary in pearl], drafted, rollback, f"PEARL rollback, {where}")
+    def check_speedup(run: Sums, expected: np.ndarray, what: str) -> None:
+        check_ratio(cost_ratio * run.counts["num_emitted"], run.decode_s, float(expected), f"{what}, {where}")
 
-    hit = float(branch_hit_probability(alpha, rescue_rate))
-    serial = runs_of(FixedBranch(gamma, 2, is_serial_after_miss=True), traces, cost_ratio)
-    speedup = float(specbranch_serial_speedup(alpha, gamma, hit, cost_ratio))
-    check_speedup(serial, cost_ratio, speedup, f"SpecBranch serial, {where}")
-    preverify = runs_of(FixedBranch(gamma, 2, is_serial_after_miss=False), traces, cost_ratio)
-    speedup = float(specbranch_preverify_speedup(alpha, gamma, hit, cost_ratio))
-    check_speedup(preverify, cost_ratio, speedup, f"SpecBranch pre-verify, {where}")
-
-    cache = runs_of(OutcomeCache(gamma, 2), traces, cost_ratio)
+    check(sps, "num_emitted", "num_rounds", expected_emitted_tokens(alpha, gamma), "emitted")
+    check(sps, "num_accepted", "num_rounds", expected_accepted_tokens(alpha, gamma), "accepted")
+    check(sps, "num_rejected", "num_submitted", sps_rollback_rate(alpha, gamma), "SpS rollback")
+    check_speedup(sps, sps_speedup(alpha, gamma, cost_ratio), "SpS")
+    check(pearl, "num_emitted", "num_rounds", pearl_tokens_per_step(alpha, gamma), "PEARL tokens")
+    check(pearl, "num_lost", "num_drafted", pearl_rollback_rate(alpha, gamma), "PEARL rollback")
+    check_speedup(pearl, pearl_speedup(alpha, gamma, cost_ratio), "PEARL")
+    hit = branch_hit_probability(alpha, rescue_rate)
+    check_speedup(serial, specbranch_serial_speedup(alpha, gamma, hit, cost_ratio), "SpecBranch serial")
+    tokens = specbranch_preverify_tokens_per_step(alpha, gamma, hit)
+    check(preverify, "num_emitted", "num_rounds", tokens, "SpecBranch pre-verify tokens")
+    check_speedup(preverify, specbranch_preverify_speedup(alpha, gamma, hit, cost_ratio), "SpecBranch pre-verify")
     # At a rejection ranks 1 and 2 are hedged, at the end 0 and 1; a round's look is a forward more than gamma.
     hit_rate = (1 - alpha**gamma) * (1 - (1 - rescue_rate) ** 2) + alpha**gamma * hit
-    hedged = [summary.num_hedged_rounds for summary in cache]
-    check_ratio([summary.num_hits for summary in cache], hedged, hit_rate, f"outcome cache hits, {where}")
+    check(cache, "num_hits", "num_hedged_rounds", hit_rate, "outcome cache hits")
     slowdown = (gamma + 1) / gamma
-    speedup = float(outcome_cache_speedup(alpha, gamma, hit_rate, cost_ratio, step_slowdown=slowdown))
-    check_speedup(cache, cost_ratio, speedup, f"outcome cache, {where}")
+    speedup = outcome_cache_speedup(alpha, gamma, hit_rate, cost_ratio, step_slowdown=slowdown)
+    check_speedup(cache, speedup, "outcome cache")
 
 
 @pytest.mark.parametrize(
@@ -174,8 +198,7 @@ def test_closed_forms_match_the_engine_on_a_drawn_grid(point: int) -> None:
     rng = np.random.default_rng([2211, point])
     alpha, rescue_rate = float(rng.uniform(0.2, 0.97)), float(rng.uniform(0.1, 0.9))
     gamma, cost_ratio = int(rng.integers(1, 13)), float(rng.uniform(1.0, 20.0))
-    traces = geometric_traces(alpha, rescue_rate, seed=10_000 + point, num_tokens=3000)
-    check_all(alpha, gamma, cost_ratio, rescue_rate, traces)
+    check_all(alpha, gamma, cost_ratio, rescue_rate, geometric_traces(alpha, rescue_rate, seed=10_000 + point))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -185,14 +208,18 @@ def test_extreme_acceptance_is_met_exactly(alpha: float, gamma: int) -> None:
     for policy, expected in (
         (FixedLength(gamma), sps_speedup(alpha, gamma, 6.0)),
         (Pearl(gamma), pearl_speedup(alpha, gamma, 6.0)),
-        (FixedBranch(gamma, 2, is_serial_after_miss=False), specbranch_preverify_speedup(alpha, gamma, alpha, 6.0)),
+        (
+            Windows(gamma, 0, 2, is_serial_after_miss=False),
+            specbranch_preverify_speedup(alpha, gamma, alpha, 6.0),
+        ),
     ):
         summary = summarise(simulate(policy, [trace], ConstantLatency(draft_s=1.0, verify_s=6.0)))
         assert 6.0 * summary.decode_tokens_per_s == pytest.approx(float(expected), rel=0.01), policy
 
 
 def test_autoregressive_decoding_is_the_unit_of_speed() -> None:
-    summary = runs_of(Autoregressive(), geometric_traces(0.7, 0.5, seed=0)[:1], 6.0)[0]
+    trace = geometric_traces(0.7, 0.5, seed=0, num_tokens=300)[0]
+    summary = summarise(simulate(Autoregressive(), [trace], ConstantLatency(draft_s=1.0, verify_s=6.0)))
     assert 6.0 * summary.decode_tokens_per_s == pytest.approx(1.0)
     assert float(sps_speedup(0.7, 0, 6.0)) == pytest.approx(1.0)
 

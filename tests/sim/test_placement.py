@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sim.engine import SimulatedRun, simulate, summarise
 from sim.latency import ConstantLatency, OpShape
 from sim.placement import AdjustedLatency, PlacedTimer, Placement, PlacementKind, adjusted, cost_ratio_of, mixed
 from sim.policies.autoregressive import Autoregressive
@@ -16,6 +19,7 @@ from sim.policies.pearl import Pearl
 from sim.sweep import sweep
 from traces.schema import RequestTrace
 
+ANYWHERE: dict[str, Any] = {"context_tokens": 50, "drafts": True}
 BASE = ConstantLatency(draft_s=0.2, verify_s=1.0, host_s=0.05)
 
 
@@ -51,7 +55,8 @@ def seconds_of(placement: Placement, traces: list[RequestTrace], latency: Consta
     assert swept.rounds is not None
     lengths = np.array([trace.num_tokens + 1 for trace in traces])
     position = swept.rounds.position - (np.cumsum(lengths) - lengths)[swept.rounds.lane]
-    return float(PlacedTimer(latency, traces, placement).times_of(swept.rounds, swept.rounds.lane, position)[0].sum())
+    timer = PlacedTimer(latency, traces, placement, overlaps=True)
+    return float(timer.times_of(swept.rounds, swept.rounds.lane, position)[0].sum())
 
 
 def test_sharing_costs_between_nothing_and_taking_turns(make_trace: Callable[..., RequestTrace]) -> None:
@@ -84,6 +89,43 @@ def test_a_cost_ratio_scales_the_draft_alone() -> None:
     assert scaled.mean_s(OpShape("target", "verify", 1, 1, 50)) == BASE.verify_s
     assert scaled.draw_s(OpShape("draft", "branch", 1, 4, 50), np.random.default_rng(0)) == pytest.approx(0.05)
     np.testing.assert_allclose(scaled.mean_array("look", 1, 1, [0, 50]), 0.05)
+
+
+class Dear(ConstantLatency):
+    """A draft forward costs 0.2, read 0.3, the round's first two 0.04 and 0.02 more; a verification 1, beside 1.5."""
+
+    @property
+    def cold_s(self) -> tuple[float, float]:
+        return 0.04, 0.02
+
+    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> Dear:
+        return replace(self, draft_s=0.3 if reads_signals else 0.2, verify_s=1.5 if overlaps else 1.0)
+
+
+def test_signals_interference_and_cold_starts_are_priced_in_every_placement() -> None:
+    far = adjusted(Dear(draft_s=0.2, verify_s=1.0), Placement(link_latency_s=0.01), cost_ratio=2.5, **ANYWHERE)
+    assert far.cold_s == pytest.approx((0.08, 0.04))
+    met = far.for_policy(reads_signals=True, overlaps=True)
+    assert met.cold_s == pytest.approx((0.08, 0.04))
+    assert met.mean_s(OpShape("draft", "draft", 1, 1, 50)) == pytest.approx(0.6)
+    assert met.mean_s(OpShape("target", "verify", 4, 1, 50)) == pytest.approx(1.52)
+
+
+def verify_times(run: SimulatedRun) -> np.ndarray:
+    return np.array([op.end_s - op.start_s for op in run.ops if op.kind == "verify"])
+
+
+def test_models_that_take_turns_do_not_work_beside_each_other(make_trace: Callable[..., RequestTrace]) -> None:
+    traces, latency = [make_trace(seed=seed) for seed in range(3)], Dear(draft_s=0.2, verify_s=1.0)
+    run = simulate(Pearl(6), traces, latency, same_device=True)
+    assert verify_times(run) == pytest.approx(1.0)
+    swept = sweep([Pearl(6)], traces, latency, same_device=True)
+    assert swept.decode_s.sum() == pytest.approx(summarise(run).decode_s)
+    apart = simulate(Pearl(6), traces, latency)
+    assert verify_times(apart) == pytest.approx(1.5)
+    for factor, expected in ((1.0, summarise(apart).decode_s), (2.0, summarise(run).decode_s)):
+        placement = Placement(kind=PlacementKind.SHARED_DEVICE, interference=factor)
+        assert seconds_of(placement, traces, latency) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from sim.lockstep import HedgeArrays, Ints, Lanes, TraceArrays
 from sim.policies.adaedl import AdaEdl
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Defaults, Hedges, Observation, Policy
+from sim.policies.catalog import POLICIES
 from sim.policies.confidence import ConfidenceSignal, ConfidenceStop
 from sim.policies.fixed_length import FixedLength
+from sim.policies.outcome_hedging import Choice, OutcomeHedging
 from sim.policies.pearl import Pearl
 from sim.policies.product import ProductRule
+from sim.policies.prompt_lookup import PromptLookup
 from sim.policies.saguaro import FanOut, Saguaro
 from sim.policies.specbranch import OnMiss, SpecBranch
 from sim.replay import replay
@@ -115,24 +119,30 @@ def random_trace(request_id: int, seed: int, num_tokens: int, *, alpha: float, n
     )
 
 
-POLICIES = st.one_of(
-    st.builds(Autoregressive),
-    st.builds(FixedLength, draft_length=st.integers(1, 12)),
-    st.builds(Pearl, draft_length=st.integers(1, 12)),
-    st.builds(
+def _outcome_hedging(*, hedges: Choice, slope: float, **settings: Any) -> OutcomeHedging:
+    """Geometric fan-outs take a constant acceptance."""
+    return OutcomeHedging(hedges=hedges, slope=0.0 if hedges is Choice.GEOMETRIC else slope, **settings)
+
+
+# Settings of every policy in the catalog, by its name there; a new policy needs an entry.
+SETTINGS = {
+    "autoregressive": st.builds(Autoregressive),
+    "fixed_length": st.builds(FixedLength, draft_length=st.integers(1, 12)),
+    "pearl": st.builds(Pearl, draft_length=st.integers(1, 12)),
+    "confidence_stop": st.builds(
         ConfidenceStop,
         threshold=st.floats(-1, 1),
         max_length=st.integers(1, TAIL_DEPTH + 1),
         signal=st.sampled_from(ConfidenceSignal),
     ),
-    st.builds(
+    "product_rule": st.builds(
         ProductRule,
         threshold=st.floats(-0.1, 1),
         max_length=st.integers(1, TAIL_DEPTH),
         guess_by=st.sampled_from(ConfidenceSignal),
         slope=st.floats(0, 3),
     ),
-    st.builds(
+    "adaedl": st.builds(
         AdaEdl,
         threshold=st.floats(0, 1),
         entropy_factor=st.sampled_from([0.2, 1.0]),
@@ -140,8 +150,10 @@ POLICIES = st.one_of(
         target_rate=st.sampled_from([0.3, 0.9]),
         step=st.sampled_from([0.0, 0.01, 0.5]),
     ),
-    st.builds(Saguaro, draft_length=st.integers(1, 7), fan_out=st.integers(1, 4), spread=st.sampled_from(FanOut)),
-    st.builds(
+    "saguaro": st.builds(
+        Saguaro, draft_length=st.integers(1, 7), fan_out=st.integers(1, 4), spread=st.sampled_from(FanOut)
+    ),
+    "specbranch": st.builds(
         SpecBranch,
         draft_length=st.integers(1, TAIL_DEPTH - 1),
         prior_length=st.integers(0, TAIL_DEPTH - 1),
@@ -152,15 +164,29 @@ POLICIES = st.one_of(
         on_miss=st.sampled_from(OnMiss),
         signal=st.sampled_from(ConfidenceSignal),
     ),
-    st.builds(
-        AnyHedge,
-        serial=st.integers(0, 5),
-        submit=st.integers(0, 5),
-        fanout=st.integers(0, 3),
-        at_end=st.integers(0, 3),
-        num_steps=st.integers(0, 5),
-        kept=st.integers(0, 5),
+    "outcome_hedging": st.builds(
+        _outcome_hedging,
+        guess_by=st.sampled_from(ConfidenceSignal),
+        intercept=st.floats(-2, 2),
+        slope=st.sampled_from([0.0, 0.5, 3.0]),
+        draft_length=st.integers(0, TAIL_DEPTH - 1),
+        max_branches=st.integers(0, 6),
+        serial_length=st.integers(0, TAIL_DEPTH - 1),
+        least_reach=st.sampled_from([0.0, 0.05, 0.4]),
+        least_acceptance=st.sampled_from([0.0, 0.5]),
+        hedges=st.sampled_from(Choice),
+        rank_decay=st.sampled_from([0.0, 0.45, 0.9]),
     ),
+    "prompt_lookup": st.builds(PromptLookup, max_length=st.integers(1, TAIL_DEPTH)),
+}
+ANY_HEDGE = st.builds(
+    AnyHedge,
+    serial=st.integers(0, 5),
+    submit=st.integers(0, 5),
+    fanout=st.integers(0, 3),
+    at_end=st.integers(0, 3),
+    num_steps=st.integers(0, 5),
+    kept=st.integers(0, 5),
 )
 TRACES = st.builds(
     random_trace,
@@ -219,11 +245,35 @@ def fields_of(done: Round) -> tuple[int, ...]:
     )
 
 
+def check_sweep(
+    policies: Sequence[Policy], traces: Sequence[RequestTrace], latency: LatencyModel, *, same_device: bool, fewest: int
+) -> None:
+    """A sweep against replay, field by field, and against the engine, to 1e-9; fewest: lanes worth an array."""
+    traces = with_ids(traces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sim.sweep._FEWEST_LANES", fewest)
+        patch.setitem(ARRAY_RULES, AnyHedge, AnyHedgeRule)
+        result = sweep(policies, traces, latency, same_device=same_device, record_rounds=True)
+    for row, policy in enumerate(policies):
+        rounds = [replay(policy, trace) for trace in traces]
+        for column, expected in enumerate(rounds):
+            found = rounds_of(result, row * len(traces) + column)
+            assert found == [fields_of(done) for done in expected], f"{policy} on request {column}"
+        run = summarise(simulate(policy, traces, latency, same_device=same_device))
+        summary = result.summary(row)
+        for name in Counts.__dataclass_fields__:
+            assert getattr(summary, name) == getattr(run, name), f"{name} of {policy}"
+        for name in ("decode_s", "total_s", "draft_busy_s", "target_busy_s"):
+            assert getattr(summary, name) == pytest.approx(getattr(run, name), rel=1e-9), f"{name} of {policy}"
+        held = [done.num_pending + done.num_branches * (1 + done.num_branch_steps) for of in rounds for done in of]
+        assert result.peak_kv_tokens[row] == max(held), f"peak of {policy}"
+
+
 @pytest.mark.parametrize("latency", [CONSTANT, ROOFLINE], ids=["constant", "roofline"])
 @pytest.mark.parametrize("fewest_lanes", [0, 10**9], ids=["arrays", "step machine"])
 @settings(max_examples=30, deadline=None)
 @given(
-    policies=st.lists(POLICIES, min_size=1, max_size=4),
+    policies=st.lists(st.one_of(*SETTINGS.values(), ANY_HEDGE), min_size=1, max_size=4),
     traces=st.lists(TRACES, min_size=1, max_size=2),
     same_device=st.booleans(),
 )
@@ -234,21 +284,30 @@ def test_sweep_gives_the_rounds_of_replay_and_the_times_of_the_engine(
     traces: list[RequestTrace],
     same_device: bool,
 ) -> None:
-    traces = with_ids(traces)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sim.sweep._FEWEST_LANES", fewest_lanes)
-        patch.setitem(ARRAY_RULES, AnyHedge, AnyHedgeRule)
-        result = sweep(policies, traces, latency, same_device=same_device, record_rounds=True)
-    for row, policy in enumerate(policies):
-        for column, trace in enumerate(traces):
-            expected = [fields_of(done) for done in replay(policy, trace)]
-            assert rounds_of(result, row * len(traces) + column) == expected, f"{policy} on request {column}"
-        run = summarise(simulate(policy, traces, latency, same_device=same_device))
-        summary = result.summary(row)
-        for name in Counts.__dataclass_fields__:
-            assert getattr(summary, name) == getattr(run, name), f"{name} of {policy}"
-        for name in ("decode_s", "total_s", "draft_busy_s", "target_busy_s"):
-            assert getattr(summary, name) == pytest.approx(getattr(run, name), rel=1e-9), f"{name} of {policy}"
+    check_sweep(policies, traces, latency, same_device=same_device, fewest=fewest_lanes)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), traces=st.lists(TRACES, min_size=1, max_size=2))
+def test_every_policy_of_the_catalog_is_swept_as_simulated(
+    name: str, data: st.DataObject, traces: list[RequestTrace]
+) -> None:
+    assert name in SETTINGS, f"{name} is in the catalog, but no settings of it are tried here; give some in SETTINGS."
+    policies = data.draw(st.lists(SETTINGS[name], min_size=3, max_size=6))
+    assert type(policies[0]) in ARRAY_RULES, f"{name} has no array form, so that a sweep of it is slow."
+    check_sweep(policies, traces, ROOFLINE, same_device=False, fewest=0)
+
+
+def test_outcomes_of_equal_weight_are_hedged_in_the_policys_order() -> None:
+    """Without a tail of ranks most outcomes weigh nothing, and a whole fan-out hedges some of these."""
+    traces = [random_trace(index, index, 60, alpha=0.6, num_beyond=0) for index in range(2)]
+    policies = [
+        OutcomeHedging(slope=0.0, rank_decay=0.0, least_reach=0.0, draft_length=length, max_branches=count)
+        for length in (3, 7)
+        for count in (2, 5, 12)
+    ]
+    check_sweep(policies, traces, CONSTANT, same_device=False, fewest=0)
 
 
 def test_results_do_not_depend_on_how_rounds_are_grouped() -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,6 +164,21 @@ def test_extra_columns_are_stored_for_committed_positions(tmp_path: Path) -> Non
     assert [row.tolist() for row in found["draft_top_ids"]] == top.tolist()
     assert found["draft_top_probs"][1].dtype == np.float32
     assert found["overlap"].isna().all()
+
+
+def test_a_run_from_before_a_column_was_recorded_stays_readable(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run", config={}, meta={}) as writer:
+        writer.trace(plain_trace(), {"token": np.arange(4), "target_log_moment": np.ones(4)})
+        writer.finish({})
+    path = tmp_path / "run" / "alignment.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["target_log_moment"]), path)
+    found = read_run(tmp_path / "run").alignment
+    assert found["target_log_moment"].isna().all()
+    assert found["token"].tolist() == [0, 1, 2, 3]
+    pq.write_table(table.drop_columns(["draft_entropy"]), path)
+    with pytest.raises(RunError, match="other columns"):
+        _ = read_run(tmp_path / "run").alignment
 
 
 @pytest.mark.parametrize("columns", [{"colour": np.zeros(4)}, {"token": np.zeros(5, int)}])
