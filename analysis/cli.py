@@ -195,6 +195,21 @@ def explore(
 
 
 @app.command()
+def plot(
+    explored: Annotated[Path, typer.Option("--explored", help="Folder of `specbranch explore`.")],
+    output_dir: OutputDir,
+    measured: Annotated[
+        Path | None, typer.Option(help="Run folder with real speeds, as of validate; the explored run's by default.")
+    ] = None,
+) -> None:
+    """Draw an exploration: draft lengths, branches, break-even map, acceptance by position, Pareto front."""
+    from analysis.figures import draw_figures
+
+    for path in draw_figures(explored, output_dir, measured_dir=measured):
+        console.print(f"figure {path}", highlight=False)
+
+
+@app.command()
 def validate(
     run: RunDir,
     output_dir: OutputDir,
