@@ -160,7 +160,11 @@ def explore(
     alignment: Annotated[
         list[str] | None, typer.Option(help="recorded, resampled, geometric:alpha=0.7, hazard, markov; repeatable.")
     ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="speed, rollback, energy (busy seconds a token), memory; repeatable.")
+    ] = None,
     trials: Annotated[int, typer.Option(help="Search with Optuna, so many policies; 0 tries the whole grid.")] = 0,
+    sampler: Annotated[str | None, typer.Option(help="Of Optuna: tpe (the default) or nsga2.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     backend: Annotated[str, typer.Option(help="processes or dask.")] = "processes",
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
@@ -185,7 +189,9 @@ def explore(
             "cost_ratios": cost_ratio,
             "alignments": alignment,
         },
+        objectives=objective,
         trials=trials,
+        sampler=sampler,
         workers=workers,
         backend=backend,
         scheduler=scheduler,
