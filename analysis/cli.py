@@ -179,7 +179,11 @@ def explore(
     alignment: Annotated[
         list[str] | None, typer.Option(help="recorded, resampled, geometric:alpha=0.7, hazard, markov; repeatable.")
     ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="speed, rollback, energy (busy seconds a token), memory; repeatable.")
+    ] = None,
     trials: Annotated[int, typer.Option(help="Search with Optuna, so many policies; 0 tries the whole grid.")] = 0,
+    sampler: Annotated[str | None, typer.Option(help="Of Optuna: tpe (the default) or nsga2.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     backend: Annotated[str, typer.Option(help="processes or dask.")] = "processes",
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
@@ -204,13 +208,30 @@ def explore(
             "cost_ratios": cost_ratio,
             "alignments": alignment,
         },
+        objectives=objective,
         trials=trials,
+        sampler=sampler,
         workers=workers,
         backend=backend,
         scheduler=scheduler,
         seed=seed,
         top=top,
     )
+
+
+@app.command()
+def plot(
+    explored: Annotated[Path, typer.Option("--explored", help="Folder of `specbranch explore`.")],
+    output_dir: OutputDir,
+    measured: Annotated[
+        Path | None, typer.Option(help="Run folder with real speeds, as of validate; the explored run's by default.")
+    ] = None,
+) -> None:
+    """Draw an exploration: draft lengths, branches, break-even map, acceptance by position, Pareto front."""
+    from analysis.figures import draw_figures
+
+    for path in draw_figures(explored, output_dir, measured_dir=measured):
+        console.print(f"figure {path}", highlight=False)
 
 
 @app.command()

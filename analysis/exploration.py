@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.evaluation import Evaluated, Timing, evaluate_packed
 from analysis.outcomes import Ranking, Scored, merge, rank, score
 from analysis.questions import Question, make_questions, traces_of
-from analysis.scale_out import Workers, run_tasks
+from analysis.scale_out import Workers, run_tasks, starting
 from analysis.search import pareto_front, search_with_optuna
 from analysis.sensitivity import ParameterEffect, parameter_effects
 from analysis.simulation import load_calibration
@@ -118,7 +118,11 @@ def explore_study(
     workers = workers or Workers()
     run = read_run(run_dir)
     traces = traces_of(run.traces(), study, where=str(run_dir))
-    questions = make_questions(traces, load_calibration(run, calibration), study)
+    with starting(evaluate_packed, workers) as wait:
+        questions = make_questions(traces, load_calibration(run, calibration), study)
+        for question in questions:
+            question.packed()
+        wait()
     store = TaskStore(output_dir, "\n".join([study.fingerprint(), *(question.digest() for question in questions)]))
 
     tasks = _Tasks(questions, study, store, workers, progress or (lambda done, total: None))

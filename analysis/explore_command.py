@@ -22,7 +22,9 @@ def study_of(
     policies: Sequence[str] | None,
     conditions: Mapping[str, Any],
     *,
+    objectives: Sequence[str] | None = None,
     trials: int = 0,
+    sampler: str | None = None,
     seed: int | None = None,
 ) -> Study:
     """The study of a file (or the default grid) with what flags say in its place; None and 0 say nothing."""
@@ -32,9 +34,12 @@ def study_of(
     if policies:
         base["policies"] = list(policies)
     base["conditions"] = dict(base.get("conditions", {})) | {name: v for name, v in conditions.items() if v}
-    if trials:
-        kind = base.get("search", {}).get("kind", "grid")
-        base["search"] = dict(base.get("search", {})) | {"trials": trials, "kind": "tpe" if kind == "grid" else kind}
+    if objectives:
+        base["objectives"] = list(objectives)
+    if trials or sampler:
+        search = dict(base.get("search", {}))
+        chosen = sampler or (search["kind"] if search.get("kind", "grid") != "grid" else "tpe")
+        base["search"] = search | {"kind": chosen} | ({"trials": trials} if trials else {})
     if seed is not None:
         base["seed"] = seed
     return make_study(base, where=str(study_file or "flags"))
@@ -49,7 +54,9 @@ def explore_and_print(
     policies: Sequence[str] | None,
     calibration: Path | None,
     conditions: Mapping[str, Any],
+    objectives: Sequence[str] | None,
     trials: int,
+    sampler: str | None,
     workers: int,
     backend: str,
     scheduler: str | None,
@@ -57,7 +64,7 @@ def explore_and_print(
     top: int,
 ) -> Exploration:
     """Explore, and print the best policies, how sure that is and what it hangs on."""
-    study = study_of(study_file, policies, conditions, trials=trials, seed=seed)
+    study = study_of(study_file, policies, conditions, objectives=objectives, trials=trials, sampler=sampler, seed=seed)
     if backend not in ("processes", "dask"):
         raise StudyError(f"unknown backend {backend!r}; known are processes and dask.")
     where = Workers(count=workers, backend="dask" if backend == "dask" else "processes", scheduler=scheduler)

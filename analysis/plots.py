@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -75,10 +76,8 @@ def speedup_by_draft_length(
     axes.axhline(1.0, color=colour_of("autoregressive"), linewidth=0.8, linestyle=":")
     axes.set_xlabel("draft length (tokens)")
     axes.set_ylabel("speed-up over autoregressive")
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
-    return axes
+    return _from_zero(axes)
 
 
 def closed_form_line(axes: Axes, table: pd.DataFrame, method: str) -> Axes:
@@ -86,15 +85,24 @@ def closed_form_line(axes: Axes, table: pd.DataFrame, method: str) -> Axes:
     line = table.sort_values("draft_length")
     name = NAMES.get(method, method)
     axes.plot(line.draft_length, line.speedup, color=colour_of(method), linestyle="--", label=f"{name}, closed form")
-    axes.legend(fontsize=8)
-    return axes
+    return _from_zero(axes)
 
 
-def bound_line(axes: Axes, table: pd.DataFrame, label: str, *, column: str = "speedup") -> Axes:
+def bound_line(
+    axes: Axes, table: pd.DataFrame, label: str, *, column: str = "speedup", colour: str = "#555555"
+) -> Axes:
     """An oracle or the entropy bound: what nothing of its kind can beat. Columns draft_length and `column`."""
     line = table.sort_values("draft_length")
-    axes.plot(line.draft_length, line[column], color="#555555", linestyle=":", linewidth=1.6, label=label)
-    axes.legend(fontsize=8)
+    axes.plot(line.draft_length, line[column], color=colour, linestyle=":", linewidth=1.8, label=label)
+    return _from_zero(axes)
+
+
+def _from_zero(axes: Axes) -> Axes:
+    """Room for all lines, the axis of speed-ups from 0; the legend names them all."""
+    axes.set_ylim(auto=True)
+    axes.autoscale_view(scalex=False)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7, ncols=2)
     return axes
 
 
@@ -107,7 +115,7 @@ def branches_by_draft_length(axes: Axes, table: pd.DataFrame) -> Axes:
     image = axes.imshow(cells.to_numpy(), origin="lower", aspect="auto", cmap="cividis")
     axes.set_xticks(range(cells.shape[1]), [f"{value:g}" for value in cells.columns.to_numpy(float)])
     axes.set_yticks(range(cells.shape[0]), [f"{value:g}" for value in cells.index.to_numpy(float)])
-    row, column = divmod(int(cells.to_numpy().argmax()), cells.shape[1])
+    row, column = divmod(int(np.nanargmax(cells.to_numpy(float))), cells.shape[1])  # a study may leave cells out
     axes.plot(column, row, marker="*", color="#D55E00", markersize=14, markeredgecolor="white")
     axes.annotate(
         f"{cells.to_numpy(float)[row, column]:.2f}",

@@ -7,6 +7,7 @@ so that nothing is lost with a worker.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,27 @@ def run_tasks(
         # One task a batch and all of them handed over at once: tasks are long, and a cluster may grow meanwhile.
         parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all", **settings)
         yield from parallel(calls)
+
+
+@contextmanager
+def starting(function: Callable[..., object], workers: Workers) -> Iterator[Callable[[], None]]:
+    """Processes start, and import what the function needs, while this one prepares its tasks; call what this gives before
+    the first `run_tasks`. Nothing happens for one process or on a cluster."""
+    if workers.backend != "processes" or workers.count == 1:
+        yield lambda: None
+        return
+    from joblib import Parallel, delayed
+
+    parallel = Parallel(n_jobs=workers.count, backend="loky", batch_size=1, return_as="generator_unordered")
+    ready = parallel(delayed(_name_of)(function) for _ in range(workers.count))
+    try:
+        yield lambda: deque(ready, maxlen=0).clear()
+    finally:
+        ready.close()
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    return function.__name__  # to receive a function is to import its module
 
 
 def _numbered(function: Callable[..., ResultT], index: int, task: tuple[Any, ...]) -> tuple[int, ResultT]:

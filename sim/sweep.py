@@ -21,7 +21,7 @@ from sim.shapes import DraftCache
 from traces.metrics import Summary
 from traces.schema import RequestTrace, Round
 
-_FLUSH_ROUNDS = 1 << 18  # rounds timed at once: large enough to hide NumPy's call overhead, small enough for the cache
+_FLUSH_ROUNDS = 1 << 16  # rounds timed at once: large enough to hide NumPy's call overhead, small enough for the cache
 _FEWEST_LANES = 4  # below this the step machine is faster than arrays
 
 _COUNTED = (

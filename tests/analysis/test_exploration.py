@@ -196,6 +196,21 @@ def test_optuna_comes_within_a_percent_of_the_grid(run_dir: Path, tmp_path: Path
     }.items()
 
 
+def test_optuna_searches_real_policies_for_several_objectives(run_dir: Path, tmp_path: Path) -> None:
+    """The front that a search finds is no better than the grid's, and holds its fastest policy or nearly."""
+    study = replace(GRID, objectives=[Objective.SPEED, Objective.ENERGY, Objective.MEMORY])
+    whole = explore_study(run_dir, tmp_path / "whole", study, is_sensitive=False)
+    searched = replace(study, search=Search(kind="nsga2", trials=120))
+    found = explore_study(run_dir, tmp_path / "found", searched, is_sensitive=False)
+    assert found.num_policies == 120
+    columns = [f"objective_{objective}" for objective in study.objectives]
+    values = whole.table.set_index("policy")[columns]
+    for policy, row in found.table.set_index("policy")[columns].iterrows():
+        assert row.tolist() == values.loc[str(policy)].tolist(), "a searched policy is worth what the grid says"
+    assert found.pareto().tokens_per_s.max() >= 0.97 * whole.pareto().tokens_per_s.max()
+    assert set(found.pareto().policy) & set(whole.pareto().policy)
+
+
 def test_optuna_with_several_objectives_repeats_itself_exactly() -> None:
     family = Family(method="fixed_length", settings={"draft_length": Range(first=1, last=30)})
 

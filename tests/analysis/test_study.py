@@ -124,3 +124,8 @@ def test_flags_take_the_place_of_what_the_file_says() -> None:
     assert (study.search.kind, study.search.trials) == ("tpe", 30)
     assert study.conditions.interference == [1.3, 2.0]
     assert study.objectives[0] is Objective.SPEED
+    searched = study_of(None, None, {}, objectives=["speed", "energy"], sampler="nsga2")
+    assert searched.objectives == [Objective.SPEED, Objective.ENERGY]
+    assert (searched.search.kind, searched.search.trials) == ("nsga2", 200)
+    with pytest.raises(StudyError, match="objectives"):
+        study_of(None, None, {}, objectives=["fun"])

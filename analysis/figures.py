@@ -1,0 +1,233 @@
+"""The figures of an exploration: from its folder and the run behind it to PNG files beside one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis import plots
+from analysis.bounds import entropy_speedups, oracle_speedups
+from analysis.evaluation import typical_context
+from analysis.maps import CLOSED_FORMS, closed_form_map, simulated_map, winners
+from analysis.simulation import load_calibration
+from sim.acceptance_models import Chained
+from sim.latency import FittedLatency
+from sim.placement import cost_ratio_of
+from sim.policies.catalog import parse_policy
+from traces.acceptance_chain import fit_hazard, fit_markov
+from traces.acceptance_curves import curve_of
+from traces.runs import Run, check_new_folder, read_run
+from traces.schema import RequestTrace
+from traces.speeds import Speed, measured_speeds
+
+METHODS = ("fixed_length", "pearl", "saguaro", "specbranch")
+NUM_POSITIONS = 8
+LEAST_GAIN = 0.01  # over autoregressive decoding, to win a region of a map
+MAPPED = (
+    "autoregressive",
+    *(f"fixed_length:draft_length={length}" for length in (1, 2, 3, 4, 6, 8)),
+    *(f"pearl:draft_length={length}" for length in (2, 3, 4, 6, 8, 12)),
+    *(f"saguaro:draft_length={length}" for length in (2, 4, 6, 8)),
+    *(f"specbranch:draft_length={length},uses_hrad=false" for length in (2, 4, 6, 8)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the figures of one temperature show. table: the explored rows on two devices as recorded; latency: with mean
+    times; measured: real speeds, none if nothing was run; entropies: (positions, 2) of the target, entropy and second
+    log-moment."""
+
+    temperature: float
+    traces: Sequence[RequestTrace]
+    table: pd.DataFrame
+    latency: FittedLatency
+    measured: Sequence[Speed]
+    entropies: pd.DataFrame
+
+    @property
+    def acceptance(self) -> float:
+        """Share of positions at which the draft is right."""
+        return float(np.mean([rank == 0 for trace in self.traces for rank in trace.ranks]))
+
+    @property
+    def cost_ratio(self) -> float:
+        """Target forward / draft forward."""
+        return cost_ratio_of(self.latency, typical_context(self.traces))
+
+
+def draw_figures(explored_dir: Path, output_dir: Path, *, measured_dir: Path | None = None) -> list[Path]:
+    """Draw everything that an exploration can show. measured_dir: a run folder with real speeds, such as that of
+    `specbranch validate`; the explored run's own by default."""
+    explored = read_run(explored_dir)
+    if explored.meta.get("kind") != "explored":
+        raise ValueError(f"{explored_dir} is no exploration; give the --output-dir of `specbranch explore`.")
+    run = read_run(explored.config["run"])
+    calibration = explored.config["calibration"]
+    latency = FittedLatency(load_calibration(run, Path(calibration) if calibration else None))
+    measured = run if measured_dir is None else read_run(measured_dir)
+    table = pd.read_parquet(explored_dir / "results.parquet")
+    check_new_folder(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    found = []
+    for temperature in sorted(table.temperature.unique().tolist()):
+        told = _told(temperature, run, measured, table, latency)
+        for name, draw in FIGURES.items():
+            figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+            FigureCanvasAgg(figure)
+            if draw(figure.subplots(), told) is not None:
+                path = output_dir / f"{name}-T{temperature:g}.png"
+                figure.savefig(path, dpi=140)
+                found.append(path)
+    return found
+
+
+def _told(temperature: float, run: Run, measured: Run, table: pd.DataFrame, latency: FittedLatency) -> Told:
+    traces = [trace for trace in run.traces() if trace.temperature == temperature]
+    here = table[(table.temperature == temperature) & (table.alignment == "recorded")]
+    here = here[here.scenario == f"T={temperature:g} two_devices"]
+    settings = [vars(parse_policy(label)) for label in here.policy]
+    for name in ("draft_length", "max_branches"):
+        here = here.assign(**{name: [row.get(name, np.nan) for row in settings]})
+    ids = {trace.request_id for trace in traces}
+    alignment = run.alignment[run.alignment.request_id.isin(ids)]
+    speeds = [] if measured.rounds.empty else measured_speeds(measured.requests, measured.rounds)
+    return Told(
+        temperature=temperature,
+        traces=traces,
+        table=here,
+        latency=latency,
+        measured=[speed for speed in speeds if speed.temperature == temperature and speed.speedup is not None],
+        entropies=alignment[["target_entropy", "target_log_moment"]],
+    )
+
+
+def _by_length(axes: Axes, told: Told) -> Axes | None:
+    """Speed-up against draft length: simulated, closed form, measured, oracles and the entropy bound."""
+    rows = told.table[told.table.method.isin(METHODS) & told.table.draft_length.notna()]
+    if rows.empty:
+        return None
+    best = rows.loc[rows.groupby(["method", "draft_length"]).speedup.idxmax()]
+    predicted = best.assign(low=best.speedup_low, high=best.speedup_high)
+    columns = ["method", "draft_length", "speedup", "low", "high"]
+    points = [
+        (speed.policy.partition(":")[0], length, speed.speedup, *(speed.speedup_interval or (np.nan, np.nan)))
+        for speed in told.measured
+        if (length := getattr(parse_policy(speed.policy), "draft_length", None)) is not None
+    ]
+    methods = [method for method in METHODS if method in set(best.method)]
+    plots.speedup_by_draft_length(axes, predicted[columns], pd.DataFrame(points, columns=columns), methods)
+    lengths = np.arange(1, int(best.draft_length.max()) + 1)
+    for method in methods:
+        alpha, ratio = np.array(told.acceptance), np.array(told.cost_ratio)
+        gains = CLOSED_FORMS[method](alpha, lengths.astype(float), ratio)
+        plots.closed_form_line(axes, pd.DataFrame({"draft_length": lengths, "speedup": gains}), method)
+    for overlaps, label, colour in ((False, "serial oracle", "#999999"), (True, "overlap oracle", "#555555")):
+        oracle = oracle_speedups(told.traces, told.latency, lengths.tolist(), overlaps=overlaps)
+        plots.bound_line(axes, oracle, label, colour=colour)
+    if told.temperature > 0 and told.entropies.notna().all(axis=None):
+        context = typical_context(told.traces)
+        moments = told.entropies.target_entropy, told.entropies.target_log_moment
+        bound = entropy_speedups(*moments, told.latency, lengths.tolist(), context)
+        plots.bound_line(axes, bound, "entropy bound, leading term", colour="#000000")
+    axes.set_title(f"T = {told.temperature:g}: how long should drafts be?", fontsize=10)
+    return axes
+
+
+def _branches(axes: Axes, told: Told) -> Axes | None:
+    """Branch count against draft length; the oracle that hedges every outcome stands in the title."""
+    rows = told.table.dropna(subset=["draft_length", "max_branches"])
+    rows = rows[rows.method == "specbranch"]
+    if rows.draft_length.nunique() < 2 or rows.max_branches.nunique() < 2:
+        return None
+    lengths = sorted(map(int, rows.draft_length.unique()))
+    oracle = oracle_speedups(told.traces, told.latency, lengths, overlaps=True).speedup.max()
+    plots.branches_by_draft_length(axes, rows)
+    axes.set_title(
+        f"T = {told.temperature:g}: do branches pay in SpecBranch? (overlap oracle: {oracle:.2f})", fontsize=10
+    )
+    return axes
+
+
+def _break_even(axes: Axes, told: Told) -> Axes:
+    """Which method wins where, in closed form, and where this pair stands."""
+    alphas, ratios = np.linspace(0.05, 0.95, 37), np.geomspace(1, 40, 40)
+    plots.break_even_map(axes, winners(closed_form_map(alphas.tolist(), ratios.tolist()), LEAST_GAIN))
+    return _with_this_pair(axes, told, "in closed form, branches for free")
+
+
+def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
+    """The same by replay, acceptance clustered as in this pair's traces, and moved to other means."""
+    if told.acceptance in (0.0, 1.0) or not all(trace.signals for trace in told.traces):
+        return None
+    chain = fit_hazard(told.traces)
+    depth = min(trace.tail_depth for trace in told.traces)
+    policies = [policy for policy in map(parse_policy, MAPPED) if policy.needs.tail_depth <= depth]
+    table = simulated_map(
+        policies,
+        np.linspace(0.2, 0.9, 8).tolist(),
+        np.geomspace(1.5, 40, 9).tolist(),
+        model_of=lambda alpha: Chained(chain.shifted_to(alpha), told.traces),
+    )
+    plots.break_even_map(axes, winners(table, LEAST_GAIN))
+    return _with_this_pair(axes, told, "by replay of clustered acceptance")
+
+
+def _with_this_pair(axes: Axes, told: Told, how: str) -> Axes:
+    axes.plot(told.cost_ratio, told.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15)
+    axes.set_title(f"T = {told.temperature:g}: which method wins {how}? (star: this pair)", fontsize=10)
+    return axes
+
+
+def _acceptance(axes: Axes, told: Told) -> Axes | None:
+    """Acceptance by position in the round, and the lines that it departs from or follows."""
+    longest = min(NUM_POSITIONS, max(trace.num_tokens for trace in told.traces) - 1)
+    if longest < 1 or told.acceptance in (0.0, 1.0):
+        return None
+    curve = curve_of(told.traces, longest)
+    rates = np.array(curve.conditional)
+    reached = curve.num_rounds * np.concatenate([[1.0], np.cumprod(rates)[:-1]])
+    # Wilson's interval, which holds for few rounds and for rates near 1
+    middle = (rates + 1.96**2 / (2 * reached)) / (1 + 1.96**2 / reached)
+    half = 1.96 * np.sqrt(rates * (1 - rates) / reached + 1.96**2 / (4 * reached**2)) / (1 + 1.96**2 / reached)
+    measured = pd.DataFrame(
+        {
+            "position": range(1, len(rates) + 1),
+            "acceptance": rates,
+            "low": np.minimum(middle - half, rates),
+            "high": np.maximum(middle + half, rates),
+        }
+    )
+    chains = {"hazard by run length": fit_hazard(told.traces), "Markov": fit_markov(told.traces)}
+    plots.acceptance_by_position(
+        axes, measured, {name: chain.round_law(len(rates)).conditional for name, chain in chains.items()}
+    )
+    axes.set_title(f"T = {told.temperature:g}: is acceptance the same at every position?", fontsize=10)
+    return axes
+
+
+def _pareto(axes: Axes, told: Told) -> Axes | None:
+    """Speed against the study's second objective."""
+    others = [name for name in told.table.columns if name.startswith("objective_") and name != "objective_speed"]
+    if not others:
+        return None
+    plots.pareto_front_plot(axes, told.table, others[0])
+    axes.set_title(f"T = {told.temperature:g}: what does speed cost?", fontsize=10)
+    return axes
+
+
+FIGURES: dict[str, Callable[[Axes, Told], Axes | None]] = {
+    "speedup_by_draft_length": _by_length,
+    "branches_by_draft_length": _branches,
+    "break_even": _break_even,
+    "break_even_simulated": _break_even_simulated,
+    "acceptance_by_position": _acceptance,
+    "pareto": _pareto,
+}
