@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from sim.policies.reductions import as_outcome_hedging
 from sim.sweep import sweep
 from traces.calibration import calibrate
 from traces.metrics import count_rounds
-from traces.runs import Run, check_new_folder
+from traces.runs import Run, check_new_folder, read_run
 from traces.schema import RequestTrace
 from traces.speeds import measured_speeds
 
@@ -163,7 +164,7 @@ def compare(
 
     progress(title) gives a context manager whose value takes (done, total). Writes recorded/ and compared/ run folders, and
     recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is another one: its speed-up is over autoregressive
-    decoding in its own run. The table stands in compared/summary.json under `comparison`.
+    decoding in its own run. The table stands in summary.json under `comparison`.
     """
     from executor.recorder import RecordSettings
 
@@ -182,7 +183,10 @@ def compare(
     found = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, repeats=repeats, progress=progress)
     choose = partial(choose_policies, with_classes=bool(hrad), is_small=is_quick)
     rows = [row for row in found if row.family != "autoregressive"]
-    return _compare_pair(settings, output_dir, "", choose, repeats=repeats, progress=progress, others=rows)
+    rows = _compare_pair(settings, output_dir, "", choose, repeats=repeats, progress=progress, others=rows)
+    table = {"comparison": read_run(output_dir / "compared").summary["comparison"]}
+    (output_dir / "summary.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    return rows
 
 
 def _compare_pair(

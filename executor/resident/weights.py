@@ -31,13 +31,6 @@ class ModelShape:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
 
-    @property
-    def num_step_parameters(self) -> int:
-        """Weights that a decoding step reads: all but the embedding table, unless the head is that table."""
-        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        block = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        return self.num_layers * block + self.hidden_size * (self.vocab_size + 1)
-
     def kv_bytes(self, num_tokens: int, num_bytes: int = 2) -> int:
         """Bytes of keys and values of so many tokens."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * num_tokens * num_bytes
