@@ -189,14 +189,14 @@ def test_features_of_rounds_are_those_of_one_pass(pair: tuple[str, str], predict
         side.begin(list(PROMPT), Sampling(0.0), 0, 0, 60, True)
         reference = list(PROMPT)
         for _ in range(60):  # the target's own continuation, one token a time
-            reference.append(side.verify([])[1])
+            reference.append(side.verify(len(reference) - 1, reference[-1], [])[1])
         seen.clear()
         side.begin(list(PROMPT), Sampling(0.0), 0, 0, 60, True)
         ends = [len(PROMPT)]
         for right, wrong in ((3, 2), (0, 1), (4, 0), (1, 4), (0, 0), (2, 2)):
             at = ends[-1]
             pending = reference[at : at + right] + [(reference[at + right] + 1) % 200] * wrong
-            num_accepted, next_token = side.verify(pending)
+            num_accepted, next_token = side.verify(at - 1, reference[at - 1], pending)
             assert (num_accepted, next_token) == (right, reference[at + right])
             ends.append(at + right + 1)
         engine = load_engine(pair[0], capacity=256, num_feature_layers=2)

@@ -24,6 +24,7 @@ from executor.models import (
     load_pair,
     load_tokenizer,
 )
+from executor.resident.engine import ResidentEngine
 
 WORDS = ["<start>", "<end>", *(f"w{i}" for i in range(18))]
 
@@ -54,11 +55,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return save_model(folder / "target", layers=2), save_model(folder / "draft", seed=1)
 
 
+CLASSES = {
+    EngineKind.STATIC: StaticEngine,
+    EngineKind.HUGGING_FACE: HuggingFaceEngine,
+    EngineKind.RESIDENT: ResidentEngine,
+}
+
+
 @pytest.mark.parametrize("kind", list(EngineKind))
 def test_a_pair_loads_on_either_engine(pair: tuple[Path, Path], kind: EngineKind) -> None:
     loaded = load_pair(*pair, engine=kind.value, dtype="float32", capacity=32)
     assert loaded.vocabulary.size == loaded.target.engine.vocab_size == loaded.draft.engine.vocab_size == 20
-    assert isinstance(loaded.target.engine, StaticEngine if kind is EngineKind.STATIC else HuggingFaceEngine)
+    assert isinstance(loaded.target.engine, CLASSES[kind])
     assert (loaded.target.engine.num_layers, loaded.draft.engine.num_layers) == (2, 1)
     assert loaded.target.engine.capacity == 32
     assert loaded.target.eos_token_ids == (1,)

@@ -215,7 +215,7 @@ def test_shipped_models_load_and_agree_on_one_vocabulary() -> None:
 
 def test_shipped_files_are_small_and_readable_by_everyone() -> None:
     files = [path for path in PAIR_FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 16e6
+    assert sum(path.stat().st_size for path in files) < 20e6
     names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     folders = {folder: {path.name for path in files if path.parent.name == folder} for folder in (TARGET_NAME, "hrad")}
     assert folders == {TARGET_NAME: names, "hrad": {"predictor.json", "predictor.safetensors"}}
@@ -232,4 +232,4 @@ def test_shipped_target_has_learnt_the_language_of_held_out_files() -> None:
         for ids in (torch.tensor([tokenizer.encode(prompt.text).ids]) for prompt in prompts)
     ]
     mean_loss = sum(losses) / len(losses)
-    assert mean_loss < 4.5, f"{mean_loss:.2f} nats a token; a uniform guess has {math.log(2048):.2f}"
+    assert mean_loss < 3.5, f"{mean_loss:.2f} nats a token; a uniform guess has {math.log(2048):.2f}"
