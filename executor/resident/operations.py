@@ -75,10 +75,7 @@ class Operations(Protocol):
 
 
 class TorchOperations:
-    """The operations in plain torch: for CPUs, for prompts, and to hold the kernels to.
-
-    num_slots: slots of the line that may be in use, which bounds what attention looks at.
-    """
+    """The operations in plain torch: for CPUs, for prompts, and to hold the kernels to. eps: of every RMS norm."""
 
     def __init__(self, *, eps: float) -> None:
         self._eps = eps
