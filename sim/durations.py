@@ -21,35 +21,41 @@ class Durations(Protocol):
 
 
 class MeanDurations:
-    """Mean times. One table over contexts for each other feature of a shape, grown when a context asks for it."""
+    """Mean times. One table over contexts for each other feature of a shape, grown when a context asks for it.
 
-    def __init__(self, latency: LatencyModel) -> None:
+    longest: context that the tables reach from the start.
+    """
+
+    def __init__(self, latency: LatencyModel, longest: int = 0) -> None:
         self._latency = latency
+        self._first_length = max(_FIRST_TABLE_LENGTH, longest + 1)
         self._tables: dict[tuple[str, int, int], list[float]] = {}
 
     def of(self, forwards: Forwards) -> list[float]:
         actor, kind, count, first_tokens, num_branches, context = forwards
         if kind == "prefill":  # once a request: no table
             return [self._latency.mean_s(OpShape(actor, kind, first_tokens, num_branches, context))] * count
-        if count == 1:
-            table = self._tables.get((kind, first_tokens, num_branches))
-            if table is None or len(table) <= context:
-                table = self._extend(kind, first_tokens, num_branches, context)
-            return [table[context]]
         if first_tokens == 1:
-            last = context + count - 1
-            table = self._tables.get((kind, 1, num_branches))
-            if table is None or len(table) <= last:
-                table = self._extend(kind, 1, num_branches, last)
-            return table[context : last + 1]
-        first = Forwards(actor, kind, 1, first_tokens, num_branches, context)
-        later = Forwards(actor, kind, count - 1, 1, num_branches, context + first_tokens)
-        return self.of(first) + self.of(later)
+            last = context + count
+            return self._table(kind, 1, num_branches, last)[context:last]
+        first_s = self._table(kind, first_tokens, num_branches, context)[context]
+        if count == 1:
+            return [first_s]
+        context += first_tokens
+        last = context + count - 1
+        return [first_s, *self._table(kind, 1, num_branches, last)[context:last]]
+
+    def _table(self, kind: str, num_tokens: int, num_branches: int, last: int) -> list[float]:
+        """Means by context, as far as `last` at least."""
+        table = self._tables.get((kind, num_tokens, num_branches))
+        if table is None or len(table) <= last:
+            table = self._extend(kind, num_tokens, num_branches, last)
+        return table
 
     def _extend(self, kind: str, num_tokens: int, num_branches: int, context: int) -> list[float]:
-        """A table of means that reaches a context, and as far again."""
-        contexts = np.arange(max(2 * (context + 1), _FIRST_TABLE_LENGTH))
-        table: list[float] = self._latency.mean_array(kind, num_tokens, num_branches, contexts).tolist()
+        """A table of means that reaches a context, and as far again if that is more than was foreseen."""
+        length = self._first_length if context < self._first_length else 2 * (context + 1)
+        table: list[float] = self._latency.mean_array(kind, num_tokens, num_branches, np.arange(length)).tolist()
         self._tables[kind, num_tokens, num_branches] = table
         return table
 

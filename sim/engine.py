@@ -6,6 +6,7 @@ The target's verification runs while the process goes on drafting; the round set
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -15,11 +16,12 @@ import simpy
 
 from sim.durations import DrawnDurations, Durations, MeanDurations
 from sim.latency import LatencyModel, latency_for
-from sim.machine import Branch, Close, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
+from sim.machine import Branch, Close, DraftTokens, Keep, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Policy
 from sim.policies.catalog import POLICIES, label_of
 from sim.replay import TraceWorld
 from sim.shapes import DraftCache, Forwards, host, prefill
+from traces.cold_start import ColdStart
 from traces.metrics import Summary, summarise_rounds
 from traces.schema import Op, RequestRecord, RequestTrace, Round, RoundTimes
 
@@ -81,11 +83,12 @@ def simulate(
     env = simpy.Environment()
     target = Device(env, "sim:target" if not same_device else "sim:shared")
     draft = Device(env, "sim:draft") if not same_device else target
-    means = MeanDurations(latency) if rng is None else None
+    longest = max((trace.num_prompt_tokens + trace.num_tokens for trace in traces), default=0)
+    means = MeanDurations(latency, longest) if rng is None else None
     rngs = rng.spawn(len(traces)) if rng is not None else []
     run = SimulatedRun()
     name = _label_of(policy) if label is None else label
-    stage = _Stage(env, policy, draft, target, run, record_ops, name, latency.cold_s)
+    stage = _Stage(env, policy, draft, target, run, record_ops, name, latency.cold_start, same_device)
 
     def durations_of(index: int) -> Durations:
         return means if means is not None else DrawnDurations(latency, rngs[index])
@@ -117,20 +120,21 @@ class _Stage:
     run: SimulatedRun
     record_ops: bool
     label: str
-    cold_s: tuple[float, float]
+    cold_start: ColdStart
+    takes_turns: bool
 
     def serve(self, trace: RequestTrace, durations: Durations) -> Process:
         """One request, from its prefill to its last token."""
         env, draft, target = self.env, self.draft, self.target
         decider = Device(env, "sim:host")  # one thread a request
         arrival_s = env.now
-        prefills = [
-            self._run(trace, -1, device, forwards, durations.of(forwards))
-            for device, forwards in (
-                (draft, prefill("draft", trace.num_prompt_tokens)),
-                (target, prefill("target", trace.num_prompt_tokens)),
-            )
-        ]
+        prefills = []
+        for device, actor in ((draft, "draft"), (target, "target")):
+            forwards = prefill(actor, trace.num_prompt_tokens)
+            times = durations.of(forwards)
+            prefills.append(device.work(times))
+            if self.record_ops:
+                self._note(trace, -1, device, forwards, times)
         yield from prefills  # they run at the same time; both must be done
 
         world, cache = TraceWorld(trace, self.policy.needs), DraftCache(trace.num_prompt_tokens)
@@ -143,17 +147,55 @@ class _Stage:
         reply: Reply = None
         start_s = env.now
         first_token_s: float | None = None
-        draft_s = verify_s = 0.0
+        draft_s = verify_s = ahead_s = 0.0
         index = num_forwards = 0
+        cold_start, has_cold_start = self.cold_start, bool(self.cold_start)
+        waking_s: list[float] = list(cold_start.after(math.inf)) if has_cold_start else []
         verified: Event = None
+        note = self._note if self.record_ops else None
         while True:
             try:
                 command = machine.send(reply)
             except StopIteration:
                 break
+            if isinstance(command, Close):
+                closed, reply = command.round, None
+                assert num_forwards == closed.num_draft_forwards, (
+                    f"round {index} of request {trace.request_id} ran {num_forwards} draft forwards, "
+                    f"but the step machine counted {closed.num_draft_forwards}."
+                )
+                forwards = host(closed.num_pending, closed.num_branches, cache.num_sequence - closed.num_emitted)
+                times = durations.of(forwards)
+                if times[0] > 0:
+                    done = decider.work(times)
+                    if note:
+                        note(trace, index, decider, forwards, times)
+                    yield done
+                end_s = env.now
+                self.run.rounds.append((closed, RoundTimes(start_s, end_s, draft_s, verify_s)))
+                if first_token_s is None:
+                    first_token_s = end_s
+                if has_cold_start:
+                    waking_s = list(cold_start.after(verify_s if self.takes_turns else verify_s - ahead_s))
+                start_s = end_s
+                draft_s, num_forwards, index = 0.0, 0, index + 1
+                continue
             reply = world.answer(command)
-            kind = type(command)
-            if kind is DraftTokens or kind is Look or kind is Branch:
+            if isinstance(command, Settle):
+                assert isinstance(reply, Settled)
+                cache.settle(reply.num_accepted, reply.num_emitted, reply.is_hit)
+                if not verified.processed:
+                    yield verified
+            elif isinstance(command, Submit):
+                forwards = cache.submit(command.num_pending)
+                times = durations.of(forwards)
+                verify_s, ahead_s = times[0], 0.0
+                verified = target.work(times)
+                if note:
+                    note(trace, index, target, forwards, times)
+            elif isinstance(command, Keep):
+                cache.keep(command.num_kept)
+            else:
                 if isinstance(command, DraftTokens):
                     forwards = cache.draft(command.num_tokens)
                 elif isinstance(command, Branch):
@@ -162,47 +204,26 @@ class _Stage:
                     forwards = cache.look()
                 if forwards.num_forwards:
                     times = durations.of(forwards)
-                    for ordinal in range(num_forwards, min(len(self.cold_s), num_forwards + len(times))):
-                        times[ordinal - num_forwards] += self.cold_s[ordinal]
-                    draft_s += sum(times)
+                    warm_s = sum(times)
+                    ahead_s += warm_s
+                    draft_s += warm_s
+                    if waking_s:
+                        for ordinal in range(min(len(times), len(waking_s))):
+                            times[ordinal] += waking_s[ordinal]
+                        draft_s += sum(waking_s[: len(times)])
+                        del waking_s[: len(times)]
                     num_forwards += forwards.num_forwards
-                    yield self._run(trace, index, draft, forwards, times)
-            elif isinstance(command, Submit):
-                forwards = cache.submit(command.num_pending)
-                times = durations.of(forwards)
-                verify_s = sum(times)
-                verified = self._run(trace, index, target, forwards, times)
-            elif kind is Settle:
-                assert isinstance(reply, Settled)
-                cache.settle(reply.num_accepted, reply.num_emitted, reply.is_hit)
-                if not verified.processed:
-                    yield verified
-            elif isinstance(command, Keep):
-                cache.keep(command.num_kept)
-            elif isinstance(command, Close):
-                closed = command.round
-                assert num_forwards == closed.num_draft_forwards, (
-                    f"round {index} of request {trace.request_id} ran {num_forwards} draft forwards, "
-                    f"but the step machine counted {closed.num_draft_forwards}."
-                )
-                forwards = host(closed.num_pending, closed.num_branches, cache.num_sequence - closed.num_emitted)
-                times = durations.of(forwards)
-                if times[0] > 0:
-                    yield self._run(trace, index, decider, forwards, times)
-                end_s = env.now
-                self.run.rounds.append((closed, RoundTimes(start_s, end_s, draft_s, verify_s)))
-                if first_token_s is None:
-                    first_token_s = end_s
-                start_s = end_s
-                draft_s, num_forwards, index = 0.0, 0, index + 1
+                    done = draft.work(times)
+                    if note:
+                        note(trace, index, draft, forwards, times)
+                    yield done
         assert first_token_s is not None, f"request {trace.request_id} ended without a round."
         self.run.requests.append(_request_record(trace, self.label, arrival_s, first_token_s, env.now))
 
-    def _run(self, trace: RequestTrace, index: int, device: Device, forwards: Forwards, seconds: list[float]) -> Event:
-        """Queue forwards on a device and write them down; the event comes when the last is done."""
-        done = device.work(seconds)
-        if not self.record_ops:
-            return done
+    def _note(
+        self, trace: RequestTrace, index: int, device: Device, forwards: Forwards, seconds: Sequence[float]
+    ) -> None:
+        """Write down the forwards that were queued last on a device."""
         actor, kind, _, num_tokens, num_branches, context = forwards
         end_s = device.starts_at_s
         for duration_s in seconds:
@@ -223,7 +244,6 @@ class _Stage:
                 )
             )
             context, num_tokens = context + num_tokens, 1
-        return done
 
 
 def _label_of(policy: Policy) -> str:

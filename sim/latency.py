@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sim.policies.base import Policy
 from traces.calibration import AHEAD_KINDS, Calibration, LatencyFit, group_of
+from traces.cold_start import ColdStart
 
 Array = NDArray[np.float64]
 
@@ -49,8 +50,8 @@ class LatencyModel(Protocol):
     """Seconds of an operation."""
 
     @property
-    def cold_s(self) -> tuple[float, float]:
-        """What the first and the second draft forward of a round take more (see `traces.calibration.Calibration`)."""
+    def cold_start(self) -> ColdStart:
+        """What the first and the second draft forward of a round take more than later ones."""
         ...
 
     def for_policy(self, *, reads_signals: bool, overlaps: bool) -> LatencyModel:
@@ -76,8 +77,8 @@ class SameForAll:
     """The answers of a model that knows neither cold starts nor the cost of signals nor interference."""
 
     @property
-    def cold_s(self) -> tuple[float, float]:
-        return 0.0, 0.0
+    def cold_start(self) -> ColdStart:
+        return ColdStart()
 
     def for_policy(self, *, reads_signals: bool, overlaps: bool) -> Self:
         return self
@@ -153,8 +154,8 @@ class FittedLatency:
         return found
 
     @property
-    def cold_s(self) -> tuple[float, float]:
-        return self.calibration.cold_s
+    def cold_start(self) -> ColdStart:
+        return self.calibration.cold_start
 
     def for_policy(self, *, reads_signals: bool, overlaps: bool) -> FittedLatency:
         return FittedLatency(self.calibration, is_noisy=self.is_noisy, reads_signals=reads_signals, overlaps=overlaps)

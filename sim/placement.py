@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from sim.latency import LatencyModel, OpShape
 from sim.lockstep import Ints, RoundArrays
 from sim.round_times import RoundTimer
+from traces.cold_start import ColdStart
 from traces.schema import RequestTrace
 
 Floats = NDArray[np.float64]
@@ -85,9 +86,9 @@ class AdjustedLatency:
     link: Placement | None = None
 
     @property
-    def cold_s(self) -> tuple[float, float]:
-        first_s, second_s = self.base.cold_s
-        return first_s * self.draft_factor, second_s * self.draft_factor
+    def cold_start(self) -> ColdStart:
+        found = self.base.cold_start
+        return replace(found, first_s=found.first_s * self.draft_factor, second_s=found.second_s * self.draft_factor)
 
     def for_policy(self, *, reads_signals: bool, overlaps: bool) -> AdjustedLatency:
         return replace(self, base=self.base.for_policy(reads_signals=reads_signals, overlaps=overlaps))

@@ -8,7 +8,7 @@ that look at them): they are the very rounds that the executor would run.
 
 from __future__ import annotations
 
-from sim.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settled, Submit, decode
+from sim.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Needs, Policy
 from traces.schema import UNKNOWN_SIGNAL, FinishReason, RequestTrace, Round, Signal
 
@@ -19,6 +19,7 @@ class TraceWorld:
     def __init__(self, trace: RequestTrace, needs: Needs) -> None:
         check_answers(trace, needs)
         self.trace = trace
+        self._num_tokens = trace.num_tokens
         self._num_alternatives = needs.num_alternatives
         self._signals = trace.signals if needs.signals else None
         self._classes = trace.class_probs if needs.classes else None
@@ -36,6 +37,8 @@ class TraceWorld:
 
     def answer(self, command: Command) -> Reply:
         """What came of a command."""
+        if isinstance(command, Settle):
+            return self._settle()
         if isinstance(command, DraftTokens):
             first = self.num_pending
             self.num_pending += command.num_tokens
@@ -53,42 +56,34 @@ class TraceWorld:
         elif isinstance(command, Keep):
             self.num_pending = command.num_kept
             self._knows_frontier = command.num_kept < self.num_steps
-        elif not isinstance(command, Close):
-            return self._settle()
         return None
 
     def _settle(self) -> Settled:
-        trace, start = self.trace, self.position
+        start, num_tokens = self.position, self._num_tokens
         stop = min(self._mismatches[start], start + self.num_pending)
         num_accepted = stop - start
-        if stop == trace.num_tokens:  # the request ended within the accepted tokens
+        if stop == num_tokens:  # the request ended within the accepted tokens; the verdict's class lies past the end
             self.position = stop
-            return Settled(
-                num_accepted, num_accepted, True, -1, False, (), None
-            )  # the verdict's class lies past the end
+            return Settled(num_accepted, num_accepted, True, -1, False, (), None)
         num_pending, self.num_pending = self.num_pending, 0
-        self.position = stop + 1
-        is_finished = self.position == trace.num_tokens
-        rank = trace.ranks[stop]
-        is_known = num_accepted < num_pending or self._knows_frontier
+        self.position = position = stop + 1
+        is_finished = position == num_tokens
+        rank = self.trace.ranks[stop]
+        is_known = rank < self._num_alternatives and (num_accepted < num_pending or self._knows_frontier)
         self._knows_frontier = False
         is_hit = False
         if self.fanout and not is_finished:
             # At n < L the pending token (rank 0) is not among the hedged ones: ranks 1 to F are; at n = L ranks 0 to F - 1.
             is_hit = rank < self.fanout[num_accepted] + (num_accepted < num_pending)
-        ahead = tuple(self._signals_at(0, self.num_steps)) if is_hit else ()
         return Settled(
             num_accepted,
             num_accepted + 1,
             is_finished,
-            rank if is_known and rank < self._num_alternatives else -1,
+            rank if is_known else -1,
             is_hit,
-            ahead,
-            self._class_probs(self.position),
+            tuple(self._signals_at(0, self.num_steps)) if is_hit else (),
+            self._classes[position] if self._classes else None,
         )
-
-    def _class_probs(self, position: int) -> tuple[float, float, float] | None:
-        return self._classes[position] if self._classes else None
 
     def _signals_at(self, offset: int, count: int) -> list[Signal]:
         """Signals of the draft's tokens number offset .. offset + count - 1 after the committed ones."""

@@ -7,9 +7,10 @@ calibration.save("calibration.json")
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from traces.cold_start import ColdStart, fit_cold_start
 from traces.joint_acceptance import JointAcceptance, fit_acceptance
 from traces.latency_fit import TERMS, LatencyFit, draw_ratios, fit_latency
 from traces.runs import Run
@@ -48,6 +50,7 @@ _GROUP_OF = {
 
 
 AHEAD_KINDS = ("look", "branch")  # the draft's forwards during a verification
+NUM_COLD = 2  # draft forwards of a round that a wait slows down
 LEAST_WARM = 50  # draft forwards beyond a round's first two, for a law of their own
 
 
@@ -77,8 +80,7 @@ class RoundCheck:
 class Calibration:
     """Fitted latencies of one pair on one machine. fits: of GROUPS, those that the run has operations of.
 
-    cold_s: what the first and the second draft forward of a round take more than later ones. While the draft waits for a
-    verdict the target's weights pass through the shared cache, and the draft's have to come back.
+    cold_start: what the first draft forwards of a round take more than later ones.
     beside: how much longer a verification takes while the draft works, on shared memory and caches; 1 when not recorded.
     draft_beside: likewise, how much longer a forward of the draft takes while the target verifies.
     """
@@ -87,7 +89,7 @@ class Calibration:
     round_check: RoundCheck | None
     num_requests: int
     num_unclean: int
-    cold_s: tuple[float, float] = (0.0, 0.0)
+    cold_start: ColdStart = field(default_factory=ColdStart)
     beside: float = 1.0
     draft_beside: float = 1.0
     schema_version: int = SCHEMA_VERSION
@@ -130,9 +132,12 @@ class Calibration:
                     lines.append(f"  {term:<36}   {1e3 * value:.5g} [{1e3 * low:.5g}, {1e3 * high:.5g}]")
             if fit.left_out:
                 lines.append(f"  not identified, left out: {', '.join(fit.left_out)}")
-        if any(self.cold_s):
-            first, second = (1e3 * seconds for seconds in self.cold_s)
-            lines.append(f"cold start of a round's drafting: first forward +{first:.3g} ms, second +{second:.3g} ms")
+        if self.cold_start:
+            first, second = (1e3 * seconds for seconds in self.cold_start.after(math.inf))
+            lines.append(
+                f"cold start of a round's drafting: first forward +{first:.3g} ms, second +{second:.3g} ms"
+                + (f" after waits from {1e3 * full_s:.3g} ms on" if (full_s := self.cold_start.full_s) else "")
+            )
         if self.beside != 1:
             lines.append(f"verification beside a working draft: {self.beside:.3f} of one alone")
         if self.draft_beside != 1:
@@ -173,7 +178,8 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
         raise ValueError(f"{run.folder} holds no operation of an undisturbed request; record it again on free cores.")
     rng = np.random.default_rng(seed)
     fits = {}
-    is_cold = (groups == "draft") & (_order_in_round(ops, groups == "draft") < len(Calibration.cold_s))
+    order = _order_in_round(ops, groups == "draft")
+    is_cold = (groups == "draft") & (order < NUM_COLD)
     beside, draft_beside = _beside_factor(ops), _draft_beside_factor(ops[~is_cold])
     slowed = _slowed(ops, beside, draft_beside)
     has_warm = int((groups == "draft").sum() - is_cold.sum()) >= LEAST_WARM
@@ -189,13 +195,15 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
                 least=0 if group == "host" else 1,
                 rng=rng,
             )
-    cold_s = _cold_starts(fits["draft"], ops, groups == "draft", slowed) if has_warm else Calibration.cold_s
+    mean_s = _mean_seconds(fits, ops, groups) * slowed
+    wait_s = _waits(ops, mean_s)
+    cold_start = _cold_start(ops, mean_s, wait_s, [is_cold & (order == index) for index in range(NUM_COLD)], has_warm)
     return Calibration(
         fits=fits,
-        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_s, slowed),
+        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_start, slowed, wait_s),
         num_requests=int(ops["request_id"].nunique()),
         num_unclean=len(unclean),
-        cold_s=cold_s,
+        cold_start=cold_start,
         beside=beside,
         draft_beside=draft_beside,
     )
@@ -240,16 +248,43 @@ def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.
     return order
 
 
-def _cold_starts(
-    fit: LatencyFit, ops: pd.DataFrame, chosen: NDArray[np.bool_], slowed: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Mean seconds above the warm law of the first and the second draft forward of a round; never negative."""
-    order = _order_in_round(ops, chosen)
-    mean_s = fit.mean_array(ops["num_tokens"], ops["num_branches"], ops["context_tokens"])
-    excess = (ops["end_s"] - ops["start_s"]).to_numpy() - mean_s * slowed
-    means = [excess[chosen & (order == index)] for index in range(len(Calibration.cold_s))]
-    first, second = (max(0.0, float(values.mean())) if len(values) else 0.0 for values in means)
-    return first, second
+def _mean_seconds(fits: Mapping[str, LatencyFit], ops: pd.DataFrame, groups: NDArray[np.str_]) -> NDArray[np.float64]:
+    """(ops,) by the law of each operation's group, working alone."""
+    seconds = np.zeros(len(ops))
+    for group, fit in fits.items():
+        chosen = np.flatnonzero(groups == group)
+        part = ops.iloc[chosen]
+        seconds[chosen] = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
+    return seconds
+
+
+def _waits(ops: pd.DataFrame, mean_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(ops,) how long the draft waited in the round before each operation's, as `ColdStart` counts it.
+
+    Before a request's first round lies the target's prefill: infinity.
+    """
+    ahead = ops["kind"].isin([*AHEAD_KINDS, "read_ahead"])
+    verify = ops["kind"].isin(["verify", "verify_beside"])
+    sides = ops[["request_id", "round"]].assign(wait_s=mean_s * (verify.to_numpy() * 1.0 - ahead.to_numpy()))
+    waits = sides[ahead | verify].groupby(["request_id", "round"])["wait_s"].sum().clip(lower=0)
+    before = pd.MultiIndex.from_arrays([ops["request_id"], ops["round"] - 1])
+    found: NDArray[np.float64] = waits.reindex(before).fillna(np.inf).to_numpy(float)
+    return found
+
+
+def _cold_start(
+    ops: pd.DataFrame,
+    mean_s: NDArray[np.float64],
+    wait_s: NDArray[np.float64],
+    cold: Sequence[NDArray[np.bool_]],
+    has_warm: bool,
+) -> ColdStart:
+    """cold: which operations are the first, and which the second forward of the draft in their rounds."""
+    if not has_warm:
+        return ColdStart()
+    excess = (ops["end_s"] - ops["start_s"]).to_numpy() - mean_s
+    first, second = ((wait_s[chosen], excess[chosen]) for chosen in cold)
+    return fit_cold_start(first, second)
 
 
 def check_rounds(
@@ -258,8 +293,9 @@ def check_rounds(
     groups: NDArray[np.str_],
     rounds: pd.DataFrame,
     rng: np.random.Generator,
-    cold_s: tuple[float, float],
+    cold_start: ColdStart,
     slowed: NDArray[np.float64],
+    wait_s: NDArray[np.float64],
 ) -> RoundCheck | None:
     """Predicted and measured mean time of whole rounds; None without rounds.
 
@@ -274,8 +310,10 @@ def check_rounds(
         mean = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
         seconds[of_group] = mean * draw_ratios(fit.ratios, len(of_group), rng) * slowed[of_group]
     order = _order_in_round(ops, groups == "draft")
-    for index, extra_s in enumerate(cold_s):
-        seconds[(groups == "draft") & (order == index)] += extra_s
+    share = cold_start.share_after(wait_s)
+    for index, extra_s in enumerate((cold_start.first_s, cold_start.second_s)):
+        chosen = (groups == "draft") & (order == index)
+        seconds[chosen] += extra_s * share[chosen]
     lanes = ops["kind"].map(
         {
             **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},

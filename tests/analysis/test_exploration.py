@@ -26,6 +26,7 @@ from sim.placement import Placement, PlacementKind, adjusted
 from sim.policies.catalog import parse_policy
 from tests.analysis.made_up_run import write_run
 from traces.calibration import Calibration, calibrate
+from traces.cold_start import ColdStart
 from traces.runs import read_run
 
 LABELS = [
@@ -55,7 +56,9 @@ def calibration(run_dir: Path) -> Calibration:
 def dear_calibration(calibration: Calibration) -> Calibration:
     """Reading signals, cold starts and a draft at work beside the target all cost something."""
     fits = {**calibration.fits, "read": calibration.fits["draft"]}
-    return replace(calibration, fits=fits, cold_s=(0.0004, 0.0001), beside=1.4)
+    return replace(
+        calibration, fits=fits, cold_start=ColdStart(first_s=0.0004, second_s=0.0001, full_s=0.002), beside=1.4
+    )
 
 
 GRID = Study(
@@ -123,7 +126,7 @@ def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: C
 def test_moved_parameters_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: Calibration) -> None:
     traces = tuple(read_run(run_dir).traces())
     workload = Workload(traces=traces, calibration=dear_calibration, timings=(Timing(),))
-    moved = replace(dear_calibration, beside=1.7, cold_s=(0.001, 0.0))
+    moved = replace(dear_calibration, beside=1.7, cold_start=ColdStart(first_s=0.001))
     speeds = speeds_under(workload, Timing(), LABELS, [dear_calibration, moved])
     for calibration, row in zip((dear_calibration, moved), speeds, strict=True):
         for label, speed in zip(LABELS, row, strict=True):

@@ -256,6 +256,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
     from sim.latency import FittedLatency
     from sim.sweep import sweep
     from traces.calibration import Calibration, LatencyFit
+    from traces.cold_start import ColdStart
 
     def law(base: float) -> LatencyFit:
         return LatencyFit(
@@ -276,7 +277,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         round_check=None,
         num_requests=1,
         num_unclean=0,
-        cold_s=(0.5, 0.125),
+        cold_start=ColdStart(first_s=0.5, second_s=0.125, full_s=4.0),
         beside=1.5,
         draft_beside=2.0,
     )

@@ -17,6 +17,7 @@ from sim.placement import AdjustedLatency, PlacedTimer, Placement, PlacementKind
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.pearl import Pearl
 from sim.sweep import sweep
+from traces.cold_start import ColdStart
 from traces.schema import RequestTrace
 
 ANYWHERE: dict[str, Any] = {"context_tokens": 50, "drafts": True}
@@ -95,8 +96,8 @@ class Dear(ConstantLatency):
     """A draft forward costs 0.2, read 0.3, the round's first two 0.04 and 0.02 more; a verification 1, beside 1.5."""
 
     @property
-    def cold_s(self) -> tuple[float, float]:
-        return 0.04, 0.02
+    def cold_start(self) -> ColdStart:
+        return ColdStart(first_s=0.04, second_s=0.02, full_s=0.5)
 
     def for_policy(self, *, reads_signals: bool, overlaps: bool) -> Dear:
         return replace(self, draft_s=0.3 if reads_signals else 0.2, verify_s=1.5 if overlaps else 1.0)
@@ -104,9 +105,9 @@ class Dear(ConstantLatency):
 
 def test_signals_interference_and_cold_starts_are_priced_in_every_placement() -> None:
     far = adjusted(Dear(draft_s=0.2, verify_s=1.0), Placement(link_latency_s=0.01), cost_ratio=2.5, **ANYWHERE)
-    assert far.cold_s == pytest.approx((0.08, 0.04))
+    assert far.cold_start == ColdStart(first_s=0.08, second_s=0.04, full_s=0.5)
     met = far.for_policy(reads_signals=True, overlaps=True)
-    assert met.cold_s == pytest.approx((0.08, 0.04))
+    assert met.cold_start == far.cold_start
     assert met.mean_s(OpShape("draft", "draft", 1, 1, 50)) == pytest.approx(0.6)
     assert met.mean_s(OpShape("target", "verify", 4, 1, 50)) == pytest.approx(1.52)
 
