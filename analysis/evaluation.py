@@ -11,14 +11,13 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.engine_runs import simulated_requests
 from analysis.study import policy_of
-from sim.latency import FittedLatency, LatencyModel
+from sim.latency import Conditions, FittedLatency, LatencyModel
 from sim.lockstep import RoundArrays, TraceArrays
 from sim.placement import PlacedTimer, Placement, adjusted, mixed
 from sim.policies.base import Policy
@@ -150,27 +149,19 @@ def _timed(
     """(3, policies, requests) seconds of the rounds in one scenario."""
     traces = workload.traces
     num_lanes = len(policies) * len(traces)
-    kinds = [_Kind(policy.needs.drafts, policy.needs.signals, policy.overlaps) for policy in policies]
+    kinds = [Conditions.of(policy) for policy in policies]
     distinct = list(dict.fromkeys(kinds))
     kind_of_round = np.array([distinct.index(kind) for kind in kinds])[rounds.lane // len(traces)]
     found = np.zeros((len(SECONDS), num_lanes))
-    for index, (drafts, reads_signals, overlaps) in enumerate(distinct):
-        model = _latency_of(timing, workload, latency, drafts)
-        timer = PlacedTimer(model, traces, timing.placement, reads_signals=reads_signals, overlaps=overlaps)
+    for index, conditions in enumerate(distinct):
+        model = _latency_of(timing, workload, latency, conditions.drafts)
+        timer = PlacedTimer(model, traces, timing.placement, conditions)
         chosen = np.flatnonzero(kind_of_round == index)
         part = RoundArrays(*(column[chosen] for column in rounds))
         times = timer.times_of(part, request[chosen], position[chosen])
         for sums, values in zip(found, times, strict=True):
             sums += np.bincount(part.lane, weights=values, minlength=num_lanes)
     return found.reshape(len(SECONDS), len(policies), len(traces))
-
-
-class _Kind(NamedTuple):
-    """What of a policy its latencies depend on."""
-
-    drafts: bool
-    reads_signals: bool
-    overlaps: bool
 
 
 def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:

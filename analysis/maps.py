@@ -16,7 +16,7 @@ from sim.acceptance import (
     sps_speedup,
 )
 from sim.acceptance_models import AcceptanceModel, Geometric
-from sim.latency import ConstantLatency
+from sim.latency import Conditions, ConstantLatency
 from sim.placement import PlacedTimer, Placement
 from sim.policies.base import Policy
 from sim.policies.catalog import label_of
@@ -81,7 +81,7 @@ def simulated_map(
         position = swept.rounds.position - request * (num_tokens + 1)
         for ratio in cost_ratios:
             latency = ConstantLatency(draft_s=1 / ratio, verify_s=1.0, branch_s=branch_cost / ratio)
-            timer = PlacedTimer(latency, traces, placement)
+            timer = PlacedTimer(latency, traces, placement, Conditions(drafts=True))
             seconds = timer.times_of(swept.rounds, request, position)[0]
             speedups = num_requests * num_tokens / np.bincount(policy, weights=seconds)
             for method in dict.fromkeys(methods.tolist()):

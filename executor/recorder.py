@@ -62,10 +62,7 @@ class RecordSettings:
 
     target: str = "embedded"
     draft: str = "embedded"
-    policies: tuple[str, ...] = (
-        "autoregressive",
-        "specbranch:uses_hrad=false,max_branches=1,draft_length=8,prior_length=8,epsilon=0.15",
-    )
+    policies: tuple[str, ...] = ("autoregressive", "probe")
     temperatures: tuple[float, ...] = (0.0, 1.0)
     top_k: int = 0
     top_p: float = 1.0

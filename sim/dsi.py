@@ -19,7 +19,7 @@ import numpy as np
 import simpy
 
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency import FittedLatency, LatencyModel
+from sim.latency import Conditions, FittedLatency, LatencyModel
 from sim.policies.base import check_at_least
 from sim.replay import next_mismatches
 from sim.shapes import Forwards
@@ -79,7 +79,7 @@ def simulate_dsi(
     Work is cut short in no time and servers come free at once; verifications report in the order of their blocks.
     """
     if isinstance(latency, FittedLatency):
-        latency = latency.for_policy(reads_signals=False, overlaps=True)
+        latency = latency.under(Conditions(drafts=True, overlaps=True))
     rngs = rng.spawn(len(traces)) if rng is not None else []
     means = MeanDurations(latency)
     decodings = []

@@ -6,7 +6,6 @@ The target's verification runs while the process goes on drafting; the round set
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -15,7 +14,7 @@ import numpy as np
 import simpy
 
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency import LatencyModel, latency_for
+from sim.latency import Conditions, LatencyModel
 from sim.machine import Branch, Close, DraftTokens, Keep, Reply, Settle, Settled, Submit, decode
 from sim.policies.base import Policy
 from sim.policies.catalog import POLICIES, label_of
@@ -79,7 +78,7 @@ def simulate(
     """
     if num_streams < 1:
         raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
-    latency = latency_for(latency, policy, same_device=same_device)
+    latency = latency.under(Conditions.of(policy, same_device=same_device))
     env = simpy.Environment()
     target = Device(env, "sim:target" if not same_device else "sim:shared")
     draft = Device(env, "sim:draft") if not same_device else target
@@ -149,8 +148,7 @@ class _Stage:
         first_token_s: float | None = None
         draft_s = verify_s = ahead_s = 0.0
         index = num_forwards = 0
-        cold_start, has_cold_start = self.cold_start, bool(self.cold_start)
-        waking_s: list[float] = list(cold_start.after(math.inf)) if has_cold_start else []
+        cold_start, waking_s = self.cold_start, self.cold_start.first_s  # before round 0 the target's prompt has passed
         verified: Event = None
         note = self._note if self.record_ops else None
         while True:
@@ -175,8 +173,9 @@ class _Stage:
                 self.run.rounds.append((closed, RoundTimes(start_s, end_s, draft_s, verify_s)))
                 if first_token_s is None:
                     first_token_s = end_s
-                if has_cold_start:
-                    waking_s = list(cold_start.after(verify_s if self.takes_turns else verify_s - ahead_s))
+                if cold_start.first_s:
+                    wait_s = verify_s if self.takes_turns else verify_s - ahead_s
+                    waking_s = cold_start.waking_s(wait_s, num_forwards)
                 start_s = end_s
                 draft_s, num_forwards, index = 0.0, 0, index + 1
                 continue
@@ -208,10 +207,10 @@ class _Stage:
                     ahead_s += warm_s
                     draft_s += warm_s
                     if waking_s:
-                        for ordinal in range(min(len(times), len(waking_s))):
-                            times[ordinal] += waking_s[ordinal]
-                        draft_s += sum(waking_s[: len(times)])
-                        del waking_s[: len(times)]
+                        for ordinal in range(len(times)):
+                            times[ordinal] += waking_s
+                            draft_s += waking_s
+                            waking_s *= cold_start.decay
                     num_forwards += forwards.num_forwards
                     done = draft.work(times)
                     if note:

@@ -46,16 +46,34 @@ class OpShape(NamedTuple):
     context_tokens: int
 
 
+class Conditions(NamedTuple):
+    """What of a policy the times of its operations depend on.
+
+    drafts: the draft runs at all, and uses the caches that the target's weights lie in. reads_signals: its forwards
+    include reading their signals. overlaps: two models are at work at once, and slow each other down.
+    """
+
+    drafts: bool = False
+    reads_signals: bool = False
+    overlaps: bool = False
+
+    @classmethod
+    def of(cls, policy: Policy, *, same_device: bool = False) -> Conditions:
+        """same_device: the models take turns, so that nothing runs beside anything."""
+        needs = policy.needs
+        return cls(needs.drafts, needs.signals, policy.overlaps and not same_device)
+
+
 class LatencyModel(Protocol):
     """Seconds of an operation."""
 
     @property
     def cold_start(self) -> ColdStart:
-        """What the first and the second draft forward of a round take more than later ones."""
+        """What the first draft forwards of a round take more than later ones."""
         ...
 
-    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> LatencyModel:
-        """The same latencies as a policy of this kind meets them."""
+    def under(self, conditions: Conditions) -> LatencyModel:
+        """The same latencies as a policy meets them."""
         ...
 
     def mean_s(self, op: OpShape) -> float:
@@ -80,7 +98,7 @@ class SameForAll:
     def cold_start(self) -> ColdStart:
         return ColdStart()
 
-    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> Self:
+    def under(self, conditions: Conditions) -> Self:
         return self
 
 
@@ -126,8 +144,8 @@ class ConstantLatency(SameForAll):
 class FittedLatency:
     """The affine laws of a calibration; draws multiply the mean by a recorded ratio measured / fitted.
 
-    is_noisy: False makes every draw the mean. reads_signals: the draft's forwards include reading their signals, which was
-    recorded apart, because only some policies want them. overlaps: verifications run beside a working draft (`latency_for`).
+    is_noisy: False makes every draw the mean. conditions: what they are asked for; reading signals was recorded apart,
+    because only some policies want them.
     """
 
     def __init__(
@@ -135,14 +153,14 @@ class FittedLatency:
         calibration: Calibration,
         *,
         is_noisy: bool = True,
-        reads_signals: bool = False,
-        overlaps: bool = False,
+        conditions: Conditions | None = None,
     ) -> None:
         self.calibration = calibration
         self.is_noisy = is_noisy
         # The draft looks and branches during a verification only; other forwards have the device to themselves.
+        drafts, reads_signals, overlaps = conditions or Conditions()
         self._slowed = dict.fromkeys(AHEAD_KINDS, calibration.draft_beside if overlaps else 1.0)
-        self._slowed["verify"] = calibration.beside if overlaps else 1.0
+        self._slowed["verify"] = (calibration.drafting if drafts else 1.0) * (calibration.beside if overlaps else 1.0)
         self._read = calibration.fits.get("read") if reads_signals else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
 
@@ -157,8 +175,8 @@ class FittedLatency:
     def cold_start(self) -> ColdStart:
         return self.calibration.cold_start
 
-    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> FittedLatency:
-        return FittedLatency(self.calibration, is_noisy=self.is_noisy, reads_signals=reads_signals, overlaps=overlaps)
+    def under(self, conditions: Conditions) -> FittedLatency:
+        return FittedLatency(self.calibration, is_noisy=self.is_noisy, conditions=conditions)
 
     def mean_s(self, op: OpShape) -> float:
         mean = self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
@@ -188,12 +206,6 @@ class FittedLatency:
 
 # Forwards whose laws are read at once. Of the branches only the hit one's are, when the round settles: the host's time.
 _SIGNALLED = ("draft", "look")
-
-
-def latency_for(latency: LatencyModel, policy: Policy, *, same_device: bool = False) -> LatencyModel:
-    """The latencies that a policy meets: with the cost of reading signals, if it wants them, and with the interference of
-    two models at work, if it overlaps them. same_device: they take turns, so that nothing runs beside anything."""
-    return latency.for_policy(reads_signals=policy.needs.signals, overlaps=policy.overlaps and not same_device)
 
 
 class EmpiricalLatency(SameForAll):

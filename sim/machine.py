@@ -129,7 +129,7 @@ def decode(
         yield Submit(num_pending)
         fanout: tuple[int, ...] = ()
         num_steps = num_rows = 0
-        if policy.overlaps and remaining > 1:
+        if remaining > 1 and policy.looks(seen, pending):
             if frontier is None:
                 law = yield _LOOK
                 assert isinstance(law, Signal)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sim.latency import LatencyModel, OpShape
+from sim.latency import Conditions, LatencyModel, OpShape
 from sim.lockstep import Ints, RoundArrays
 from sim.round_times import RoundTimer
 from traces.cold_start import ColdStart
@@ -88,10 +88,10 @@ class AdjustedLatency:
     @property
     def cold_start(self) -> ColdStart:
         found = self.base.cold_start
-        return replace(found, first_s=found.first_s * self.draft_factor, second_s=found.second_s * self.draft_factor)
+        return replace(found, first_s=found.first_s * self.draft_factor)
 
-    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> AdjustedLatency:
-        return replace(self, base=self.base.for_policy(reads_signals=reads_signals, overlaps=overlaps))
+    def under(self, conditions: Conditions) -> AdjustedLatency:
+        return replace(self, base=self.base.under(conditions))
 
     def mean_s(self, op: OpShape) -> float:
         return self.base.mean_s(op) * self._factor(op.actor, op.kind) + float(self._crossing_s(op.kind, op.num_tokens))
@@ -150,14 +150,12 @@ class PlacedTimer:
         latency: LatencyModel,
         traces: Sequence[RequestTrace],
         placement: Placement,
-        *,
-        reads_signals: bool = False,
-        overlaps: bool = False,
+        conditions: Conditions,
     ) -> None:
-        """reads_signals, overlaps: of the policies whose rounds are timed (`LatencyModel.for_policy`)."""
+        """conditions: of the policies whose rounds are timed, were each model on its own device."""
         self.share = placement.share_of_turns
-        beside = latency.for_policy(reads_signals=reads_signals, overlaps=overlaps)
-        in_turns = latency.for_policy(reads_signals=reads_signals, overlaps=False)
+        beside = latency.under(conditions)
+        in_turns = latency.under(conditions._replace(overlaps=False))
         self._apart = RoundTimer(beside, traces)
         self._turns = RoundTimer(in_turns, traces, same_device=True)
         self.prefill_s: Floats = mixed(self._apart.prefill_s, self._turns.prefill_s, self.share)

@@ -22,7 +22,7 @@ class RoundTimer:
         self._same_device = same_device
         self._prompts = np.array([trace.num_prompt_tokens for trace in traces], dtype=np.int64)
         self._sums: dict[tuple[str, int], Floats] = {}
-        self._last_wait_s: Floats = np.zeros(0)  # of each lane
+        self._last_share: Floats = np.zeros(0)  # of a full cold start, after the last round of each lane
         both = [self._prefill_s("draft"), self._prefill_s("target")]
         self.prefill_s: Floats = both[0] + both[1] if same_device else np.maximum(*both)
 
@@ -59,39 +59,36 @@ class RoundTimer:
         verify_s = mean("verify", pending + 1, 1, sequence - 1)
         host_s = mean("host", pending, rounds.num_branches, sequence - 1)
 
-        # After a wait the first two forwards of a round take longer, wherever they fall.
+        # After a wait the first forwards of a round take longer, serial ones and those ahead alike.
         cold_start = self._latency.cold_start
-        if cold_start:
-            wait_s = verify_s if self._same_device else np.maximum(verify_s - ahead_s, 0.0)
-            share = cold_start.share_after(self._waits_before(rounds.lane, position, wait_s))
+        if cold_start.first_s:
             num_serial = rounds.num_serial - ((rounds.num_serial > 0) & (rounds.draft_lag == 0))
-            num_steps = np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0)
-            num_all = num_serial + (rounds.look_lag > 0) + num_steps
-            for ordinal, extra_s in enumerate((cold_start.first_s, cold_start.second_s)):
-                is_serial = num_serial > ordinal
-                serial_s += extra_s * share * is_serial
-                ahead_s = ahead_s + extra_s * share * (~is_serial & (num_all > ordinal))
+            num_ahead = (rounds.look_lag > 0) + np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0)
+            wait_s = verify_s if self._same_device else np.maximum(verify_s - ahead_s, 0.0)
+            share = self._shares_before(rounds.lane, position, cold_start.share_after(wait_s, num_serial + num_ahead))
+            serial_s = serial_s + cold_start.first_s * share * cold_start.weight_of(0, num_serial)
+            ahead_s = ahead_s + cold_start.first_s * share * cold_start.weight_of(num_serial, num_ahead)
 
         act_s = verify_s + ahead_s if self._same_device else np.maximum(verify_s, ahead_s)
         return serial_s + act_s + host_s, serial_s + ahead_s, verify_s
 
-    def _waits_before(self, lane: Ints, position: Ints, wait_s: Floats) -> Floats:
-        """How long the draft waited before each round: in the round before it of its lane, rounds of a lane in order.
+    def _shares_before(self, lane: Ints, position: Ints, share: Floats) -> Floats:
+        """What each round's predecessor in its lane left: rounds of a lane come in order, also from call to call.
 
-        A piece of rounds may go on where an earlier call ended. Before a request's first round lies the target's prefill.
+        Before a request's first round the target's prompt has passed: a full cold start.
         """
-        if int(lane.max()) >= len(self._last_wait_s):
-            self._last_wait_s = np.concatenate([self._last_wait_s, np.zeros(int(lane.max()) + 1)])
+        if int(lane.max()) >= len(self._last_share):
+            self._last_share = np.concatenate([self._last_share, np.zeros(int(lane.max()) + 1)])
         order = np.argsort(lane, kind="stable")
-        lanes, waits = lane[order], wait_s[order]
+        lanes, shares = lane[order], share[order]
         firsts = np.flatnonzero(np.diff(lanes, prepend=-1))
         lasts = np.append(firsts[1:], len(lanes)) - 1
-        before = np.roll(waits, 1)
-        before[firsts] = self._last_wait_s[lanes[firsts]]
-        self._last_wait_s[lanes[lasts]] = waits[lasts]
+        before = np.roll(shares, 1)
+        before[firsts] = self._last_share[lanes[firsts]]
+        self._last_share[lanes[lasts]] = shares[lasts]
         found = np.empty(len(lane))
         found[order] = before
-        found[position == 0] = np.inf
+        found[position == 0] = 1.0
         return found
 
     def _run_s(self, kind: str, num_branches: int, start: Ints, stop: Ints) -> Floats:

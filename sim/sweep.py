@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sim.array_rules import ARRAY_RULES
-from sim.latency import LatencyModel, latency_for
+from sim.latency import Conditions, LatencyModel
 from sim.lockstep import Floats, Ints, Lanes, RoundArrays, TraceArrays, step_all
 from sim.policies.base import Policy
 from sim.replay import check_answers, replay
@@ -94,15 +94,17 @@ def sweep(
             check_answers(trace, needs)
     arrays = arrays or TraceArrays(traces)
     timers = {
-        kind: RoundTimer(latency_for(latency, policy, same_device=same_device), traces, same_device=same_device)
-        for kind, policy in {(policy.needs.signals, policy.overlaps): policy for policy in policies}.items()
+        kind: RoundTimer(latency.under(kind), traces, same_device=same_device)
+        for kind in {Conditions.of(policy, same_device=same_device) for policy in policies}
     }
     sums = _Sums(policies, traces, arrays, next(iter(timers.values())), record_rounds)
-    kinds: dict[tuple[type[Policy], bool, bool], list[int]] = {}
+    # Policies of one type step together; of these, those apart that overlap and those that do not.
+    kinds: dict[tuple[type[Policy], bool, Conditions], list[int]] = {}
     for index, policy in enumerate(policies):
-        kinds.setdefault((type(policy), policy.needs.signals, policy.overlaps), []).append(index)
-    for (kind, *timing), chosen in kinds.items():
-        sums.use(timers[timing[0], timing[1]])
+        conditions = Conditions.of(policy, same_device=same_device)
+        kinds.setdefault((type(policy), policy.overlaps, conditions), []).append(index)
+    for (kind, _, conditions), chosen in kinds.items():
+        sums.use(timers[conditions])
         if kind in ARRAY_RULES and len(chosen) * len(traces) >= _FEWEST_LANES:
             rule = ARRAY_RULES[kind]([policies[index] for index in chosen], arrays)
             step_all(rule, _lanes(chosen, arrays), arrays, sums.add)
@@ -111,7 +113,7 @@ def sweep(
                 for request, trace in enumerate(traces):
                     rounds = replay(policies[index], trace)
                     lane = index * len(traces) + request
-                    sums.add(round_arrays(policies[index], trace, rounds, lane, int(arrays.starts[request])))
+                    sums.add(round_arrays(rounds, lane, int(arrays.starts[request])))
     return sums.result()
 
 
@@ -132,7 +134,7 @@ def _lanes(chosen: Sequence[int], arrays: TraceArrays) -> Lanes:
     )
 
 
-def round_arrays(policy: Policy, trace: RequestTrace, rounds: Sequence[Round], lane: int, start: int) -> RoundArrays:
+def round_arrays(rounds: Sequence[Round], lane: int, start: int) -> RoundArrays:
     """Rounds of the step machine as arrays; start: the request's first absolute position."""
     cache = DraftCache(1)  # shapes here are relative: the prompt's length is added with the times
     rows: list[tuple[int, ...]] = []
@@ -142,7 +144,8 @@ def round_arrays(policy: Policy, trace: RequestTrace, rounds: Sequence[Round], l
             cache.draft(done.num_serial)
         num_withdrawn = cache.num_pending - done.num_pending
         cache.submit(done.num_pending)
-        look_lag = cache.lag if policy.overlaps and trace.max_new_tokens - done.position > 1 else 0
+        num_others = done.num_serial - (done.num_serial > 0 and draft_lag == 0) + done.num_branch_steps
+        look_lag = cache.lag if done.num_draft_forwards > num_others else 0
         if look_lag:
             cache.look()
         cache.branch(done.num_branches, done.num_branch_steps)

@@ -7,9 +7,8 @@ calibration.save("calibration.json")
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,8 +49,8 @@ _GROUP_OF = {
 
 
 AHEAD_KINDS = ("look", "branch")  # the draft's forwards during a verification
-NUM_COLD = 2  # draft forwards of a round that a wait slows down
-LEAST_WARM = 50  # draft forwards beyond a round's first two, for a law of their own
+NUM_COLD = 4  # draft forwards of a round that a wait slows down noticeably
+LEAST_OPS = 30  # operations of one kind below which their mean is not compared
 
 
 def group_of(actor: str, kind: str) -> str:
@@ -81,8 +80,9 @@ class Calibration:
     """Fitted latencies of one pair on one machine. fits: of GROUPS, those that the run has operations of.
 
     cold_start: what the first draft forwards of a round take more than later ones.
-    beside: how much longer a verification takes while the draft works, on shared memory and caches; 1 when not recorded.
-    draft_beside: likewise, how much longer a forward of the draft takes while the target verifies.
+    drafting: how much longer a verification takes where a draft runs between verifications and uses the same caches.
+    beside: how much longer still while the draft works at the same time, on the same memory.
+    draft_beside: likewise, how much longer a forward of the draft takes while the target verifies. 1 when not recorded.
     """
 
     fits: Mapping[str, LatencyFit]
@@ -90,6 +90,7 @@ class Calibration:
     num_requests: int
     num_unclean: int
     cold_start: ColdStart = field(default_factory=ColdStart)
+    drafting: float = 1.0
     beside: float = 1.0
     draft_beside: float = 1.0
     schema_version: int = SCHEMA_VERSION
@@ -132,14 +133,16 @@ class Calibration:
                     lines.append(f"  {term:<36}   {1e3 * value:.5g} [{1e3 * low:.5g}, {1e3 * high:.5g}]")
             if fit.left_out:
                 lines.append(f"  not identified, left out: {', '.join(fit.left_out)}")
-        if self.cold_start:
-            first, second = (1e3 * seconds for seconds in self.cold_start.after(math.inf))
+        if self.cold_start.first_s:
+            first_s, decay, full_s = self.cold_start.first_s, self.cold_start.decay, self.cold_start.full_s
+            after = f"after a wait of {1e3 * full_s:.3g} ms or more" if full_s else "after every wait"
             lines.append(
-                f"cold start of a round's drafting: first forward +{first:.3g} ms, second +{second:.3g} ms"
-                + (f" after waits from {1e3 * full_s:.3g} ms on" if (full_s := self.cold_start.full_s) else "")
+                f"cold start of a round's drafting: +{1e3 * first_s:.3g} ms {after}, each forward {decay:.2g} of the last"
             )
+        if self.drafting != 1:
+            lines.append(f"verification where a draft runs in between: {self.drafting:.3f} of plain decoding's")
         if self.beside != 1:
-            lines.append(f"verification beside a working draft: {self.beside:.3f} of one alone")
+            lines.append(f"verification beside a working draft: {self.beside:.3f} of one without")
         if self.draft_beside != 1:
             lines.append(f"draft forward beside a verification: {self.draft_beside:.3f} of one alone")
         if self.round_check:
@@ -177,151 +180,176 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     if ops.empty:
         raise ValueError(f"{run.folder} holds no operation of an undisturbed request; record it again on free cores.")
     rng = np.random.default_rng(seed)
-    fits = {}
-    order = _order_in_round(ops, groups == "draft")
-    is_cold = (groups == "draft") & (order < NUM_COLD)
-    beside, draft_beside = _beside_factor(ops), _draft_beside_factor(ops[~is_cold])
-    slowed = _slowed(ops, beside, draft_beside)
-    has_warm = int((groups == "draft").sum() - is_cold.sum()) >= LEAST_WARM
-    for group in GROUPS:
-        part = ops[(groups == group) & ~(is_cold & has_warm)]
-        if len(part):
-            fits[group] = fit_latency(
-                (part["end_s"] - part["start_s"]) / slowed[part.index],
-                part["num_tokens"],
-                part["num_branches"],
-                part["context_tokens"],
-                part["request_id"],
-                least=0 if group == "host" else 1,
-                rng=rng,
-            )
-    mean_s = _mean_seconds(fits, ops, groups) * slowed
-    wait_s = _waits(ops, mean_s)
-    cold_start = _cold_start(ops, mean_s, wait_s, [is_cold & (order == index) for index in range(NUM_COLD)], has_warm)
+    ops = ops.assign(group=groups, seconds=ops["end_s"] - ops["start_s"], order=_order_in_round(ops, groups == "draft"))
+    drafting, beside = _verify_factors(ops)
+    slowed = np.where(ops["kind"] == "verify_beside", drafting * beside, np.where(_is_drafting(ops), drafting, 1.0))
+    slowed[ops["actor"] != "target"] = 1.0
+    fits = {group: _fit(ops[groups == group], slowed[groups == group], rng) for group in GROUPS if group in groups}
+    cold_start, draft_beside = ColdStart(), 1.0
+    before = ops.assign(wait_s=np.inf, num_before=0)
+    if "draft" in fits and "verify" in fits:
+        before = _rounds_before(ops, fits["draft"], fits["verify"], slowed)
+        fits["draft"], cold_start, draft_beside = _fit_draft(before[groups == "draft"], fits["draft"], rng)
+        slowed[ops["kind"].isin(AHEAD_KINDS)] = draft_beside
+    waking_s = _waking_seconds(before, cold_start)
     return Calibration(
         fits=fits,
-        round_check=check_rounds(fits, ops, groups, rounds, rng, cold_start, slowed, wait_s),
+        round_check=check_rounds(fits, ops, rounds, rng, slowed, waking_s),
         num_requests=int(ops["request_id"].nunique()),
         num_unclean=len(unclean),
         cold_start=cold_start,
+        drafting=drafting,
         beside=beside,
         draft_beside=draft_beside,
     )
 
 
-def _slowed(ops: pd.DataFrame, beside: float, draft_beside: float) -> NDArray[np.float64]:
-    """How much longer each operation took than it would have alone."""
-    of_draft = ops["kind"].isin(AHEAD_KINDS)
-    return np.where(ops["kind"] == "verify_beside", beside, np.where(of_draft, draft_beside, 1.0))
+def _fit(part: pd.DataFrame, slowed: NDArray[np.float64], rng: np.random.Generator) -> LatencyFit:
+    """The law of some operations of one group. slowed: how much longer each took than it would have alone."""
+    is_host = part["group"].iloc[0] == "host"
+    return fit_latency(
+        part["seconds"] / slowed,
+        part["num_tokens"],
+        part["num_branches"],
+        part["context_tokens"],
+        part["request_id"],
+        least=0 if is_host else 1,
+        rng=rng,
+    )
 
 
-def _draft_beside_factor(ops: pd.DataFrame) -> float:
-    """Mean one-row draft forward during a verification over one while the target waits, both warm."""
-    single = ops[(ops["actor"] == "draft") & (ops["num_branches"] == 1) & (ops["num_tokens"] == 1)]
-    seconds = single["end_s"] - single["start_s"]
-    ahead, alone = seconds[single["kind"].isin(AHEAD_KINDS)], seconds[single["kind"] == "draft"]
-    if min(len(ahead), len(alone)) < LEAST_WARM:
-        return 1.0
-    return max(1.0, float(ahead.mean() / alone.mean()))
+def _is_drafting(ops: pd.DataFrame) -> NDArray[np.bool_]:
+    """(ops,) whether an operation's request runs a draft at all."""
+    drafting = ops.loc[ops["group"] == "draft", "request_id"].unique()
+    found: NDArray[np.bool_] = ops["request_id"].isin(drafting).to_numpy()
+    return found
 
 
-def _beside_factor(ops: pd.DataFrame) -> float:
-    """Mean verification beside a working draft over one alone, at the widths that were measured both ways."""
-    verify = ops[ops["kind"].isin(["verify", "verify_beside"])]
-    seconds = verify.assign(seconds=verify["end_s"] - verify["start_s"])
-    table = seconds.pivot_table(index="num_tokens", columns="kind", values="seconds", aggfunc=["mean", "size"])
-    if ("mean", "verify_beside") not in table or ("mean", "verify") not in table:
-        return 1.0
-    enough = table[(pd.DataFrame(table["size"]) >= LEAST_WARM).all(axis=1)]
-    if enough.empty:
-        return 1.0
-    weights = pd.DataFrame(enough["size"]).min(axis=1)
-    factors = enough["mean", "verify_beside"] / enough["mean", "verify"]
-    return max(1.0, float((factors * weights).sum() / weights.sum()))
+def _verify_factors(ops: pd.DataFrame) -> tuple[float, float]:
+    """How much longer a verification takes where a draft runs between verifications, and how much longer still while
+    one runs beside it; each at the widths that were measured both ways, 1 where there are none."""
+    verify = ops[ops["group"] == "verify"]
+    is_beside, is_drafting = verify["kind"] == "verify_beside", _is_drafting(ops)[verify.index]
+    alone, between, beside = verify[~is_drafting], verify[is_drafting & ~is_beside], verify[is_beside]
+    drafting = _factor(between, alone)
+    return drafting or 1.0, _factor(beside, between) or _factor(beside, alone) or 1.0
+
+
+def _factor(slow: pd.DataFrame, fast: pd.DataFrame) -> float | None:
+    """Mean seconds of the one over the other, never below 1, over the widths with enough of both; None without any."""
+    pairs = pd.concat([part.groupby("num_tokens")["seconds"].agg(["mean", "size"]) for part in (slow, fast)], axis=1)
+    table = pairs.dropna().to_numpy()
+    table = table[(table[:, [1, 3]] >= LEAST_OPS).all(axis=1)]
+    if not len(table):
+        return None
+    weights = np.minimum(table[:, 1], table[:, 3])
+    return max(1.0, float((table[:, 0] / table[:, 2]) @ weights / weights.sum()))
+
+
+def _rounds_before(
+    ops: pd.DataFrame, draft: LatencyFit, verify: LatencyFit, slowed: NDArray[np.float64]
+) -> pd.DataFrame:
+    """The operations with columns wait_s and num_before, of the round before each one's as `ColdStart` counts them.
+
+    Before a request's first round lies the target's prefill, for which the draft waits: infinity.
+    """
+    is_ahead = ops["kind"].isin(AHEAD_KINDS).to_numpy()
+    is_verify = (ops["group"] == "verify").to_numpy()
+    mean_s = np.where(is_verify, _means(verify, ops) * slowed, np.where(is_ahead, _means(draft, ops), 0.0))
+    mean_s = np.where(ops["kind"] == "read_ahead", ops["seconds"], mean_s)
+    rounds = (
+        pd.DataFrame(
+            {
+                "request_id": ops["request_id"],
+                "round": ops["round"] + 1,
+                "wait_s": np.where(is_verify, mean_s, -mean_s),
+                "num_before": (ops["group"] == "draft").astype(int),
+            }
+        )
+        .groupby(["request_id", "round"])
+        .sum()
+    )
+    found = ops.join(rounds, on=["request_id", "round"])
+    is_first = found["wait_s"].isna() | (found["round"] <= 0)
+    return found.assign(
+        wait_s=found["wait_s"].clip(lower=0).mask(is_first, np.inf), num_before=found["num_before"].mask(is_first, 0)
+    )
+
+
+def _fit_draft(draft: pd.DataFrame, rough: LatencyFit, rng: np.random.Generator) -> tuple[LatencyFit, ColdStart, float]:
+    """Law of a warm forward working alone, cold start, and slow-down beside a verification, from all its forwards.
+
+    rough: their law all together. Without enough warm forwards it stands, and what made it slow cannot be told.
+    """
+    is_ahead, is_warm = draft["kind"].isin(AHEAD_KINDS).to_numpy(), (draft["order"] >= NUM_COLD).to_numpy()
+    is_single = ((draft["num_tokens"] == 1) & (draft["num_branches"] == 1)).to_numpy()
+    if (is_single & is_warm).sum() < LEAST_OPS:
+        return rough, ColdStart(), 1.0
+
+    def slow_down(seconds: NDArray[np.float64], chosen: NDArray[np.bool_]) -> float:
+        ahead, alone = ((seconds / means)[chosen & side] for side in (is_ahead, ~is_ahead))
+        return max(1.0, float(ahead.mean() / alone.mean())) if min(len(ahead), len(alone)) >= LEAST_OPS else 1.0
+
+    seconds, means = draft["seconds"].to_numpy(), _means(rough, draft)
+    beside = slow_down(seconds, is_single & is_warm)
+    slowed = np.where(is_ahead, beside, 1.0)
+    law = _fit(draft[is_warm], slowed[is_warm], rng)
+    means = _means(law, draft)
+    centred = seconds - (means - means[is_single].mean()) * slowed
+    single = draft[is_single]
+    cold_start = fit_cold_start(centred[is_single], single["order"], single["wait_s"], single["num_before"])
+    warm_s = np.maximum(seconds - _waking_seconds(draft, cold_start), 0.1 * means)
+    beside = slow_down(warm_s, is_single)
+    return _fit(draft.assign(seconds=warm_s), np.where(is_ahead, beside, 1.0), rng), cold_start, beside
+
+
+def _waking_seconds(before: pd.DataFrame, cold_start: ColdStart) -> NDArray[np.float64]:
+    """(ops,) the cold start's part of each operation; before: as `_rounds_before` gives them."""
+    share = cold_start.share_after(before["wait_s"], before["num_before"]) * cold_start.decay ** before["order"]
+    found: NDArray[np.float64] = np.where(before["group"] == "draft", cold_start.first_s * share, 0.0)
+    return found
+
+
+def _means(fit: LatencyFit, ops: pd.DataFrame) -> NDArray[np.float64]:
+    return fit.mean_array(ops["num_tokens"], ops["num_branches"], ops["context_tokens"])
 
 
 def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """How many of the chosen operations of its round came before each operation."""
+    """How many of the chosen operations of its round came before each of them; 0 for others."""
     order = np.zeros(len(ops), np.intp)
     part = ops[chosen].sort_values("start_s", kind="stable")
     order[part.index] = part.groupby(["request_id", "round"]).cumcount()
     return order
 
 
-def _mean_seconds(fits: Mapping[str, LatencyFit], ops: pd.DataFrame, groups: NDArray[np.str_]) -> NDArray[np.float64]:
-    """(ops,) by the law of each operation's group, working alone."""
-    seconds = np.zeros(len(ops))
-    for group, fit in fits.items():
-        chosen = np.flatnonzero(groups == group)
-        part = ops.iloc[chosen]
-        seconds[chosen] = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
-    return seconds
-
-
-def _waits(ops: pd.DataFrame, mean_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(ops,) how long the draft waited in the round before each operation's, as `ColdStart` counts it.
-
-    Before a request's first round lies the target's prefill: infinity.
-    """
-    ahead = ops["kind"].isin([*AHEAD_KINDS, "read_ahead"])
-    verify = ops["kind"].isin(["verify", "verify_beside"])
-    sides = ops[["request_id", "round"]].assign(wait_s=mean_s * (verify.to_numpy() * 1.0 - ahead.to_numpy()))
-    waits = sides[ahead | verify].groupby(["request_id", "round"])["wait_s"].sum().clip(lower=0)
-    before = pd.MultiIndex.from_arrays([ops["request_id"], ops["round"] - 1])
-    found: NDArray[np.float64] = waits.reindex(before).fillna(np.inf).to_numpy(float)
-    return found
-
-
-def _cold_start(
-    ops: pd.DataFrame,
-    mean_s: NDArray[np.float64],
-    wait_s: NDArray[np.float64],
-    cold: Sequence[NDArray[np.bool_]],
-    has_warm: bool,
-) -> ColdStart:
-    """cold: which operations are the first, and which the second forward of the draft in their rounds."""
-    if not has_warm:
-        return ColdStart()
-    excess = (ops["end_s"] - ops["start_s"]).to_numpy() - mean_s
-    first, second = ((wait_s[chosen], excess[chosen]) for chosen in cold)
-    return fit_cold_start(first, second)
-
-
 def check_rounds(
     fits: Mapping[str, LatencyFit],
     ops: pd.DataFrame,
-    groups: NDArray[np.str_],
     rounds: pd.DataFrame,
     rng: np.random.Generator,
-    cold_start: ColdStart,
     slowed: NDArray[np.float64],
-    wait_s: NDArray[np.float64],
+    waking_s: NDArray[np.float64],
 ) -> RoundCheck | None:
-    """Predicted and measured mean time of whole rounds; None without rounds.
+    """Predicted and measured mean time of whole rounds; None without rounds. ops: with their group; slowed, waking_s:
+    factor and further seconds of each.
 
     Drawn, not composed of means: the mean of the longer of two is more than the longer of two means.
     """
     if rounds.empty:
         return None
-    seconds = np.zeros(len(ops))
+    seconds = waking_s.copy()
     for group, fit in fits.items():
-        of_group = np.flatnonzero(groups == group)
-        part = ops.iloc[of_group]
-        mean = fit.mean_array(part["num_tokens"], part["num_branches"], part["context_tokens"])
-        seconds[of_group] = mean * draw_ratios(fit.ratios, len(of_group), rng) * slowed[of_group]
-    order = _order_in_round(ops, groups == "draft")
-    share = cold_start.share_after(wait_s)
-    for index, extra_s in enumerate((cold_start.first_s, cold_start.second_s)):
-        chosen = (groups == "draft") & (order == index)
-        seconds[chosen] += extra_s * share[chosen]
+        chosen = (ops["group"] == group).to_numpy()
+        drawn = draw_ratios(fit.ratios, int(chosen.sum()), rng)
+        seconds[chosen] += _means(fit, ops[chosen]) * drawn * slowed[chosen]
     lanes = ops["kind"].map(
         {
             **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},
             **{"verify": "verify", "verify_beside": "verify", "host": "host"},
         }
     )
-    drawn = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
-    sums = drawn.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
+    whole = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
+    sums = whole.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
     sums = sums.reindex(columns=["serial", "ahead", "verify", "host"]).fillna(0.0)
     predicted = sums["serial"] + sums[["ahead", "verify"]].max(axis=1) + sums["host"]
     measured = rounds.set_index(["request_id", "round"])

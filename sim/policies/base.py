@@ -84,7 +84,11 @@ class Policy(Protocol):
 
     @property
     def overlaps(self) -> bool:
-        """Whether it drafts while the target verifies, so that the draft must look one token ahead."""
+        """Whether it ever drafts while the target verifies, so that the draft must look one token ahead."""
+        ...
+
+    def looks(self, seen: Observation, pending: Sequence[Signal]) -> bool:
+        """Whether to do so in this round, while `pending` is verified; `hedge` is asked only then."""
         ...
 
     def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
@@ -115,6 +119,9 @@ class Defaults:
     @property
     def overlaps(self) -> bool:
         return False
+
+    def looks(self, seen: Observation, pending: Sequence[Signal]) -> bool:
+        return self.overlaps
 
     def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
         return 0

@@ -18,6 +18,7 @@ from sim.policies.confidence import ConfidenceStop
 from sim.policies.fixed_length import FixedLength
 from sim.policies.outcome_hedging import OutcomeHedging
 from sim.policies.pearl import Pearl
+from sim.policies.probe import Probe
 from sim.policies.product import ProductRule
 from sim.policies.prompt_lookup import PromptLookup
 from sim.policies.saguaro import Saguaro
@@ -34,6 +35,7 @@ POLICIES: dict[str, type[Any]] = {
     "saguaro": Saguaro,
     "specbranch": SpecBranch,
     "outcome_hedging": OutcomeHedging,
+    "probe": Probe,
 }
 
 

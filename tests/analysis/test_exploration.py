@@ -56,9 +56,7 @@ def calibration(run_dir: Path) -> Calibration:
 def dear_calibration(calibration: Calibration) -> Calibration:
     """Reading signals, cold starts and a draft at work beside the target all cost something."""
     fits = {**calibration.fits, "read": calibration.fits["draft"]}
-    return replace(
-        calibration, fits=fits, cold_start=ColdStart(first_s=0.0004, second_s=0.0001, full_s=0.002), beside=1.4
-    )
+    return replace(calibration, fits=fits, cold_start=ColdStart(first_s=0.0004, decay=0.3, full_s=0.006), beside=1.4)
 
 
 GRID = Study(

@@ -22,6 +22,7 @@ from sim.policies.base import Defaults, Hedges, Observation, Policy
 from sim.policies.confidence import ConfidenceStop
 from sim.policies.fixed_length import FixedLength
 from sim.policies.pearl import Pearl
+from sim.policies.probe import Probe
 from sim.replay import replay
 from traces.schema import FinishReason, Op, RequestTrace, Signal
 
@@ -252,7 +253,7 @@ def test_drawn_times_average_to_the_means() -> None:
 
 
 def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: Callable[..., RequestTrace]) -> None:
-    """A round's first two draft forwards are dearer, and so is every forward whose signals are read."""
+    """A round's first draft forwards are dearer, and so is every forward whose signals are read."""
     from sim.latency import FittedLatency
     from sim.sweep import sweep
     from traces.calibration import Calibration, LatencyFit
@@ -277,23 +278,36 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         round_check=None,
         num_requests=1,
         num_unclean=0,
-        cold_start=ColdStart(first_s=0.5, second_s=0.125, full_s=4.0),
-        beside=1.5,
+        cold_start=ColdStart(first_s=0.5, decay=0.25, full_s=4.0),
+        drafting=1.25,
+        beside=1.2,
         draft_beside=2.0,
     )
     latency = FittedLatency(calibration, is_noisy=False)
     trace = make_trace(num_tokens=80)
     run = simulate(FixedLength(3), [trace], latency)
     turn, times = run.rounds[0]
-    assert times.draft_s == pytest.approx(3 + 0.625)
+    assert times.draft_s == pytest.approx(3 + 0.5 * (1 + 0.25 + 0.0625))
+    _, second = run.rounds[1]
+    waited = 7.5 / 4 + 0.25**3
+    assert second.draft_s == pytest.approx(3 + 0.5 * min(1, waited) * (1 + 0.25 + 0.0625))
     read = simulate(ConfidenceStop(threshold=0.0, max_length=3), [trace], latency)
-    assert read.rounds[0][1].draft_s == pytest.approx(3 * 1.25 + 0.625)
+    assert read.rounds[0][1].draft_s == pytest.approx(3 * 1.25 + 0.5 * 1.3125)
     assert turn.num_serial == 3
-    assert times.verify_s == 6.0
+    assert times.verify_s == 7.5  # a draft runs in between
+    assert simulate(Autoregressive(), [trace], latency).rounds[0][1].verify_s == 6.0
     overlapped, its_times = simulate(Pearl(5), [trace], latency).rounds[0]
     assert its_times.verify_s == 9.0
-    assert its_times.draft_s == pytest.approx(2 * overlapped.num_draft_forwards + 0.625)
-    policies = [FixedLength(3), ConfidenceStop(threshold=0.3, max_length=5), Pearl(5), Autoregressive()]
+    count = overlapped.num_draft_forwards
+    assert its_times.draft_s == pytest.approx(2 * count + 0.5 * (1 - 0.25**count) / 0.75)
+    policies = [
+        FixedLength(3),
+        ConfidenceStop(threshold=0.3, max_length=5),
+        Pearl(2),
+        Pearl(5),
+        Autoregressive(),
+        Probe(),
+    ]
     swept = sweep(policies, [trace], latency)
     for index, policy in enumerate(policies):
         rounds = simulate(policy, [trace], latency).rounds

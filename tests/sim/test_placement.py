@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.engine import SimulatedRun, simulate, summarise
-from sim.latency import ConstantLatency, OpShape
+from sim.latency import Conditions, ConstantLatency, OpShape
 from sim.placement import AdjustedLatency, PlacedTimer, Placement, PlacementKind, adjusted, cost_ratio_of, mixed
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.pearl import Pearl
@@ -56,7 +56,7 @@ def seconds_of(placement: Placement, traces: list[RequestTrace], latency: Consta
     assert swept.rounds is not None
     lengths = np.array([trace.num_tokens + 1 for trace in traces])
     position = swept.rounds.position - (np.cumsum(lengths) - lengths)[swept.rounds.lane]
-    timer = PlacedTimer(latency, traces, placement, overlaps=True)
+    timer = PlacedTimer(latency, traces, placement, Conditions(drafts=True, overlaps=True))
     return float(timer.times_of(swept.rounds, swept.rounds.lane, position)[0].sum())
 
 
@@ -93,20 +93,22 @@ def test_a_cost_ratio_scales_the_draft_alone() -> None:
 
 
 class Dear(ConstantLatency):
-    """A draft forward costs 0.2, read 0.3, the round's first two 0.04 and 0.02 more; a verification 1, beside 1.5."""
+    """A draft forward costs 0.2, read 0.3, the round's first 0.04 more; a verification 1, beside 1.5."""
 
     @property
     def cold_start(self) -> ColdStart:
-        return ColdStart(first_s=0.04, second_s=0.02, full_s=0.5)
+        return ColdStart(first_s=0.04, decay=0.5, full_s=0.5)
 
-    def for_policy(self, *, reads_signals: bool, overlaps: bool) -> Dear:
-        return replace(self, draft_s=0.3 if reads_signals else 0.2, verify_s=1.5 if overlaps else 1.0)
+    def under(self, conditions: Conditions) -> Dear:
+        return replace(
+            self, draft_s=0.3 if conditions.reads_signals else 0.2, verify_s=1.5 if conditions.overlaps else 1.0
+        )
 
 
 def test_signals_interference_and_cold_starts_are_priced_in_every_placement() -> None:
     far = adjusted(Dear(draft_s=0.2, verify_s=1.0), Placement(link_latency_s=0.01), cost_ratio=2.5, **ANYWHERE)
-    assert far.cold_start == ColdStart(first_s=0.08, second_s=0.04, full_s=0.5)
-    met = far.for_policy(reads_signals=True, overlaps=True)
+    assert far.cold_start == ColdStart(first_s=0.08, decay=0.5, full_s=0.5)
+    met = far.under(Conditions(drafts=True, reads_signals=True, overlaps=True))
     assert met.cold_start == far.cold_start
     assert met.mean_s(OpShape("draft", "draft", 1, 1, 50)) == pytest.approx(0.6)
     assert met.mean_s(OpShape("target", "verify", 4, 1, 50)) == pytest.approx(1.52)

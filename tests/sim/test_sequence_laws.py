@@ -41,6 +41,7 @@ LABELS = [
     "outcome_hedging:draft_length=2,max_branches=3",
     "outcome_hedging:draft_length=2,max_branches=3,hedges=uniform,serial_length=1,least_reach=0",
     "prompt_lookup:max_length=3",
+    "probe:max_length=2,max_branches=2",
 ]
 PAIR = random_pair(np.random.default_rng(3), 2, target_order=2)
 

@@ -23,12 +23,14 @@ from sim.policies.confidence import ConfidenceSignal, ConfidenceStop
 from sim.policies.fixed_length import FixedLength
 from sim.policies.outcome_hedging import Choice, OutcomeHedging
 from sim.policies.pearl import Pearl
+from sim.policies.probe import Probe
 from sim.policies.product import ProductRule
 from sim.policies.prompt_lookup import PromptLookup
 from sim.policies.saguaro import FanOut, Saguaro
 from sim.policies.specbranch import OnMiss, SpecBranch
 from sim.replay import replay
 from sim.sweep import Sweep, num_draft_forwards, sweep
+from traces.cold_start import ColdStart
 from traces.metrics import Counts
 from traces.schema import FinishReason, RequestTrace, Round, Signal
 
@@ -129,6 +131,7 @@ SETTINGS = {
     "autoregressive": st.builds(Autoregressive),
     "fixed_length": st.builds(FixedLength, draft_length=st.integers(1, 12)),
     "pearl": st.builds(Pearl, draft_length=st.integers(1, 12)),
+    "probe": st.builds(Probe, max_length=st.integers(1, 8), max_branches=st.integers(1, 3)),
     "confidence_stop": st.builds(
         ConfidenceStop,
         threshold=st.floats(-1, 1),
@@ -269,7 +272,18 @@ def check_sweep(
         assert result.peak_kv_tokens[row] == max(held), f"peak of {policy}"
 
 
-@pytest.mark.parametrize("latency", [CONSTANT, ROOFLINE], ids=["constant", "roofline"])
+class Waking(ConstantLatency):
+    """Draft forwards are cold after a wait, by more than a whole forward."""
+
+    @property
+    def cold_start(self) -> ColdStart:
+        return ColdStart(first_s=0.15, decay=0.6, full_s=1.3)
+
+
+WAKING = Waking(draft_s=0.1, verify_s=1.0, host_s=0.01, draft_prefill_s=0.3, target_prefill_s=2.0)
+
+
+@pytest.mark.parametrize("latency", [CONSTANT, ROOFLINE, WAKING], ids=["constant", "roofline", "waking"])
 @pytest.mark.parametrize("fewest_lanes", [0, 10**9], ids=["arrays", "step machine"])
 @settings(max_examples=30, deadline=None)
 @given(
@@ -295,8 +309,11 @@ def test_every_policy_of_the_catalog_is_swept_as_simulated(
 ) -> None:
     assert name in SETTINGS, f"{name} is in the catalog, but no settings of it are tried here; give some in SETTINGS."
     policies = data.draw(st.lists(SETTINGS[name], min_size=3, max_size=6))
-    assert type(policies[0]) in ARRAY_RULES, f"{name} has no array form, so that a sweep of it is slow."
-    check_sweep(policies, traces, ROOFLINE, same_device=False, fewest=0)
+    is_method = type(policies[0]) is not Probe  # which is an experiment: nobody sweeps it
+    assert not is_method or type(policies[0]) in ARRAY_RULES, (
+        f"{name} has no array form, so that a sweep of it is slow."
+    )
+    check_sweep(policies, traces, WAKING, same_device=False, fewest=0)
 
 
 def test_outcomes_of_equal_weight_are_hedged_in_the_policys_order() -> None:

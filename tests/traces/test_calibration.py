@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sim.acceptance_models import Geometric
+from sim.engine import simulate
+from sim.latency import FittedLatency
+from sim.policies.autoregressive import Autoregressive
+from sim.policies.probe import Probe
 from traces.calibration import Calibration, JointAcceptance, calibrate, fit_acceptance
+from traces.cold_start import ColdStart
 from traces.latency_fit import TERMS, LatencyFit, fit_latency
 from traces.runs import Run, RunWriter, read_run
 from traces.schema import FinishReason, Op, RequestRecord, RequestTrace, RollbackCase, Round, RoundTimes, Signal
@@ -194,6 +201,69 @@ def test_a_draft_slowed_by_the_verification_beside_it_is_told_apart(tmp_path: Pa
     assert shared.round_check is not None
     assert abs(shared.round_check.error) < 0.02
     assert "draft forward beside a verification: 1." in shared.report()
+
+
+def simulated(folder: Path, calibration: Calibration, *, num_requests: int = 40) -> Run:
+    """Plain decoding and the probe under known laws with 5% noise, written down as the recorder does."""
+    latency = FittedLatency(calibration)
+    rngs = np.random.default_rng(1).spawn(num_requests)
+    traces = [Geometric(alpha=0.6).sample(60, index, rng) for index, rng in enumerate(rngs)]
+    traces = [replace(trace, signals=(Signal(0.5, 1.0, 1.0),) * 60, tail_depth=16) for trace in traces]
+    tails = (Signal(0.5, 1.0, 1.0),) * 16
+    traces = [replace(trace, tails={position: tails for position in range(61)}) for trace in traces]
+    writer = RunWriter(folder, config={}, meta={})
+    for number, policy in enumerate([Autoregressive(), Probe()]):
+        run = simulate(policy, traces, latency, rng=np.random.default_rng(2))
+        shift = number * num_requests
+        ahead = {(op.request_id, op.round) for op in run.ops if op.kind == "look"}
+        for op in run.ops:
+            beside = op.kind == "verify" and (op.request_id, op.round) in ahead
+            kind = "verify_beside" if beside else op.kind
+            writer.ops([op._replace(request_id=op.request_id + shift, kind=kind)])
+        writer.rounds([(turn._replace(request_id=turn.request_id + shift), times) for turn, times in run.rounds])
+        for done in run.requests:
+            writer.request(done._replace(request_id=done.request_id + shift))
+    writer.finish({})
+    return read_run(folder)
+
+
+def test_the_probe_tells_laws_waits_and_interference_apart(tmp_path: Path) -> None:
+    noise = tuple(np.random.default_rng(0).gamma(400, 1 / 400, 200).tolist())
+    noise = tuple((np.array(noise) / np.mean(noise)).tolist())
+    draft, verify = law((5e-4, 2e-4, 1e-7, 1e-4, 0, 0, 0, 0)), law((3e-3, 3e-4, 2e-6, 0, 0, 0, 1e-3, 0))
+    fits = {
+        "draft": draft,
+        "verify": verify,
+        "draft_prefill": draft,
+        "target_prefill": verify,
+        "host": law((1e-4, *[0] * 7), 0),
+    }
+    told = Calibration(
+        fits={name: replace(fit, ratios=noise) for name, fit in fits.items()},
+        round_check=None,
+        num_requests=1,
+        num_unclean=0,
+        cold_start=ColdStart(first_s=7e-4, decay=0.5, full_s=6e-3),
+        drafting=1.12,
+    )
+    found = calibrate(simulated(tmp_path / "run", told))
+    assert found.drafting == pytest.approx(1.12, rel=0.02)
+    assert found.beside == pytest.approx(1.0, abs=0.02)
+    assert found.draft_beside == pytest.approx(1.0, abs=0.04)
+    for wait_s, num_before in ((5e-4, 5), (2e-3, 3), (5e-3, 1), (9e-3, 8)):
+        expected = told.cold_start.waking_s(wait_s, num_before)
+        assert found.cold_start.waking_s(wait_s, num_before) == pytest.approx(expected, rel=0.12, abs=2e-5)
+    for tokens, rows in ((1, 1), (2, 1), (1, 3)):
+        assert found.fits["draft"].mean_s(tokens, rows, 50) == pytest.approx(draft.mean_s(tokens, rows, 50), rel=0.03)
+    for tokens in (1, 2, 5, 9):
+        assert found.fits["verify"].mean_s(tokens, 1, 50) == pytest.approx(verify.mean_s(tokens, 1, 50), rel=0.03)
+    assert found.round_check is not None
+    assert abs(found.round_check.error) < 0.01
+    for line in (
+        "cold start of a round's drafting: +0.",
+        "where a draft runs in between: 1.1",
+    ):
+        assert line in found.report()
 
 
 def test_an_operation_that_only_disturbed_requests_have_is_fitted_all_the_same(tmp_path: Path) -> None:
