@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # What calibrates the draft's batched forwards beside its single ones, and the target's at every width.
 CALIBRATION_POLICIES = (
     "autoregressive",
-    "confidence_stop:threshold=0.3,max_length=8,signal=margin",
+    "probe",
     "saguaro:draft_length=3,fan_out=3",
     "outcome_hedging:slope=0,intercept=0.4,draft_length=4,max_branches=24,least_reach=0",
 )

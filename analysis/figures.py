@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from analysis import plots
 from analysis.bounds import entropy_speedups, oracle_speedups
 from analysis.evaluation import typical_context
-from analysis.maps import CLOSED_FORMS, closed_form_map, simulated_map, winners
+from analysis.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
 from analysis.simulation import load_calibration
 from sim.acceptance_models import Chained
 from sim.latency import FittedLatency
@@ -61,6 +61,15 @@ class Told:
     def cost_ratio(self) -> float:
         """Target forward / draft forward."""
         return cost_ratio_of(self.latency, typical_context(self.traces))
+
+    @property
+    def entropy_note(self) -> str:
+        """What the target's entropy lets any drafter gain here, for a title; empty where nothing bounds it."""
+        if self.temperature == 0 or self.entropies.isna().any(axis=None):
+            return ""
+        moments = self.entropies.target_entropy, self.entropies.target_log_moment
+        bound = entropy_speedups(*moments, self.latency, range(1, LONGEST + 1), typical_context(self.traces))
+        return f"; entropy bound: {bound.speedup.max():.2f}"
 
 
 def draw_figures(explored_dir: Path, output_dir: Path, *, measured_dir: Path | None = None) -> list[Path]:
@@ -151,7 +160,8 @@ def _branches(axes: Axes, told: Told) -> Axes | None:
     oracle = oracle_speedups(told.traces, told.latency, lengths, overlaps=True).speedup.max()
     plots.branches_by_draft_length(axes, rows)
     axes.set_title(
-        f"T = {told.temperature:g}: do branches pay in SpecBranch? (overlap oracle: {oracle:.2f})", fontsize=10
+        f"T = {told.temperature:g}: do branches pay in SpecBranch?\n(overlap oracle: {oracle:.2f}{told.entropy_note})",
+        fontsize=10,
     )
     return axes
 
@@ -160,6 +170,7 @@ def _break_even(axes: Axes, told: Told) -> Axes:
     """Which method wins where, in closed form, and where this pair stands."""
     alphas, ratios = np.linspace(0.05, 0.95, 37), np.geomspace(1, 40, 40)
     plots.break_even_map(axes, winners(closed_form_map(alphas.tolist(), ratios.tolist()), LEAST_GAIN))
+    plots.bound_contours(axes, oracle_map(alphas.tolist(), ratios.tolist()), "overlap oracle")
     return _with_this_pair(axes, told, "in closed form, branches for free")
 
 
@@ -177,12 +188,15 @@ def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
         model_of=lambda alpha: Chained(chain.shifted_to(alpha), told.traces),
     )
     plots.break_even_map(axes, winners(table, LEAST_GAIN))
+    plots.bound_contours(axes, table.assign(speedup=table.bound), "overlap oracle")
     return _with_this_pair(axes, told, "by replay of clustered acceptance")
 
 
 def _with_this_pair(axes: Axes, told: Told, how: str) -> Axes:
     axes.plot(told.cost_ratio, told.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15)
-    axes.set_title(f"T = {told.temperature:g}: which method wins {how}? (star: this pair)", fontsize=10)
+    axes.set_title(
+        f"T = {told.temperature:g}: which method wins {how}?\n(star: this pair{told.entropy_note})", fontsize=10
+    )
     return axes
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.bounds import oracle_speedups
 from sim.acceptance import (
     branch_hit_probability,
     outcome_cache_speedup,
@@ -24,6 +25,7 @@ from sim.sweep import sweep
 
 Floats = NDArray[np.float64]
 LONGEST = 16
+ORACLE_LENGTHS = (2, 4, 8, 16)
 RESCUE_RATE = 0.5  # of a rejected token by 3 further branches; the geometric rank law with decay 0.8 gives 0.49
 CLOSED_FORMS: Mapping[str, Callable[[Floats, Floats, Floats], Floats]] = {
     "fixed_length": lambda alpha, gamma, ratio: sps_speedup(alpha, gamma, ratio),
@@ -53,6 +55,22 @@ def closed_form_map(
     return pd.concat(frames, ignore_index=True)
 
 
+def oracle_map(alphas: Sequence[float], cost_ratios: Sequence[float]) -> pd.DataFrame:
+    """Columns alpha, cost_ratio, speedup: what no chain of drafts can beat under geometric acceptance.
+
+    Every outcome was drafted for ahead of time at no cost but the tokens that will be accepted, A of them up to the best
+    draft length L: E[min(A, L) + 1] / E[max(1, min(A, L) / c)], P(A >= k) = alpha^k (`analysis.bounds`, overlap oracle).
+    """
+    grid_alphas, grid_ratios = np.meshgrid(np.asarray(alphas, float), np.asarray(cost_ratios, float), indexing="ij")
+    best = np.ones_like(grid_alphas)
+    for longest in range(1, LONGEST + 1):
+        counts = np.arange(longest + 1)
+        law = grid_alphas[..., None] ** counts * np.where(counts < longest, 1 - grid_alphas[..., None], 1.0)
+        rounds = (law * np.maximum(1.0, counts / grid_ratios[..., None])).sum(axis=-1)
+        best = np.maximum(best, (law * (counts + 1)).sum(axis=-1) / rounds)
+    return pd.DataFrame({"alpha": grid_alphas.ravel(), "cost_ratio": grid_ratios.ravel(), "speedup": best.ravel()})
+
+
 def simulated_map(
     policies: Sequence[Policy],
     alphas: Sequence[float],
@@ -65,8 +83,9 @@ def simulated_map(
     num_tokens: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The same columns from replay; setting is the label of each method's best policy. Every policy and cost ratio sees
-    the same sampled requests. model_of: from a mean acceptance to a model, geometric by default."""
+    """The same columns from replay, and bound, the overlap oracle's speed-up on the same requests; setting is the label of
+    each method's best policy. Every policy and cost ratio sees the same sampled requests. model_of: from a mean acceptance
+    to a model, geometric by default."""
     model_of = model_of or (lambda alpha: Geometric(alpha=alpha))
     placement = placement or Placement()
     methods = np.array([label_of(policy).partition(":")[0] for policy in policies])
@@ -84,11 +103,12 @@ def simulated_map(
             timer = PlacedTimer(latency, traces, placement, Conditions(drafts=True))
             seconds = timer.times_of(swept.rounds, request, position)[0]
             speedups = num_requests * num_tokens / np.bincount(policy, weights=seconds)
+            bound = float(oracle_speedups(traces, latency, ORACLE_LENGTHS, overlaps=True).speedup.max())
             for method in dict.fromkeys(methods.tolist()):
                 chosen = np.flatnonzero(methods == method)
                 best = chosen[int(np.argmax(speedups[chosen]))]
-                rows.append((alpha, ratio, method, labels[best], float(speedups[best])))
-    return pd.DataFrame(rows, columns=["alpha", "cost_ratio", "method", "setting", "speedup"])
+                rows.append((alpha, ratio, method, labels[best], float(speedups[best]), bound))
+    return pd.DataFrame(rows, columns=["alpha", "cost_ratio", "method", "setting", "speedup", "bound"])
 
 
 def winners(table: pd.DataFrame, margin: float = 0.0) -> pd.DataFrame:

@@ -41,6 +41,7 @@ NAMES = {
     "dsi": "DSI",
 }
 
+MAP_LEVELS = (1.25, 1.5, 2, 3, 4, 6)  # of the lines of equal speed-up
 MODEL_COLOURS = ("fixed_length", "pearl", "specbranch", "outcome_hedging", "saguaro")  # of lines that are no methods
 
 
@@ -149,7 +150,7 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
         shading="nearest",
     )
     values = speedups.to_numpy(float)
-    levels = [level for level in (1.25, 1.5, 2, 3, 4, 6) if values.min() < level < values.max()]
+    levels = [level for level in MAP_LEVELS if values.min() < level < values.max()]
     if levels and min(values.shape) > 1:
         lines = axes.contour(ratios, alphas, values, levels=levels, colors="black", linewidths=0.8)
         axes.clabel(lines, fmt="%gx", fontsize=8)
@@ -164,6 +165,26 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
     axes.set_xlabel("cost ratio (target forward / draft forward)")
     axes.set_ylabel("acceptance")
     return axes
+
+
+def bound_contours(axes: Axes, table: pd.DataFrame, label: str) -> Axes:
+    """Lines of equal speed-up of an oracle over a break-even map, dotted: the same levels as the map's own lines, which
+    no method can reach before them. Columns alpha, cost_ratio, speedup."""
+    cells = table.pivot_table(index="alpha", columns="cost_ratio", values="speedup")
+    values = cells.to_numpy(float)
+    levels = [level for level in MAP_LEVELS if values.min() < level < values.max()]
+    if levels and min(values.shape) > 1:
+        ratios, alphas = cells.columns.to_numpy(float), cells.index.to_numpy(float)
+        axes.contour(ratios, alphas, values, levels=levels, colors="black", linewidths=1.1, linestyles="dotted")
+        axes.plot([], [], color="black", linestyle=":", label=label)
+        handles = [*_legend_patches(axes), *axes.get_legend_handles_labels()[0]]
+        axes.legend(handles=handles, fontsize=8, loc="lower right")
+    return axes
+
+
+def _legend_patches(axes: Axes) -> list[Patch]:
+    legend = axes.get_legend()
+    return [] if legend is None else [handle for handle in legend.legend_handles if isinstance(handle, Patch)]
 
 
 def acceptance_by_position(axes: Axes, measured: pd.DataFrame, predicted: Mapping[str, Sequence[float]]) -> Axes:

@@ -95,6 +95,7 @@ def test_maps_are_starred_where_the_pair_stands(drawn: dict[str, tuple[Figure, T
         star = next(line for line in figure.axes[0].get_lines() if line.get_marker() == "*")
         assert star.get_xydata().tolist() == [[told.cost_ratio, told.acceptance]]
         assert told.cost_ratio == pytest.approx(5, rel=0.1)
+        assert "overlap oracle" in {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
 
 
 def test_a_cell_without_a_policy_is_never_the_best() -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.bounds import entropy_bound, oracle_speedups
-from analysis.maps import CLOSED_FORMS, closed_form_map, simulated_map, winners
+from analysis.maps import CLOSED_FORMS, closed_form_map, oracle_map, simulated_map, winners
 from sim.acceptance import sps_speedup
 from sim.acceptance_models import Geometric
 from sim.engine import simulate, summarise
@@ -114,6 +114,26 @@ def test_simulated_maps_agree_with_closed_forms() -> None:
     both = table.merge(closed, on=["alpha", "cost_ratio", "method"])
     assert len(both) == 4 * 3
     np.testing.assert_allclose(both.speedup_x, both.speedup_y, rtol=0.06)
+
+
+def test_no_method_beats_the_oracle_of_a_map(axes: object) -> None:
+    alphas, ratios = np.linspace(0.1, 0.9, 5).tolist(), [1.0, 2.0, 5.0, 20.0]
+    best = closed_form_map(alphas, ratios).groupby(["alpha", "cost_ratio"]).speedup.max()
+    oracle = oracle_map(alphas, ratios).set_index(["alpha", "cost_ratio"]).speedup
+    assert (best <= oracle * (1 + 1e-12)).all()
+    table = simulated_map(
+        [Autoregressive(), FixedLength(4), Pearl(4)], [0.5, 0.8], [2.0, 8.0], num_requests=40, num_tokens=400
+    )
+    assert (table.speedup <= table.bound).all()
+    sampled = table.groupby(["alpha", "cost_ratio"]).bound.first()
+    exact = oracle_map([0.5, 0.8], [2.0, 8.0]).set_index(["alpha", "cost_ratio"]).speedup
+    np.testing.assert_allclose(sampled, exact, rtol=0.05)
+    found = plots.break_even_map(axes, winners(closed_form_map(alphas, ratios)))  # type: ignore[arg-type]
+    lines = len(found.collections)
+    plots.bound_contours(found, oracle.reset_index(), "overlap oracle")
+    assert len(found.collections) == lines + 1
+    assert {"overlap oracle", "SSD"} <= {text.get_text() for text in found.get_legend().get_texts()}
+    drawn(found)
 
 
 def test_acceptance_by_position_departs_from_the_iid_line(axes: object) -> None:
