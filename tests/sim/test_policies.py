@@ -10,6 +10,7 @@ import pytest
 from sim.policies.base import Observation, Policy, Verdict
 from sim.policies.catalog import POLICIES, PolicyError, label_of, make_policy, parse_policy
 from sim.policies.outcome_hedging import Choice, OutcomeHedging
+from sim.policies.probe import Probe
 from sim.policies.reductions import as_outcome_hedging
 from sim.policies.saguaro import FanOut, Saguaro
 from sim.policies.specbranch import OnMiss, SpecBranch
@@ -270,3 +271,19 @@ def test_outcome_hedging_reduces_to_the_very_rounds_of_other_methods(
 def test_what_outcome_hedging_does_not_contain_has_no_reduction() -> None:
     for label in ("specbranch", "saguaro:miss_exponent=2", "adaedl", "product_rule"):
         assert as_outcome_hedging(parse_policy(label)) is None
+
+
+def test_the_probe_times_every_width_with_a_waiting_and_with_a_working_draft(
+    make_trace: Callable[..., RequestTrace],
+) -> None:
+    rounds = [turn for seed in range(20) for turn in replay(Probe(), make_trace(num_tokens=120, seed=seed))[:-8]]
+    looks = {True: set[int](), False: set[int]()}
+    for turn in rounds:
+        others = turn.num_serial + turn.num_branch_steps
+        looks[turn.num_draft_forwards > others].add(turn.num_pending)
+    assert looks[True] >= {0, 1, 2, 3, 4, 5, 6, 8}
+    assert looks[False] >= {0, 1, 2, 3, 4, 5, 6, 8}
+    assert {(turn.num_branches, turn.num_branch_steps) for turn in rounds} == {(0, 0), (1, 1), (1, 3), (1, 6), (3, 2)}
+    short = [turn for seed in range(5) for turn in replay(Probe(2, 1), make_trace(num_tokens=120, seed=seed))]
+    assert max(turn.num_pending for turn in short) == 2
+    assert max(turn.num_branches for turn in short) == 1
