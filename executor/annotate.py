@@ -18,7 +18,7 @@ from torch import Tensor
 from executor.engines.base import Engine
 from executor.loop import Decoded
 from executor.noise import NoiseTable
-from executor.target_client import Target
+from executor.target import Target
 from executor.verification import choose, noisy_scores, signals, top_tokens
 from sim.machine import ClassProbs
 from traces.schema import RequestTrace, Sampling, Signal
@@ -144,7 +144,7 @@ def _scored(
     """Largest probability, entropy and second log-moment of the target's laws, their overlap with the draft's; classes, if
     H-RAD runs."""
     stats, moments, overlaps, classes, first = [], [], [], [], 0
-    for chunk in target.score(sequence, num_prompt, sampling, draft_probs.shape[1]):
+    for chunk in target.score(sequence, num_prompt, sampling):
         num = len(chunk.probs)
         overlaps.append(np.minimum(chunk.probs, draft_probs[first : first + num]).sum(-1))
         log_probs = np.log(np.where(chunk.probs > 0, chunk.probs, 1.0))  # what a filter left out adds nothing

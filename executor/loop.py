@@ -10,7 +10,7 @@ from typing import Protocol
 from executor.draft_side import Draft, Forward
 from executor.noise import NoiseTable
 from executor.requests import EndFinder, Request
-from executor.target_client import Prefill, Target, TargetVerdict
+from executor.target import Prefill, Target, TargetVerdict
 from sim.machine import (
     Branch,
     ClassProbs,

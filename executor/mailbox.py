@@ -7,12 +7,14 @@ different cores; with one core the waiter yields at once.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+
+from executor.channel import Message
 
 NUM_WORDS = 1 << 16
 _BODY = 8  # first word of a message body; before it: sequence number, opcode, length
@@ -21,41 +23,63 @@ _NAP_S = 0.0002
 _SPINS = 256
 
 
-class Mailbox:
-    """One direction of a channel: the sender posts (opcode, integers), the receiver waits for the next sequence number.
+class MailboxChannel:
+    """A `Channel` of two mailboxes, whose files lie in a folder that both processes know; rank is 0 or 1."""
 
-    Both sides map the same file. Integers are signed 64-bit; floats travel in the same words by `put_floats`.
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._outbox, self._inbox = (Mailbox(folder / f"from-{sender}") for sender in (rank, 1 - rank))
+
+    def post(self, message: Message) -> None:
+        """Write one message."""
+        self._outbox.post(message)
+
+    def wait(self, check: Callable[[], None], timeout_s: float = math.inf) -> Message:
+        """The next message; see `Channel.wait`."""
+        return self._inbox.wait(check, timeout_s)
+
+    def close(self) -> None:
+        """Release both mappings."""
+        self._outbox.close()
+        self._inbox.close()
+
+
+class Mailbox:
+    """One direction of a channel: the sender posts messages, the receiver waits for the next sequence number.
+
+    Both sides map the same file, which the first one makes. Floats travel in the same words as integers.
     """
 
     def __init__(self, path: Path) -> None:
         size = NUM_WORDS * 8
-        with path.open("r+b") as file:
-            if path.stat().st_size < size:
-                file.truncate(size)
-            self._map = mmap.mmap(file.fileno(), size)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(handle, size)  # zeros when new, no change when the other side was here first
+            self._map = mmap.mmap(handle, size)
+        finally:
+            os.close(handle)
         self._words = memoryview(self._map).cast("q")
         self._floats = memoryview(self._map).cast("d")
         self._last = 0
         self._may_spin = num_cores() > 1
 
-    def post(self, opcode: int, body: Sequence[int] = (), floats: Sequence[float] = ()) -> None:
+    def post(self, message: Message) -> None:
         """Write one message; it becomes visible by the sequence number, which is written last."""
-        words = self._words
-        if _BODY + len(body) + len(floats) > NUM_WORDS:
-            raise ValueError(f"a message of {len(body)} numbers does not fit into {NUM_WORDS - _BODY} words.")
-        for index, value in enumerate(body, _BODY):
+        words, (opcode, integers, floats) = self._words, message
+        if _BODY + len(integers) + len(floats) > NUM_WORDS:
+            raise ValueError(f"a message of {len(integers)} numbers does not fit into {NUM_WORDS - _BODY} words.")
+        for index, value in enumerate(integers, _BODY):
             words[index] = value
-        end = _BODY + len(body)
+        end = _BODY + len(integers)
         for index, number in enumerate(floats, end):
             self._floats[index] = number
-        words[1], words[2], words[3] = opcode, len(body), len(floats)
+        words[1], words[2], words[3] = opcode, len(integers), len(floats)
         self._last += 1
         words[0] = self._last
 
-    def wait(self, check: Callable[[], None]) -> tuple[int, list[int], list[float]]:
-        """The next message. `check` is called now and then and raises when nothing will ever come."""
+    def wait(self, check: Callable[[], None], timeout_s: float = math.inf) -> Message:
+        """The next message; see `Channel.wait`."""
         words, wanted = self._words, self._last + 1
-        spin_until = time.perf_counter() + _SPIN_S
+        start = time.perf_counter()
         while words[0] != wanted:
             for _ in range(_SPINS):
                 if words[0] == wanted:
@@ -63,12 +87,15 @@ class Mailbox:
             else:
                 if not self._may_spin:
                     time.sleep(0)
-                if time.perf_counter() > spin_until:
+                waited_s = time.perf_counter() - start
+                if waited_s > _SPIN_S:
                     check()
+                    if waited_s > timeout_s:
+                        raise TimeoutError(f"nothing came within {timeout_s} s")
                     time.sleep(_NAP_S)
         self._last = wanted
         end = _BODY + words[2]
-        return words[1], list(words[_BODY:end]), list(self._floats[end : end + words[3]])
+        return Message(words[1], list(words[_BODY:end]), list(self._floats[end : end + words[3]]))
 
     def close(self) -> None:
         """Release the mapping."""
@@ -80,14 +107,3 @@ class Mailbox:
 def num_cores() -> int:
     """Cores that this process may use at all, whatever it is pinned to now."""
     return os.cpu_count() or 1
-
-
-def make_mailbox_file() -> Path:
-    """An empty file for one mailbox, in shared memory where the system has it."""
-    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    handle, name = tempfile.mkstemp(prefix="specbranch-", dir=folder)
-    os.close(handle)
-    path = Path(name)
-    with path.open("r+b") as file:
-        file.truncate(NUM_WORDS * 8)
-    return path

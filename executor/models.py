@@ -141,8 +141,8 @@ def load_engine(
         if vocab_size is None:
             raise ModelError(f"{path} has no vocabulary of its own: it can only be a draft, beside a target.")
         capacity = capacity or _LARGEST_DEFAULT_CAPACITY
-        return PromptLookupEngine(lookup, vocab_size=vocab_size, capacity=capacity, device=_device(device))
-    kind, device, dtype = _engine_kind(engine), _device(device), _dtype(dtype)
+        return PromptLookupEngine(lookup, vocab_size=vocab_size, capacity=capacity, device=resolve_device(device))
+    kind, device, dtype = _engine_kind(engine), resolve_device(device), _dtype(dtype)
     if is_random(path):
         return _random_engine(path, kind, device, dtype, capacity, vocab_size, num_feature_layers)
     config = _config(path)
@@ -399,11 +399,24 @@ def _engine_kind(engine: EngineKind | str) -> EngineKind:
         raise ModelError(f"unknown engine {engine!r}: choose {' or '.join(EngineKind)}.") from error
 
 
-def _device(device: torch.device | str) -> torch.device:
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+def resolve_device(device: torch.device | str) -> torch.device:
+    """A device that exists; of CUDA with its number, so that equal devices compare equal."""
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"unknown device {device!r}: write cpu, cuda, or cuda:1 for the second GPU.") from None
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise ModelError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device: use cpu.")
-    return device
+    index, num = device.index, torch.cuda.device_count()
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    if index >= num:
+        raise ModelError(
+            f"device {device} was asked for, but there are {num} CUDA devices: the last is cuda:{num - 1}."
+        )
+    return torch.device("cuda", index)
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

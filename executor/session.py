@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
 from executor.annotate import Annotation, annotate
 from executor.draft_side import Draft, DraftSide
+from executor.engines.base import Engine
 from executor.engines.prompt_lookup import check_drafter
 from executor.errors import ExecutorError
-from executor.hrad.predictor import check_classes, check_pair, load_predictor, read_card
+from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, Outcomes, run_request
-from executor.models import EngineKind, check_vocabularies, eos_token_ids, load_engine, load_tokenizer
+from executor.models import (
+    EngineKind,
+    check_vocabularies,
+    eos_token_ids,
+    load_engine,
+    load_tokenizer,
+    resolve_device,
+)
 from executor.noise import NoiseTable
 from executor.requests import Request
 from executor.resident.draft import GraphDraft
-from executor.resident.engine import PAD, ResidentEngine
+from executor.resident.engine import ResidentEngine
 from executor.resident.shared import SharedDevice
 from executor.resident.target import GraphTarget
-from executor.target_client import Target, TargetClient
+from executor.target import Target
+from executor.target_client import TargetClient
+from executor.target_side import load_target
+from executor.transport import Transport, check_transport, parse_transport
 from sim.policies.base import Policy
 
 
@@ -28,8 +40,12 @@ class Session:
 
     target, draft: Hugging Face ids or folders with one vocabulary, or random:SHAPE (`executor.resident.weights`); the
     draft may be "prompt_lookup", without weights. engine: "static" (fast, Llama-type models), "hugging_face" (any causal
-    language model), each with the target in a process of its own; or "resident" (Llama-type models on one GPU, both in
-    this process on two streams, steps as graphs).
+    language model), each with the target in a process of its own; or "resident" (Llama-type models on GPUs, steps as
+    graphs: both in this process on two streams of one device, or the target in its own process on another device).
+    device: of the draft, and of the target unless target_device names another; a GPU becomes this process's current one.
+    transport: how two processes talk, "mailbox" (shared memory, whatever the devices) or "distributed"
+    (torch.distributed: NCCL between two GPUs, gloo otherwise), with which the resident target always has its own process.
+    It is never chosen unasked: on one machine the mailbox is the quicker one.
     verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
     capacity: cached tokens a model can hold, prompt and branches included.
     hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.
@@ -43,6 +59,8 @@ class Session:
         *,
         engine: str = "static",
         device: str = "cpu",
+        target_device: str | None = None,
+        transport: str = "mailbox",
         dtype: str = "float32",
         capacity: int = 1024,
         is_pinned: bool = True,
@@ -50,82 +68,67 @@ class Session:
         hrad: str | None = None,
         verify_width: int = 0,
     ) -> None:
+        target_device, way = target_device or device, parse_transport(transport)
+        devices = (resolve_device(device), resolve_device(target_device))
+        check_transport(way, devices)
         if hrad:
             check_pair(read_card(hrad), target, draft)
         self.has_predictor, self.draft_name = bool(hrad), draft
         vocab_size = check_vocabularies(target, draft).size
         self.tokenizer = load_tokenizer(target)
         self.eos_ids = frozenset(eos_token_ids(target))
-        self.devices = (f"{device}:draft", f"{device}:target")
+        self.devices = (f"{device}:draft", f"{target_device}:target")
         self._threads = torch.get_num_threads()
         self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-        self.cores = sorted(self._cores)[:2] if is_pinned and device == "cpu" and len(self._cores) > 1 else []
+        is_pinned = is_pinned and all(place.type == "cpu" for place in devices)
+        self.cores = sorted(self._cores)[:2] if is_pinned and len(self._cores) > 1 else []
         torch.set_num_threads(1)
+        if devices[0].type == "cuda":
+            torch.cuda.set_device(devices[0])
         if self.cores:
             os.sched_setaffinity(0, {self.cores[0]})
         self._target: Target | None = None
         self._shared: SharedDevice | None = None
         self.capacity = capacity
+        both: dict[str, Any] = {"engine": engine, "dtype": dtype, "capacity": capacity, "vocab_size": vocab_size}
+        is_resident = engine == EngineKind.RESIDENT
         try:
-            if engine == EngineKind.RESIDENT:
-                self._open_resident(target, draft, device, dtype, vocab_size, hrad, verify_width)
-                return
-            self._target = TargetClient(
-                target,
-                engine=engine,
-                device=device,
-                dtype=dtype,
-                capacity=capacity,
-                vocab_size=vocab_size,
-                core=self.cores[1] if self.cores else None,
-                timeout_s=timeout_s,
-                hrad=hrad or None,
-            )
-            self.engine = load_engine(
-                draft, engine=engine, device=device, dtype=dtype, capacity=capacity, vocab_size=vocab_size
-            )
+            if is_resident and devices[0] == devices[1] and way is Transport.MAILBOX:
+                target_engine, predictor = load_target(target, device=target_device, hrad=hrad, **both)
+                self._shared = SharedDevice.of(_resident(target_engine, target), is_shared=True)
+                self._target = GraphTarget(
+                    _resident(target_engine, target),
+                    self._shared,
+                    predictor=predictor,
+                    fixed_width=verify_width or None,
+                )
+            else:
+                self._target = TargetClient(
+                    target,
+                    device=target_device,
+                    draft_device=device,
+                    transport=way,
+                    core=self.cores[1] if self.cores else None,
+                    timeout_s=timeout_s,
+                    hrad=hrad,
+                    verify_width=verify_width,
+                    **both,
+                )
+            self.engine = load_engine(draft, device=device, **both)
+            if is_resident:
+                self._shared = self._shared or SharedDevice.of(_resident(self.engine, draft), is_shared=False)
+                self._draft: Draft = GraphDraft(_resident(self.engine, draft), self._shared)
+            else:
+                self._draft = DraftSide(self.engine)
         except BaseException:
             self.close()
             raise
-        self._draft: Draft = DraftSide(self.engine)
-
-    def _open_resident(
-        self, target: str, draft: str, device: str, dtype: str, vocab_size: int, hrad: str | None, verify_width: int
-    ) -> None:
-        """Both models in this process, on one device."""
-        predictor = load_predictor(hrad, device) if hrad else None
-        num_layers = predictor.card.num_feature_layers if predictor else 0
-        engines = [
-            load_engine(
-                path,
-                engine=EngineKind.RESIDENT,
-                device=device,
-                dtype=dtype,
-                capacity=self.capacity,
-                vocab_size=vocab_size,
-                num_feature_layers=num_feature_layers,
-            )
-            for path, num_feature_layers in ((target, num_layers), (draft, 0))
-        ]
-        target_engine, draft_engine = engines
-        if not (isinstance(target_engine, ResidentEngine) and isinstance(draft_engine, ResidentEngine)):
-            raise ValueError(
-                f"the resident engine runs models, but the draft is {draft}; use the static engine for it."
-            )
-        if predictor is not None:
-            predictor.check_engine(target_engine)
-        self._shared = SharedDevice(
-            target_engine.device, num_positions=self.capacity + PAD + 1, vocab_size=target_engine.vocab_size
-        )
-        self.engine = draft_engine
-        self._draft = GraphDraft(draft_engine, self._shared)
-        self._target = GraphTarget(target_engine, self._shared, predictor=predictor, fixed_width=verify_width or None)
 
     @property
     def num_captures(self) -> int:
         """Graphs captured so far: a run in which this grew was no measurement. Always 0 without graphs."""
-        sides = (self._draft, self._target)
-        return sum(side.num_captures for side in sides if isinstance(side, GraphDraft | GraphTarget))
+        drafts = self._draft.num_captures if isinstance(self._draft, GraphDraft) else 0
+        return drafts + (self._target.num_captures if self._target is not None else 0)
 
     @property
     def draft(self) -> Draft:
@@ -227,3 +230,10 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _resident(engine: Engine, name: str) -> ResidentEngine:
+    """An engine whose steps can be graphs."""
+    if not isinstance(engine, ResidentEngine):
+        raise ValueError(f"the resident engine runs models, but the draft is {name}; use the static engine for it.")
+    return engine

@@ -19,7 +19,7 @@ from executor.draft_side import Draft, Forward
 from executor.recorder import RecordSettings, open_session
 from executor.requests import Request
 from executor.session import Session
-from executor.target_client import Target
+from executor.target import Target
 from sim.policies.base import Needs
 from traces.runs import Run, RunWriter, read_run
 from traces.schema import FinishReason, Op, RequestRecord, Sampling

@@ -82,8 +82,10 @@ class GraphDraft:
         return self._graphs.num_captures
 
     def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
-        """Start a request; the shared device holds its prompt and noise already."""
-        del noise  # the shared device has it, where graphs can reach it
+        """Start a request; a device that the target shares holds its prompt and noise already."""
+        del noise  # the device has it, where graphs can reach it
+        if not self._shared.is_shared:
+            self._shared.begin(request)
         if self._width < needs.num_alternatives:
             # Graphs write to these buffers, so wider ones mean other graphs.
             self._graphs.clear()

@@ -1,4 +1,4 @@
-"""What draft and target share on one device: the line of token ids, the request's noise, their two streams."""
+"""What a draft and a target need on a device, shared if it is one: the line of token ids, the noise, their streams."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from torch import Tensor
 
 from executor.noise import gumbel
 from executor.requests import Request
+from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.graphs import Marks
 
+_NUM_SPARE = 64  # positions behind a request's end that a step may look at
 _NOISE_NUMBERS = 1 << 21  # made at once, which bounds the memory of the generator's integers
 
 
 class SharedDevice:
     """One device with a stream for the draft and one, of higher priority, for the target.
 
+    is_shared: whether both models are on it; otherwise only one of the two streams is used, the other model has a device
+    in another process, and each side lays down by itself what it needs of a request.
     line: (capacity + pad,) ids of committed and pending tokens by position, written by the draft's side.
     noise: (positions, vocab) shared noise of the request by generated position; empty at temperature 0.
     marks: the clock of both streams, started anew with every request.
     """
 
-    def __init__(self, device: torch.device, *, num_positions: int, vocab_size: int) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, num_positions: int, vocab_size: int, is_shared: bool = True) -> None:
+        self.device, self.is_shared = device, is_shared
         self.vocab_size = vocab_size
         self.line = torch.zeros(num_positions, dtype=torch.int64, device=device)
         self.noise = torch.empty(0, vocab_size, device=device)
@@ -33,6 +37,12 @@ class SharedDevice:
         self._is_cuda = device.type == "cuda"
         self.draft_stream = _stream(device, 0) if self._is_cuda else None
         self.target_stream = _stream(device, -1) if self._is_cuda else None
+
+    @classmethod
+    def of(cls, engine: ResidentEngine, *, is_shared: bool) -> SharedDevice:
+        """The device of an engine, with a line as long as its cache."""
+        num_positions = engine.capacity + PAD + 1
+        return cls(engine.device, num_positions=num_positions, vocab_size=engine.vocab_size, is_shared=is_shared)
 
     @contextmanager
     def on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
@@ -43,15 +53,15 @@ class SharedDevice:
             with torch.cuda.stream(stream):
                 yield
 
-    def begin(self, request: Request, num_spare: int) -> None:
-        """Lay down a request's prompt and noise; num_spare: positions behind its end that a step may look at.
+    def begin(self, request: Request) -> None:
+        """Lay down a request's prompt and noise. Where both models are, the target's side does it for both.
 
         A table that is large enough stays where it is, so that graphs that read it stay valid.
         """
         prompt = torch.tensor(request.tokens, dtype=torch.int64)
         self.line[: len(prompt)].copy_(prompt)
         if request.sampling.temperature > 0:
-            num = request.max_new_tokens + num_spare
+            num = request.max_new_tokens + _NUM_SPARE
             if len(self.noise) < num:
                 self.noise = torch.empty(num, self.vocab_size, device=self.device)
             rows = max(1, _NOISE_NUMBERS // self.vocab_size)

@@ -1,7 +1,7 @@
-"""The target on a stream of its own in this process: verification as a graph, one wait a round.
+"""The target on a stream of its own: verification as a graph, one wait a round.
 
-It answers what `executor.target_client.TargetClient` answers for a target in another process. Two processes would take
-turns on one GPU; two streams can share it.
+It answers as `executor.target.Target` does. On one GPU it runs in the draft's process, for two processes would take turns
+where two streams can share; on a GPU of its own `executor.target_worker` gives it a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from executor.resident.engine import ResidentEngine
 from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
 from executor.scoring import Scores, score_sequence
-from executor.target_client import Prefill, TargetVerdict
+from executor.target import Prefill, TargetVerdict
 from executor.verification import choose, noisy_scores
 from sim.machine import ClassProbs
 from traces.schema import Sampling
@@ -51,6 +51,7 @@ class GraphTarget:
         self._stream = shared.target_stream
         self._graphs = Graphs(engine.device, self._stream)
         self._controls = Handover(3, engine.device)
+        self._newest = Handover(max(VERIFY_WIDTHS[-1], fixed_width or 0), engine.device)
         self._marks = shared.marks
         self._host = torch.zeros(2, dtype=torch.int64, pin_memory=engine.device.type == "cuda")
         self.is_alive = True
@@ -72,7 +73,7 @@ class GraphTarget:
         self._sampling, self._predicts = request.sampling, predicts
         self._num_prompt = len(request.tokens)
         self.engine.num_feature_layers = self._num_feature_layers if predicts else 0
-        self._shared.begin(request, VERIFY_WIDTHS[-1])
+        self._shared.begin(request)
         self.engine.reset()
         with self._shared.on(self._stream):
             self._start = self._marks.mark()
@@ -89,8 +90,7 @@ class GraphTarget:
         return Prefill(self._num_prompt - 1, 0, start_s, end_s, self._first_classes)
 
     def submit(self, pending: Sequence[int], *, last: int, num_cached: int) -> None:
-        """Start to verify the pending tokens, which lie on the shared line behind `last`, as does `last` itself."""
-        del last
+        """Start to verify the pending tokens after `last`; a draft on this device has laid both on the line already."""
         num = len(pending)
         width = self._fixed_width or next((width for width in VERIFY_WIDTHS if width > num), 0)
         if num >= width:
@@ -98,6 +98,9 @@ class GraphTarget:
         if self._stream is not None and self._shared.draft_stream is not None:
             self._stream.wait_stream(self._shared.draft_stream)
         with self._shared.on(self._stream):
+            if not self._shared.is_shared:
+                self._newest.put([last, *pending])
+                self._shared.line[num_cached : num_cached + 1 + num].copy_(self._newest.values[: 1 + num])
             self._controls.put([num_cached, num, num_cached + 1 - self._num_prompt])
             self._start = self._marks.mark()
             noise = self._shared.noise.data_ptr() if self._sampling.temperature > 0 else 0
@@ -120,9 +123,8 @@ class GraphTarget:
             predict_s = time.perf_counter() - started
         return TargetVerdict(num_accepted, next_token, start_s, end_s + predict_s, predict_s, classes)
 
-    def score(self, tokens: Sequence[int], num_prompt: int, sampling: Sampling, vocab_size: int) -> Iterator[Scores]:
+    def score(self, tokens: Sequence[int], num_prompt: int, sampling: Sampling) -> Iterator[Scores]:
         """The target's laws along a finished sequence, in chunks."""
-        del vocab_size
         self.engine.num_feature_layers = self._num_feature_layers
         yield from score_sequence(self.engine, self._predictor, tokens, num_prompt, sampling)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from executor.annotate import _scored
-from executor.target_client import Scores
+from executor.scoring import Scores
 from traces.schema import Sampling
 
 LAWS = np.array([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]], np.float32)
 
 
 class TargetOfKnownLaws:
-    def score(self, sequence: object, num_prompt: int, sampling: Sampling, vocab_size: int) -> Iterator[Scores]:
+    def score(self, sequence: object, num_prompt: int, sampling: Sampling) -> Iterator[Scores]:
         for laws in (LAWS[:2], LAWS[2:]):
             yield Scores(laws, np.zeros((len(laws), 2), np.float32), np.zeros((0, 3), np.float32))
 

@@ -41,7 +41,7 @@ from executor.pair.shapes import Shape, build_model, save_model
 from executor.pair.tokens import train_tokenizer
 from executor.requests import Request
 from executor.session import Session
-from executor.target_worker import TargetSide
+from executor.target_side import TargetSide, load_target
 from sim.policies.base import Defaults, Needs, Observation
 from sim.replay import replay
 from traces.schema import FinishReason, RequestTrace, Sampling, Signal
@@ -176,7 +176,9 @@ def test_inputs_along_a_sequence_are_those_of_the_whole_forward(pair: tuple[str,
 def test_features_of_rounds_are_those_of_one_pass(pair: tuple[str, str], predictor_folder: str) -> None:
     """Whatever was pending, accepted or rejected, online inputs equal the teacher-forced ones."""
     settings = {"engine": "static", "device": "cpu", "dtype": "float32", "capacity": 256, "vocab_size": None}
-    side = TargetSide(pair[0], {**settings, "hrad": predictor_folder})
+    target, predictor = load_target(pair[0], **settings, hrad=predictor_folder)  # type: ignore[arg-type]
+    side = TargetSide(target, predictor)
+    request = Request(prompt_id="p", tokens=PROMPT, max_new_tokens=60, sampling=Sampling(0.0))
     seen: list[Tensor] = []
 
     class Spy(Predictor):
@@ -184,19 +186,24 @@ def test_features_of_rounds_are_those_of_one_pass(pair: tuple[str, str], predict
             seen.append(inputs.clone())
             return super().from_inputs(inputs)
 
-    side._predictor.__class__ = Spy  # type: ignore[assignment] # the very object, looked over the shoulder
+    def verified(num_cached: int, last: int, pending: list[int]) -> tuple[int, int]:
+        side.submit(pending, last=last, num_cached=num_cached)
+        verdict = side.wait_verdict()
+        return verdict.num_accepted, verdict.next_token
+
+    predictor.__class__ = Spy  # type: ignore[assignment] # the very object, looked over the shoulder
     with torch.inference_mode():
-        side.begin(list(PROMPT), Sampling(0.0), 0, 0, 60, True)
+        side.begin(request, predicts=True)
         reference = list(PROMPT)
         for _ in range(60):  # the target's own continuation, one token a time
-            reference.append(side.verify(len(reference) - 1, reference[-1], [])[1])
+            reference.append(verified(len(reference) - 1, reference[-1], [])[1])
         seen.clear()
-        side.begin(list(PROMPT), Sampling(0.0), 0, 0, 60, True)
+        side.begin(request, predicts=True)
         ends = [len(PROMPT)]
         for right, wrong in ((3, 2), (0, 1), (4, 0), (1, 4), (0, 0), (2, 2)):
             at = ends[-1]
             pending = reference[at : at + right] + [(reference[at + right] + 1) % 200] * wrong
-            num_accepted, next_token = side.verify(at - 1, reference[at - 1], pending)
+            num_accepted, next_token = verified(at - 1, reference[at - 1], pending)
             assert (num_accepted, next_token) == (right, reference[at + right])
             ends.append(at + right + 1)
         engine = load_engine(pair[0], capacity=256, num_feature_layers=2)

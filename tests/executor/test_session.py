@@ -97,13 +97,14 @@ def test_ends_are_found_in_order() -> None:
 
 def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind() -> None:
     with open_session(RecordSettings(capacity=256)) as broken:
-        files = [Path(path) for path in broken.target._paths]
+        folder = broken.target._meeting_place
+        assert folder.exists()
         os.kill(broken.target.pid, signal.SIGKILL)
         with pytest.raises(ExecutorError, match="the target process failed"):
             broken.run(_request(broken), parse_policy("pearl:draft_length=3"))
         with pytest.raises(ExecutorError, match="start a new session"):
             broken.run(_request(broken), parse_policy("autoregressive"))
-    assert not any(path.exists() for path in files)
+    assert not folder.exists()
 
 
 def test_a_hanging_worker_is_stopped_in_time() -> None:
