@@ -60,8 +60,12 @@ def record(
     stop: Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")] = None,
     ignore_eos: bool = False,
     tail_depth: Annotated[int, typer.Option(help="Draft tokens recorded after each wrong one.")] = 16,
-    engine: Annotated[str, typer.Option(help="static, hugging_face, or resident (one GPU, graphs).")] = "static",
-    device: str = "cpu",
+    engine: Annotated[str, typer.Option(help="static, hugging_face, or resident (GPUs, graphs).")] = "static",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; of both models, or of the draft alone.")] = "cpu",
+    target_device: Annotated[str, typer.Option(help="The target's device, if it is another one.")] = "",
+    transport: Annotated[
+        str, typer.Option(help="Between two processes: mailbox (shared memory) or distributed (torch: NCCL, gloo).")
+    ] = "mailbox",
     dtype: str = "float32",
     capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
     verify_width: Annotated[int, typer.Option(help="Rows of every verification, resident engine; 0 is as needed.")] = 0,
@@ -99,6 +103,8 @@ def record(
         tail_depth=tail_depth,
         engine=engine,
         device=device,
+        target_device=target_device,
+        transport=transport,
         dtype=dtype,
         capacity=capacity,
         verify_width=verify_width,

@@ -21,6 +21,7 @@ from executor.models import fingerprint
 from executor.prompts import load_prompts
 from executor.requests import Request
 from executor.session import Session
+from executor.transport import parse_transport
 from sim.policies.base import Policy
 from sim.policies.catalog import label_of, parse_policy
 from traces.runs import Run, RunWriter, read_run
@@ -54,6 +55,7 @@ class RecordSettings:
     "prompt_lookup" a draft without weights (`executor.engines.prompt_lookup`).
 
     prompts: see `executor.prompts.load_prompts`. policies: labels of `sim.policies.catalog`.
+    target_device: "" is the draft's device. transport: see `executor.session.Session`.
     hrad: folder of an H-RAD predictor; "embedded" names the shipped one, "" runs none.
     verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
     acceptance: label of a synthetic acceptance (`analysis.synthetic`), which the caller of `record` brings; "" is real.
@@ -78,6 +80,8 @@ class RecordSettings:
     aligns: bool = True
     engine: str = "static"
     device: str = "cpu"
+    target_device: str = ""
+    transport: str = "mailbox"
     dtype: str = "float32"
     capacity: int = 1024
     is_pinned: bool = True
@@ -91,6 +95,7 @@ class RecordSettings:
             raise ValueError("policies is empty; name at least one, such as autoregressive.")
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, but got {self.repeats}.")
+        parse_transport(self.transport)
         for label in self.policies:
             parse_policy(label)
         for temperature in self.temperatures:
@@ -115,6 +120,8 @@ def open_session(settings: RecordSettings) -> Session:
         resolve_model(settings.draft, "draft"),
         engine=settings.engine,
         device=settings.device,
+        target_device=settings.target_device or None,
+        transport=settings.transport,
         dtype=settings.dtype,
         capacity=settings.capacity,
         is_pinned=settings.is_pinned,
