@@ -27,6 +27,7 @@ from executor.channel import Message
 NUM_WORDS = 256  # of the bucket: a round's words, at draft lengths up to 250
 _HEADER = 3  # opcode, number of integers, number of floats
 _TAG = 0
+_HELLO = 0
 _MEET_S = 60.0  # both processes come to the meeting at once
 _FOREVER_S = 365 * 86400.0  # a process that waits for its next command is not late
 _SLACK_S = 0.05  # gloo counts whole milliseconds
@@ -56,6 +57,11 @@ class DistributedChannel:
         with _as_connection_errors():
             self._group = _meet(store, rank, is_nccl=self._polls)
         self._sends: deque[tuple[Work, Tensor]] = deque(maxlen=_MOST_SENDS)
+        # NCCL connects with the first message, and both must be there: that is now, and not at a user's first request.
+        if rank == 0:
+            self.post(Message(_HELLO))
+        else:
+            self.wait(lambda: None, _MEET_S)
 
     def post(self, message: Message) -> None:
         """Send without waiting for the receiver."""

@@ -405,6 +405,8 @@ def resolve_device(device: torch.device | str) -> torch.device:
         device = torch.device(device)
     except RuntimeError:
         raise ModelError(f"unknown device {device!r}: write cpu, cuda, or cuda:1 for the second GPU.") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():

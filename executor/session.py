@@ -45,7 +45,7 @@ class Session:
     device: of the draft, and of the target unless target_device names another; a GPU becomes this process's current one.
     transport: how two processes talk, "mailbox" (shared memory, whatever the devices) or "distributed"
     (torch.distributed: NCCL between two GPUs, gloo otherwise), with which the resident target always has its own process.
-    It is never chosen unasked: on one machine the mailbox is the quicker one.
+    The mailbox is the default for two GPUs, too: what crosses is a few ids, which the host knows anyway.
     verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
     capacity: cached tokens a model can hold, prompt and branches included.
     hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.

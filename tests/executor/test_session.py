@@ -19,6 +19,7 @@ from executor.session import Session
 from sim.policies.catalog import parse_policy
 from traces.schema import FinishReason, Sampling
 
+TRANSPORTS = pytest.mark.parametrize("transport", ["mailbox", "distributed"])
 POLICIES = ["autoregressive", "fixed_length:draft_length=5", "pearl:draft_length=6", "saguaro:draft_length=4,fan_out=2"]
 
 
@@ -95,53 +96,106 @@ def test_ends_are_found_in_order() -> None:
     assert ends.find([1, 2], [3, 4, 9]) == (3, FinishReason.EOS)
 
 
-def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind() -> None:
-    with open_session(RecordSettings(capacity=256)) as broken:
+@TRANSPORTS
+def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind(transport: str) -> None:
+    with open_session(RecordSettings(capacity=256, transport=transport)) as broken:
         folder = broken.target._meeting_place
         assert folder.exists()
-        os.kill(broken.target.pid, signal.SIGKILL)
+        pid = broken.target.pid
+        os.kill(pid, signal.SIGKILL)
         with pytest.raises(ExecutorError, match="the target process failed"):
             broken.run(_request(broken), parse_policy("pearl:draft_length=3"))
         with pytest.raises(ExecutorError, match="start a new session"):
             broken.run(_request(broken), parse_policy("autoregressive"))
     assert not folder.exists()
+    assert not _exists(pid)
 
 
-def test_a_hanging_worker_is_stopped_in_time() -> None:
-    with open_session(RecordSettings(capacity=256, timeout_s=1.0)) as stuck:
-        os.kill(stuck.target.pid, signal.SIGSTOP)
+@TRANSPORTS
+def test_a_worker_killed_at_work_is_noticed_at_once(transport: str) -> None:
+    with open_session(RecordSettings(capacity=256, transport=transport)) as broken:
+        pid = broken.target.pid
+        os.kill(pid, signal.SIGSTOP)
+        killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        started = time.perf_counter()
+        with pytest.raises(ExecutorError, match="the target process failed during prefill"):
+            broken.run(_request(broken), parse_policy("autoregressive"))
+        assert 0.2 < time.perf_counter() - started < 30, "timeout_s is 60"
+        killer.join()
+    assert not _exists(pid)
+
+
+@TRANSPORTS
+def test_a_hanging_worker_is_stopped_in_time(transport: str) -> None:
+    with open_session(RecordSettings(capacity=256, timeout_s=1.0, transport=transport)) as stuck:
+        folder, pid = stuck.target._meeting_place, stuck.target.pid
+        os.kill(pid, signal.SIGSTOP)
         started = time.perf_counter()
         with pytest.raises(ExecutorError, match="no answer in time"):
             stuck.run(_request(stuck), parse_policy("autoregressive"))
         assert time.perf_counter() - started < 30
+    assert not folder.exists()
+    assert not _exists(pid)
 
 
-def test_a_worker_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
+@TRANSPORTS
+def test_a_worker_ends_when_its_parent_is_gone(transport: str) -> None:
     import subprocess
     import sys
 
     script = (
         "import os\n"
         "from executor.recorder import RecordSettings, open_session\n"
-        "session = open_session(RecordSettings(capacity=256))\n"
-        "print(session.target.pid, flush=True)\n"
+        f"session = open_session(RecordSettings(capacity=256, transport={transport!r}))\n"
+        "print(session.target.pid, session.target._meeting_place, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
-    pid = int(told.stdout.strip())
+    pid, folder = told.stdout.split()
     ended = threading.Event()
     for _ in range(200):
-        if not _is_running(pid):
+        if not _is_running(int(pid)):
             ended.set()
             break
         time.sleep(0.05)
     assert ended.is_set(), f"worker {pid} outlived its parent"
+    assert not Path(folder).exists()
 
 
 def test_missing_weights_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=str(tmp_path / "nowhere")):
         Session(str(tmp_path / "nowhere"), str(tmp_path / "nowhere"))
+
+
+@TRANSPORTS
+def test_a_target_that_cannot_be_loaded_is_one_clear_error(transport: str) -> None:
+    with pytest.raises(ExecutorError, match=r"failed during loading .* knows .* positions"):
+        open_session(RecordSettings(capacity=1 << 20, transport=transport))
+
+
+def test_an_unknown_transport_and_devices_that_do_not_exist_say_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="unknown transport 'pigeon': choose mailbox or distributed"):
+        RecordSettings(transport="pigeon")
+    with pytest.raises(ValueError, match="unknown device 'gpu7'"):
+        open_session(RecordSettings(target_device="gpu7"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="sees no CUDA device"):
+        open_session(RecordSettings(target_device="cuda:1"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"cuda:2 was asked for, but there are 2 CUDA devices: the last is cuda:1"):
+        open_session(RecordSettings(target_device="cuda:2"))
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process, be it one that nobody has waited for."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _is_running(pid: int) -> bool:
