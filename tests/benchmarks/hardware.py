@@ -34,6 +34,7 @@ from executor.prompts import load_prompts
 from executor.recorder import RecordSettings, open_session, record, resolve_model
 from executor.requests import Request
 from executor.resident.engine import ResidentEngine
+from executor.resident.target import GraphTarget
 from executor.session import Session
 from executor.sweep import Grid, record_sweep
 from sim.policies.catalog import parse_policy
@@ -122,7 +123,7 @@ def step_times(settings: RecordSettings, session: Session, read_bytes_per_s: flo
     verify = medians["verify"]
     found["verify_8_over_1"] = float(verify[8, 1] / verify[1, 1])
     target, draft = session.target, session.engine
-    if read_bytes_per_s and isinstance(draft, ResidentEngine):
+    if read_bytes_per_s and isinstance(draft, ResidentEngine) and isinstance(target, GraphTarget):
         for name, engine, ms in (
             ("target", target.engine, verify[1, 1]),
             ("draft", draft, medians["draft"][1, 1]),
@@ -281,6 +282,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--target-device", default="", help="cuda:1 beside cuda: a process and a GPU each")
+    parser.add_argument("--transport", default="mailbox")
     parser.add_argument("--target", default="random:llama-3.1-8b")
     parser.add_argument("--draft", default="random:qwen2.5-0.5b")
     parser.add_argument("--alpha", type=float, default=0.75)
@@ -291,7 +294,13 @@ def main() -> None:
     results = Results(arguments.output, device)
     folder = Path(tempfile.mkdtemp())
     embedded = RecordSettings(
-        engine="resident", device=device, capacity=512, num_prompts=arguments.num_prompts, max_new_tokens=64
+        engine="resident",
+        device=device,
+        target_device=arguments.target_device,
+        transport=arguments.transport,
+        capacity=512,
+        num_prompts=arguments.num_prompts,
+        max_new_tokens=64,
     )
     shapes = replace(
         embedded,

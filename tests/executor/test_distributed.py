@@ -176,7 +176,7 @@ def test_messages_cross_in_order_and_a_lost_or_late_side_is_told(tmp_path: Path)
     sent = [Message(7, [1, -2], [0.5]), Message(8, list(range(1000)), [math.inf]), Message(9, [], [])]
     for message in sent:
         ends[0].post(message)
-    assert [ends[1].wait(lambda: None) for _ in sent] == sent
+    assert [ends[1].wait(lambda: None, 30.0) for _ in sent] == sent
     started = time.perf_counter()
     with pytest.raises(TimeoutError):
         ends[1].wait(lambda: None, 0.3)
