@@ -91,10 +91,11 @@ class Session:
         self._shared: SharedDevice | None = None
         self.capacity = capacity
         both: dict[str, Any] = {"engine": engine, "dtype": dtype, "capacity": capacity, "vocab_size": vocab_size}
+        places = [str(place) for place in devices]  # with their numbers: another process's current GPU may be another
         is_resident = engine == EngineKind.RESIDENT
         try:
             if is_resident and devices[0] == devices[1] and way is Transport.MAILBOX:
-                target_engine, predictor = load_target(target, device=target_device, hrad=hrad, **both)
+                target_engine, predictor = load_target(target, device=places[1], hrad=hrad, **both)
                 self._shared = SharedDevice.of(_resident(target_engine, target), is_shared=True)
                 self._target = GraphTarget(
                     _resident(target_engine, target),
@@ -105,8 +106,8 @@ class Session:
             else:
                 self._target = TargetClient(
                     target,
-                    device=target_device,
-                    draft_device=device,
+                    device=places[1],
+                    draft_device=places[0],
                     transport=way,
                     core=self.cores[1] if self.cores else None,
                     timeout_s=timeout_s,
@@ -114,7 +115,7 @@ class Session:
                     verify_width=verify_width,
                     **both,
                 )
-            self.engine = load_engine(draft, device=device, **both)
+            self.engine = load_engine(draft, device=places[0], **both)
             if is_resident:
                 self._shared = self._shared or SharedDevice.of(_resident(self.engine, draft), is_shared=False)
                 self._draft: Draft = GraphDraft(_resident(self.engine, draft), self._shared)
