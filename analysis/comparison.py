@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.families import family_grids
+from analysis.identity import compare_rounds
 from analysis.prediction import predict, speed_of
-from analysis.validation import compare_rounds
 from sim.latency import FittedLatency, LatencyModel
 from sim.policies.catalog import label_of, parse_policy
 from sim.policies.prompt_lookup import PromptLookup

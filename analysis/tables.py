@@ -73,7 +73,8 @@ def print_validation(console: Console, validation: Validation) -> None:
     console.print(
         f"mean error {validation.mean_abs_relative_error:.1%}, worst {validation.worst_abs_relative_error:.1%}, "
         f"regret {validation.regret:.1%}; tokens identical: {_yes(validation.tokens_identical)}; "
-        f"replayed rounds identical: {_yes(validation.rounds_identical)} ({validation.num_rounds_compared} rounds)"
+        f"replayed rounds identical: {_yes(validation.rounds_identical)} ({validation.num_rounds_compared} rounds"
+        + (f", {within} requests within rounding)" if (within := validation.num_requests_within_rounding) else ")")
     )
     if validation.note:
         console.print(f"[yellow]{validation.note}[/yellow]")

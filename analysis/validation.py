@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from analysis.identity import compare_rounds
 from analysis.prediction import predict, speed_of
 from analysis.simulation import load_calibration
 from sim.latency import FittedLatency, LatencyModel
 from sim.policies.catalog import label_of, parse_policy
-from sim.replay import replay
 from traces.calibration import calibrate
 from traces.runs import Run, read_run
 from traces.schema import RequestTrace
@@ -47,7 +47,8 @@ class PolicyCheck:
 @dataclass(frozen=True, kw_only=True)
 class Validation:
     """What `summary.json` holds under `validation`. regret: best measured speed over that of the predicted best, minus 1;
-    the worst over temperatures."""
+    the worst over temperatures. rounds_identical: but for requests whose rounds turned on the last digits of a signal, which
+    are counted (`analysis.identity`)."""
 
     policies: list[PolicyCheck]
     mean_abs_relative_error: float
@@ -58,6 +59,7 @@ class Validation:
     tokens_identical: bool | None
     rounds_identical: bool
     num_rounds_compared: int
+    num_requests_within_rounding: int
     contention: dict[str, float]
     is_claim: bool
     note: str
@@ -124,41 +126,11 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         tokens_identical=None if measured.config.get("acceptance") else not mismatched_prompts(measured.requests),
         rounds_identical=rounds.is_identical,
         num_rounds_compared=rounds.num_rounds,
+        num_requests_within_rounding=rounds.num_within_rounding,
         contention=contention,
         is_claim=is_claim,
         note="" if is_claim else "other processes were using the cores: these times support no claim.",
     )
-
-
-@dataclass(frozen=True)
-class RoundComparison:
-    """Executed rounds against replayed ones, every field. mismatches: (policy, temperature) with any difference."""
-
-    num_rounds: int
-    mismatches: frozenset[tuple[str, float]]
-
-    @property
-    def is_identical(self) -> bool:
-        """Whether every round of every policy was the replayed one."""
-        return not self.mismatches
-
-    def is_same(self, policy: str, temperature: float) -> bool:
-        """Whether one policy's rounds were."""
-        return (policy, temperature) not in self.mismatches
-
-
-def compare_rounds(measured: Run) -> RoundComparison:
-    """Replay every request of a run from its alignment trace and compare."""
-    traces = {(trace.prompt_id, trace.temperature): trace for trace in measured.traces()}
-    num_rounds, mismatches = 0, set()
-    columns = measured.requests[["request_id", "prompt_id", "temperature", "policy"]]
-    for request_id, prompt_id, temperature, label in columns.itertuples(index=False):
-        executed = measured.rounds_of(request_id)
-        replayed = replay(parse_policy(label), traces[prompt_id, temperature])
-        num_rounds += len(executed)
-        if executed != [turn._replace(request_id=request_id) for turn in replayed]:
-            mismatches.add((label, float(temperature)))
-    return RoundComparison(num_rounds, frozenset(mismatches))
 
 
 def _regret(checks: Sequence[PolicyCheck], temperature: float) -> float:

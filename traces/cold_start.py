@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import nnls
 
 Floats = NDArray[np.float64]
 
@@ -78,8 +77,17 @@ def fit_cold_start(seconds: ArrayLike, order: ArrayLike, wait_s: ArrayLike, num_
         for decay in np.linspace(0.1, 0.9, 17).tolist():
             shape = ColdStart(decay=decay, full_s=full_s)
             weight = shape.share_after(wait_s, num_before) * decay**order
-            (warm_s, first_s), residual = nnls(np.stack([np.ones(len(weight)), weight], axis=1), clipped)
-            if residual**2 < least:
-                kept_s = max(0.0, float((seconds - warm_s).sum() / weight.sum())) if first_s else 0.0
-                best, least = ColdStart(first_s=kept_s, decay=decay, full_s=full_s), float(residual**2)
+            first_s, loss = _line(weight, clipped)
+            if first_s > 0 and loss < least:
+                kept_s, _ = _line(weight, seconds)
+                best, least = ColdStart(first_s=max(0.0, kept_s), decay=decay, full_s=full_s), loss
     return best
+
+
+def _line(x: Floats, y: Floats) -> tuple[float, float]:
+    """Slope of the least-squares line, and the squares that it leaves."""
+    x, y = x - x.mean(), y - y.mean()
+    square, product = float(x @ x), float(x @ y)
+    if square <= 0:
+        return 0.0, float(y @ y)
+    return product / square, float(y @ y) - product**2 / square

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.validation import PolicyCheck, _regret, compare_rounds, validate_run
+from analysis.identity import compare_rounds
+from analysis.validation import PolicyCheck, _regret, validate_run
 from executor.recorder import RecordSettings, record
 from executor.session import Session
 from traces.runs import Run, read_run

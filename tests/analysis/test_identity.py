@@ -1,0 +1,41 @@
+"""Rounds that turn on the last digits of a signal are told from rounds that are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from analysis.identity import is_within_rounding
+from sim.policies.catalog import parse_policy
+from sim.replay import replay
+from traces.schema import RequestTrace, Signal
+
+
+def test_a_decision_on_a_near_tie_is_within_rounding(make_trace: Callable[..., RequestTrace]) -> None:
+    """Confidences stand at the threshold to six digits: a hair to one side they stop drafting, to the other they do not."""
+    trace = make_trace(num_tokens=60)
+    policy = parse_policy("confidence_stop:threshold=0.5,max_length=4")
+    below, above = (
+        replace(
+            trace,
+            signals=tuple(
+                Signal(0.5 + shift, 1.0, 1.0) if index == 7 else Signal(0.9, 1.0, 1.0) for index in range(60)
+            ),
+        )
+        for shift in (-2e-6, 2e-6)
+    )
+    executed = replay(policy, above)
+    assert executed != replay(policy, below)
+    assert is_within_rounding(executed, policy, below, 2e-5)
+    assert not is_within_rounding(executed, policy, below, 1e-8)
+    wrong = [turn._replace(num_drafted=turn.num_drafted + (turn.round == 3)) for turn in executed]
+    assert not is_within_rounding(wrong, policy, below, 2e-5)
+
+
+@pytest.mark.parametrize("label", ["fixed_length:draft_length=3", "pearl:draft_length=4"])
+def test_a_policy_that_reads_nothing_has_no_rounding(make_trace: Callable[..., RequestTrace], label: str) -> None:
+    trace, policy = make_trace(num_tokens=40), parse_policy(label)
+    executed = replay(policy, trace)[:-1]
+    assert not is_within_rounding(executed, policy, trace, 0.1)
