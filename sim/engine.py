@@ -40,8 +40,9 @@ class SimulatedRun:
 class Device:
     """One model's device: a queue served first come, first served.
 
-    A job's length is known when it is queued, so its end is known too: no resource has to be held, one event a job is
-    enough. Jobs queued at one instant run in the order of the calls. (A test holds this equal to `simpy.Resource`.)
+    A job's length is known when it is queued, so its end is known too: no resource has to be held, and whoever needs the
+    result waits until then. Jobs queued at one instant run in the order of the calls. (A test holds this equal to
+    `simpy.Resource`.)
     """
 
     def __init__(self, env: simpy.Environment, name: str) -> None:
@@ -49,12 +50,12 @@ class Device:
         self.starts_at_s = self.free_at_s = 0.0  # of the job queued last
         self._env = env
 
-    def work(self, seconds: list[float]) -> Event:
-        """Queue operations that run one after another; the event comes when the last is done."""
+    def work(self, duration_s: float) -> float:
+        """Queue a job; gives the time at which it will be done."""
         now = self._env.now
-        self.starts_at_s = self.free_at_s if self.free_at_s > now else now
-        self.free_at_s = sum(seconds, self.starts_at_s)
-        return self._env.timeout(self.free_at_s - now)
+        self.starts_at_s = start_s = self.free_at_s if self.free_at_s > now else now
+        self.free_at_s = end_s = start_s + duration_s
+        return end_s
 
 
 def simulate(
@@ -125,16 +126,15 @@ class _Stage:
     def serve(self, trace: RequestTrace, durations: Durations) -> Process:
         """One request, from its prefill to its last token."""
         env, draft, target = self.env, self.draft, self.target
-        decider = Device(env, "sim:host")  # one thread a request
-        arrival_s = env.now
-        prefills = []
-        for device, actor in ((draft, "draft"), (target, "target")):
+        note = self._note if self.record_ops else None
+        arrival_s = ready_s = env.now
+        for device, actor in ((draft, "draft"), (target, "target")):  # at the same time; both must be done
             forwards = prefill(actor, trace.num_prompt_tokens)
             times = durations.of(forwards)
-            prefills.append(device.work(times))
-            if self.record_ops:
-                self._note(trace, -1, device, forwards, times)
-        yield from prefills  # they run at the same time; both must be done
+            ready_s = max(ready_s, device.work(sum(times)))
+            if note:
+                note(trace, -1, device.name, device.starts_at_s, forwards, times)
+        yield env.timeout(ready_s - arrival_s)
 
         world, cache = TraceWorld(trace, self.policy.needs), DraftCache(trace.num_prompt_tokens)
         machine = decode(
@@ -146,11 +146,9 @@ class _Stage:
         reply: Reply = None
         start_s = env.now
         first_token_s: float | None = None
-        draft_s = verify_s = ahead_s = 0.0
+        draft_s = verify_s = ahead_s = verified_s = 0.0
         index = num_forwards = 0
         cold_start, waking_s = self.cold_start, self.cold_start.first_s  # before round 0 the target's prompt has passed
-        verified: Event = None
-        note = self._note if self.record_ops else None
         while True:
             try:
                 command = machine.send(reply)
@@ -162,13 +160,14 @@ class _Stage:
                     f"round {index} of request {trace.request_id} ran {num_forwards} draft forwards, "
                     f"but the step machine counted {closed.num_draft_forwards}."
                 )
+                # Wait for the verdict and for the host's own work at once: nothing happens in between.
                 forwards = host(closed.num_pending, closed.num_branches, cache.num_sequence - closed.num_emitted)
                 times = durations.of(forwards)
-                if times[0] > 0:
-                    done = decider.work(times)
-                    if note:
-                        note(trace, index, decider, forwards, times)
-                    yield done
+                now = env.now
+                settled_s = verified_s if verified_s > now else now
+                if note and times[0] > 0:
+                    note(trace, index, "sim:host", settled_s, forwards, times)
+                yield env.timeout(settled_s + times[0] - now)
                 end_s = env.now
                 self.run.rounds.append((closed, RoundTimes(start_s, end_s, draft_s, verify_s)))
                 if first_token_s is None:
@@ -183,15 +182,13 @@ class _Stage:
             if isinstance(command, Settle):
                 assert isinstance(reply, Settled)
                 cache.settle(reply.num_accepted, reply.num_emitted, reply.is_hit)
-                if not verified.processed:
-                    yield verified
             elif isinstance(command, Submit):
                 forwards = cache.submit(command.num_pending)
                 times = durations.of(forwards)
                 verify_s, ahead_s = times[0], 0.0
-                verified = target.work(times)
+                verified_s = target.work(verify_s)
                 if note:
-                    note(trace, index, target, forwards, times)
+                    note(trace, index, target.name, target.starts_at_s, forwards, times)
             elif isinstance(command, Keep):
                 cache.keep(command.num_kept)
             else:
@@ -203,28 +200,34 @@ class _Stage:
                     forwards = cache.look()
                 if forwards.num_forwards:
                     times = durations.of(forwards)
-                    warm_s = sum(times)
-                    ahead_s += warm_s
-                    draft_s += warm_s
+                    spent_s = sum(times)
+                    ahead_s += spent_s
                     if waking_s:
                         for ordinal in range(len(times)):
                             times[ordinal] += waking_s
-                            draft_s += waking_s
+                            spent_s += waking_s
                             waking_s *= cold_start.decay
+                    draft_s += spent_s
                     num_forwards += forwards.num_forwards
-                    done = draft.work(times)
+                    done_s = draft.work(spent_s)
                     if note:
-                        note(trace, index, draft, forwards, times)
-                    yield done
+                        note(trace, index, draft.name, draft.starts_at_s, forwards, times)
+                    yield env.timeout(done_s - env.now)
         assert first_token_s is not None, f"request {trace.request_id} ended without a round."
         self.run.requests.append(_request_record(trace, self.label, arrival_s, first_token_s, env.now))
 
     def _note(
-        self, trace: RequestTrace, index: int, device: Device, forwards: Forwards, seconds: Sequence[float]
+        self,
+        trace: RequestTrace,
+        index: int,
+        device: str,
+        start_s: float,
+        forwards: Forwards,
+        seconds: Sequence[float],
     ) -> None:
-        """Write down the forwards that were queued last on a device."""
+        """Write down forwards that run one after another on a device."""
         actor, kind, _, num_tokens, num_branches, context = forwards
-        end_s = device.starts_at_s
+        end_s = start_s
         for duration_s in seconds:
             start_s, end_s = end_s, end_s + duration_s
             self.run.ops.append(
@@ -232,7 +235,7 @@ class _Stage:
                     request_id=trace.request_id,
                     round=index,
                     actor=actor,
-                    device=device.name,
+                    device=device,
                     kind=kind,
                     start_s=start_s,
                     end_s=end_s,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import NamedTuple, TypeAlias
 
-from sim.policies.base import Observation, Policy, Verdict
+from sim.policies.base import Defaults, Observation, Policy, Verdict
 from traces.schema import RollbackCase, Round, Signal
 
 ClassProbs: TypeAlias = tuple[float, float, float]
@@ -100,6 +100,7 @@ def decode(
     submitted = accepted = last_submitted = last_accepted = 0
     was_hit, memory = False, None
     predicts = policy.needs.classes
+    learns = getattr(type(policy), "learn", None) is not Defaults.learn  # most do not, and a verdict a round adds up
 
     while True:
         seen = Observation(
@@ -109,9 +110,11 @@ def decode(
         num_pending = carried = len(pending)
         forwards = unused = 0
         while (more := policy.draft_more(seen, pending)) > 0:
-            more = _within(more, remaining - 1 - num_pending)
-            if not more:
-                break
+            room = remaining - 1 - num_pending
+            if more > room:
+                more = room
+                if more <= 0:
+                    break
             signals = yield DraftTokens(more)
             assert isinstance(signals, list)
             forwards += more if frontier is None else more - 1
@@ -120,8 +123,9 @@ def decode(
             num_pending += more
         num_serial = num_pending - carried
         if num_serial:
-            kept = _within(policy.keep(seen, pending), num_pending)
+            kept = policy.keep(seen, pending)
             if kept < num_pending:
+                kept = max(kept, 0)
                 unused = num_pending - kept
                 frontier, pending, num_pending = pending[kept], pending[:kept], kept
 
@@ -148,7 +152,8 @@ def decode(
         submitted, last_submitted = submitted + num_pending, num_pending
         accepted, last_accepted = accepted + num_accepted, num_accepted
         was_hit = is_hit
-        memory = policy.learn(memory, Verdict(num_pending, num_accepted, is_hit))
+        if learns:
+            memory = policy.learn(memory, Verdict(num_pending, num_accepted, is_hit))
         position, remaining, index = position + num_emitted, remaining - num_emitted, index + 1
 
         num_row_tokens = num_rows * (1 + num_steps)

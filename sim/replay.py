@@ -43,7 +43,11 @@ class TraceWorld:
             first = self.num_pending
             self.num_pending += command.num_tokens
             self._knows_frontier = False
-            return self._signals_at(first, command.num_tokens)
+            return (
+                [UNKNOWN_SIGNAL] * command.num_tokens
+                if self._signals is None
+                else self._signals_at(first, command.num_tokens)
+            )
         if isinstance(command, Submit):
             self._knows_frontier |= command.num_pending < self.num_pending
             self.num_pending = command.num_pending

@@ -7,6 +7,8 @@ position, the target emits argmax(log p + g), the draft offers argmax(log q + g)
 """
 
 import argparse
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from executor.engines.static import StaticEngine
 from executor.pair.corpus import Part, held_out_prompts, source_files
 from executor.pair.sampling import ends_in_loop, generate, noisy_scores, position_noise
 from executor.pair.shapes import load_model, load_tokenizer, num_parameters
@@ -28,6 +31,7 @@ TEMPERATURES = (0.0, 0.7, 1.0)
 HIT_WIDTHS = (1, 2, 4, 8)
 SIGNALS = ("max_prob", "negative_entropy", "margin", "noisy_margin")
 SCORING_BATCH = 8
+STEP_CONTEXT = 160  # tokens in the cache while steps are timed
 
 
 @dataclass(frozen=True)
@@ -243,12 +247,50 @@ def measure_pair(
     )
 
 
+def measure_cost_ratios(
+    folder: Path = PAIR_FOLDER, draft_names: Sequence[str] = DRAFT_NAMES, *, num_blocks: int = 15
+) -> dict[str, float]:
+    """Time of one target step over one draft step, by draft name: static engine, one thread on one core, context 160.
+
+    Each model steps through blocks of its own, as it does on a core of its own; blocks take turns, so that a busy machine
+    slows all models alike. Medians over blocks of the medians within.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if cores is not None:
+            os.sched_setaffinity(0, {max(cores)})
+        names = [TARGET_NAME, *draft_names]
+        engines = [StaticEngine(load_model(folder / name, "cpu"), capacity=512) for name in names]
+        for engine in engines:
+            engine.extend([5 + index % 97 for index in range(STEP_CONTEXT)])
+        blocks = [[_step_seconds(engine) for engine in engines] for _ in range(num_blocks)]
+    finally:
+        torch.set_num_threads(num_threads)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+    target, *drafts = np.array(blocks).T
+    return {name: float(np.median(target / times)) for name, times in zip(draft_names, drafts, strict=True)}
+
+
+def _step_seconds(engine: StaticEngine, num_steps: int = 60) -> float:
+    """Median time of a decoding step, its choice of a token included."""
+    seconds = []
+    for index in range(num_steps):
+        start = time.perf_counter()
+        int(engine.extend([5 + index])[-1].argmax())
+        seconds.append(time.perf_counter() - start)
+        engine.roll_back(STEP_CONTEXT)
+    return float(np.median(seconds))
+
+
 def render_markdown(
     quality: PairQuality, *, cost_ratios: Mapping[str, float] | None = None, training_notes: str = ""
 ) -> str:
     """The findings as a page.
 
-    cost_ratios: by draft name, time of one target step over one draft step, which another measurement supplies.
+    cost_ratios: by draft name, as `measure_cost_ratios` gives them.
     training_notes: a paragraph on how the pair was trained.
     """
     lines = [
@@ -319,9 +361,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "QUALITY.md")
     parser.add_argument("--num-prompts", type=int, default=96)
     parser.add_argument("--training-notes", default="", help="a paragraph on how the pair was trained")
+    parser.add_argument("--cost-only", action="store_true", help="only time the models' steps, and print the ratios")
     arguments = parser.parse_args()
+    if arguments.cost_only:
+        print(measure_cost_ratios(arguments.pair))
+        return
     page = render_markdown(
-        measure_pair(arguments.pair, num_prompts=arguments.num_prompts), training_notes=arguments.training_notes
+        measure_pair(arguments.pair, num_prompts=arguments.num_prompts),
+        cost_ratios=measure_cost_ratios(arguments.pair),
+        training_notes=arguments.training_notes,
     )
     arguments.output.write_text(page, encoding="utf-8")
     print(page)

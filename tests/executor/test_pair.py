@@ -1,6 +1,7 @@
 """The embedded pair: its corpus is split cleanly, its training works end to end, and the shipped weights are sound."""
 
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,14 @@ from executor.pair.corpus import (
     standard_library,
     training_prompts,
 )
-from executor.pair.quality import DRAFT_NAMES, PAIR_FOLDER, TARGET_NAME, measure_pair, render_markdown
+from executor.pair.quality import (
+    DRAFT_NAMES,
+    PAIR_FOLDER,
+    TARGET_NAME,
+    measure_cost_ratios,
+    measure_pair,
+    render_markdown,
+)
 from executor.pair.sampling import generate, noisy_scores, position_noise
 from executor.pair.settings import quick_preset
 from executor.pair.shapes import load_model, load_tokenizer
@@ -167,6 +175,14 @@ def test_quality_of_a_pair_renders_as_a_page(quick_pair: Path) -> None:
     page = render_markdown(quality, cost_ratios={"draft": 6.5})
     assert "| 6.5 |" in page
     assert f"{found.acceptance:.3f}" in page
+
+
+def test_steps_are_timed_on_one_core_which_is_given_back(quick_pair: Path) -> None:
+    before = os.sched_getaffinity(0), torch.get_num_threads()
+    found = measure_cost_ratios(quick_pair, ["draft"], num_blocks=1)
+    assert (os.sched_getaffinity(0), torch.get_num_threads()) == before
+    assert list(found) == ["draft"]
+    assert found["draft"] > 0
 
 
 def test_padded_generation_matches_one_prompt_alone(quick_pair: Path) -> None:

@@ -146,7 +146,7 @@ def test_draft_and_verify_ending_at_one_instant_end_the_round_there() -> None:
 def test_a_device_is_a_simpy_resource_also_when_jobs_come_at_one_instant(jobs: list[tuple[int, list[int]]]) -> None:
     def with_device(env: simpy.Environment, device: Device, index: int, ends: dict[int, float]) -> Generator[Any]:
         yield env.timeout(jobs[index][0])
-        yield device.work([float(length) for length in jobs[index][1]])
+        yield env.timeout(device.work(float(sum(jobs[index][1]))) - env.now)
         ends[index] = env.now
 
     def with_resource(env: simpy.Environment, resource: Any, index: int, ends: dict[int, float]) -> Generator[Any]:
