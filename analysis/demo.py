@@ -35,9 +35,9 @@ class DemoSize:
 
 
 FULL = DemoSize(
-    num_recorded=40, num_measured=24, max_new_tokens=96, temperatures=(0.0, 1.0), draft_lengths=(1, 2, 3, 4, 6, 8)
+    num_recorded=32, num_measured=14, max_new_tokens=96, temperatures=(0.0, 1.0), draft_lengths=(1, 2, 4, 6, 8)
 )
-QUICK = DemoSize(num_recorded=16, num_measured=8, max_new_tokens=64, temperatures=(1.0,), draft_lengths=(2, 4))
+QUICK = DemoSize(num_recorded=12, num_measured=6, max_new_tokens=64, temperatures=(1.0,), draft_lengths=(2, 4))
 
 
 def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Path:
