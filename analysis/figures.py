@@ -186,6 +186,7 @@ def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
         np.linspace(0.2, 0.9, 8).tolist(),
         np.geomspace(1.5, 40, 9).tolist(),
         model_of=lambda alpha: Chained(chain.shifted_to(alpha), told.traces),
+        with_bound=True,
     )
     plots.break_even_map(axes, winners(table, LEAST_GAIN))
     plots.bound_contours(axes, table.assign(speedup=table.bound), "overlap oracle")

@@ -122,7 +122,12 @@ def test_no_method_beats_the_oracle_of_a_map(axes: object) -> None:
     oracle = oracle_map(alphas, ratios).set_index(["alpha", "cost_ratio"]).speedup
     assert (best <= oracle * (1 + 1e-12)).all()
     table = simulated_map(
-        [Autoregressive(), FixedLength(4), Pearl(4)], [0.5, 0.8], [2.0, 8.0], num_requests=40, num_tokens=400
+        [Autoregressive(), FixedLength(4), Pearl(4)],
+        [0.5, 0.8],
+        [2.0, 8.0],
+        num_requests=40,
+        num_tokens=400,
+        with_bound=True,
     )
     assert (table.speedup <= table.bound).all()
     sampled = table.groupby(["alpha", "cost_ratio"]).bound.first()
