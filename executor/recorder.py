@@ -6,6 +6,7 @@ import hashlib
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -184,27 +185,21 @@ def record(
     for policy in policies:
         check_classes(policy, session.has_predictor if session is not None else bool(settings.hrad))
         check_drafter(policy, settings.draft)
-    owned = session is None
     rule = f"synthetic acceptance: {synthetic.label}" if synthetic is not None else NOISE_RULE
     writer = RunWriter(output_dir, config=asdict(settings), meta={"kind": "executed", "noise_rule": rule})
-    session = session or open_session(settings)
-    try:
-        with writer:
-            requests = arrange(make_requests(settings, session))
-            _warm_up(session, requests[0], policies, synthetic)
-            recorder = _Recorder(settings, session, writer, synthetic)
-            schedule = [
-                (request, policy, repeat)
-                for request, policy, repeat in _schedule(requests, policies, settings.repeats)
-                if wants(label_of(policy), request)
-            ]
-            for count, (request, policy, repeat) in enumerate(schedule, 1):
-                recorder.decode(request, policy, repeat)
-                progress(count, len(schedule))
-            recorder.finish(conclude)
-    finally:
-        if owned:
-            session.close()
+    with writer, nullcontext(session) if session is not None else open_session(settings) as session:
+        requests = arrange(make_requests(settings, session))
+        _warm_up(session, requests[0], policies, synthetic)
+        recorder = _Recorder(settings, session, writer, synthetic)
+        schedule = [
+            (request, policy, repeat)
+            for request, policy, repeat in _schedule(requests, policies, settings.repeats)
+            if wants(label_of(policy), request)
+        ]
+        for count, (request, policy, repeat) in enumerate(schedule, 1):
+            recorder.decode(request, policy, repeat)
+            progress(count, len(schedule))
+        recorder.finish(conclude)
     return read_run(output_dir)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,30 +68,24 @@ def record_sweep(
         raise ValueError(
             f"this sweep needs a capacity of {needed} tokens, but got {settings.capacity}; raise --capacity."
         )
-    owned = session is None
     config = {**asdict(settings), "sweep": asdict(grid)}
     writer = RunWriter(output_dir, config=config, meta={"kind": "sweep"})
-    session = session or open_session(settings)
-    try:
-        with writer:
-            meter = ContentionMeter([session.target.pid])
-            start_s = time.perf_counter()
-            shares = []
-            for request_id, context in enumerate(grid.contexts):
-                began_s = time.perf_counter()
-                ops = _Sweeper(session, grid, context, request_id).run()
-                writer.ops([op._replace(start_s=op.start_s - start_s, end_s=op.end_s - start_s) for op in ops])
-                contention = meter.lap()
-                shares.append(contention.other_share)
-                span = (began_s - start_s, time.perf_counter() - start_s)
-                writer.request(_record_of(request_id, context, span, contention.is_clean))
-                writer.flush()
-                progress(request_id + 1, len(grid.contexts))
-            contended = {"mean_other_share": sum(shares) / len(shares), "worst_other_share": max(shares)}
-            writer.finish({"contention": contended}, meta={"devices": list(session.devices)})
-    finally:
-        if owned:
-            session.close()
+    with writer, nullcontext(session) if session is not None else open_session(settings) as session:
+        meter = ContentionMeter([session.target.pid])
+        start_s = time.perf_counter()
+        shares = []
+        for request_id, context in enumerate(grid.contexts):
+            began_s = time.perf_counter()
+            ops = _Sweeper(session, grid, context, request_id).run()
+            writer.ops([op._replace(start_s=op.start_s - start_s, end_s=op.end_s - start_s) for op in ops])
+            contention = meter.lap()
+            shares.append(contention.other_share)
+            span = (began_s - start_s, time.perf_counter() - start_s)
+            writer.request(_record_of(request_id, context, span, contention.is_clean))
+            writer.flush()
+            progress(request_id + 1, len(grid.contexts))
+        contended = {"mean_other_share": sum(shares) / len(shares), "worst_other_share": max(shares)}
+        writer.finish({"contention": contended}, meta={"devices": list(session.devices)})
     return read_run(output_dir)
 
 

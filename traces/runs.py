@@ -16,6 +16,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from os import replace
 from pathlib import Path
@@ -62,7 +63,8 @@ def check_new_folder(folder: Path) -> None:
 
 
 class RunWriter:
-    """Writes one run folder. As a context manager it flushes what was recorded, also when the run fails.
+    """Writes one run folder. As a context manager it flushes what was recorded, also when the run fails; a run that failed
+    before anything was recorded leaves no folder, so that it can be tried again.
 
     Records are kept in memory until `flush`; `finish` makes the folder complete.
 
@@ -142,8 +144,24 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_finished:
+        if self._is_finished:
+            return
+        if error is not None and self._is_empty:
+            self._remove()
+        else:
             self.flush()
+
+    @property
+    def _is_empty(self) -> bool:
+        return not (self._num_parts or any(self._rows.values()) or any(self._tables.values()))
+
+    def _remove(self) -> None:
+        """Take back what `__init__` made; other files that somebody put there stay."""
+        for path in (self.folder / "config.yaml", self.folder / "meta.json"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.folder / PARTS).rmdir()
+            self.folder.rmdir()
 
     def _extend(self, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
         self._check_open()

@@ -317,6 +317,8 @@ def render_markdown(
             f"| {name} | {model.num_parameters:,} | {model.weight_bytes / 1e6:.2f} | {model.held_out_loss:.3f} "
             f"| {ratio_text} |"
         )
+    if cost_ratios:
+        lines += ["", f"c: static engine, one thread on one core, {STEP_CONTEXT} tokens in the cache (`--cost-only`)."]
     lines += [
         "",
         "## What the target writes",

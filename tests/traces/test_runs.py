@@ -268,6 +268,21 @@ def test_a_killed_run_is_readable(tmp_path: Path) -> None:
     assert run.traces()[:num_flushed] == [plain_trace(request_id) for request_id in range(num_flushed)]
 
 
+def fail_after(num_ops: int, folder: Path) -> None:
+    with RunWriter(folder, config={}, meta={}) as writer:
+        writer.ops([op(0)] * num_ops)
+        raise KeyError("no such model")
+
+
+def test_a_run_that_failed_before_its_first_record_can_be_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        fail_after(0, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(KeyError):
+        fail_after(1, tmp_path / "run")
+    assert len(read_run(tmp_path / "run").ops) == 1
+
+
 def two_parts(folder: Path) -> None:
     with RunWriter(folder, config={}, meta={}) as writer:
         for request_id in range(2):
