@@ -1,23 +1,29 @@
 """Speed-of-light lines: what no draft length rule, and no drafter at all, can beat on a recorded trace.
 
-Serial oracle: knows how many draft tokens will be accepted, drafts exactly these (at most the draft length) and
-verifies. Overlap oracle: besides, every outcome was drafted for ahead of time, so that a round takes the longer of its
-verification and the drafting of the next round's tokens.
+Each family of methods has its own. Serial oracle (speculative sampling and its stopping rules): knows how many draft tokens
+will be accepted, drafts exactly these (at most the draft length) and verifies. Branch oracle (PEARL with one branch,
+SpecBranch with several): the window always ends at the first wrong token, and the branches there are all that is hedged.
+Overlap oracle (SSD, outcome hedging): every outcome was drafted for ahead of time, so that a round takes the longer of
+its verification and the drafting of the next round's tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from sim.latency import LatencyModel
+from sim.policies.specbranch import OnMiss, SpecBranch
 from sim.replay import next_mismatches
-from traces.schema import RequestTrace
+from sim.sweep import sweep
+from traces.schema import RequestTrace, Signal
 
 Floats = NDArray[np.float64]
+SURE, DOUBTFUL = Signal(0.99, 0.05, 6.0), Signal(0.01, 4.0, 0.01)
 
 
 def oracle_speedups(
@@ -42,6 +48,49 @@ def oracle_speedups(
             num_rounds += len(start)
         rows.append((length, num_tokens / num_rounds, base_s / seconds))
     return pd.DataFrame(rows, columns=["draft_length", "tokens_per_forward", "speedup"])
+
+
+def branch_oracle_speedups(
+    traces: Sequence[RequestTrace], latency: LatencyModel, lengths: Sequence[int], *, max_branches: int
+) -> pd.DataFrame:
+    """The columns of `oracle_speedups`, for SpecBranch whose branch point always stands at the first wrong token, with
+    max_branches branches there whenever one is needed; after a miss it drafts serially or pre-verifies, whichever is
+    faster over all. It reads signals, which are what tells it, and pays for that."""
+    known = [clairvoyant(trace) for trace in traces]
+    policies = [
+        SpecBranch(
+            draft_length=length,
+            max_branches=max_branches,
+            epsilon=0.5,
+            uses_hrad=False,
+            is_fixed_count=True,
+            on_miss=on_miss,
+            prior_length=length,
+        )
+        for length in lengths
+        for on_miss in OnMiss
+    ]
+    swept = sweep(policies, known, latency)
+    decode_s = swept.decode_s.sum(axis=1).reshape(len(lengths), len(OnMiss))
+    best = decode_s.argmin(axis=1)
+    forwards = swept.counts["num_rounds"].sum(axis=1).reshape(decode_s.shape)[np.arange(len(lengths)), best]
+    base_s = sum(_autoregressive_s(trace, latency) for trace in traces)
+    return pd.DataFrame(
+        {
+            "draft_length": list(lengths),
+            "tokens_per_forward": sum(trace.num_tokens for trace in traces) / forwards,
+            "speedup": base_s / decode_s.min(axis=1),
+        }
+    )
+
+
+def clairvoyant(trace: RequestTrace) -> RequestTrace:
+    """The trace with signals that tell every wrong token: what the best confidence or H-RAD could know."""
+    return replace(
+        trace,
+        signals=tuple(DOUBTFUL if rank else SURE for rank in trace.ranks),
+        tails={position: (DOUBTFUL,) * trace.tail_depth for position in trace.tails},
+    )
 
 
 def entropy_bound(entropies_nats: ArrayLike, log_moments: ArrayLike, num_verified: ArrayLike) -> Floats:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis import plots
-from analysis.bounds import entropy_speedups, oracle_speedups
+from analysis.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
 from analysis.evaluation import typical_context
 from analysis.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
 from analysis.simulation import load_calibration
@@ -29,6 +29,7 @@ from traces.speeds import Speed, measured_speeds
 
 METHODS = ("fixed_length", "pearl", "saguaro", "specbranch")
 NUM_POSITIONS = 8
+BRANCHES = 4  # of the oracle that stands for SpecBranch
 LEAST_GAIN = 0.01  # over autoregressive decoding, to win a region of a map
 MAPPED = (
     "autoregressive",
@@ -141,6 +142,13 @@ def _by_length(axes: Axes, told: Told) -> Axes | None:
     for overlaps, label, colour in ((False, "serial oracle", "#999999"), (True, "overlap oracle", "#555555")):
         oracle = oracle_speedups(told.traces, told.latency, lengths.tolist(), overlaps=overlaps)
         plots.bound_line(axes, oracle, label, colour=colour)
+    depth = min(trace.tail_depth for trace in told.traces)
+    reachable = [length for length in lengths.tolist() if length < depth]
+    for count, colour in (
+        ((1, plots.colour_of("pearl")), (BRANCHES, plots.colour_of("specbranch"))) if reachable else ()
+    ):
+        oracle = branch_oracle_speedups(told.traces, told.latency, reachable, max_branches=count)
+        plots.bound_line(axes, oracle, f"oracle with {count} branch{'es' if count > 1 else ''}", colour=colour)
     if told.temperature > 0 and told.entropies.notna().all(axis=None):
         context = typical_context(told.traces)
         moments = told.entropies.target_entropy, told.entropies.target_log_moment

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.bounds import clairvoyant
 from analysis.maps import simulated_map
 from analysis.operating_points import OperatingPoint, published_points
 from analysis.textbook_grid import MAX_BRANCHES, dsi_map, textbook_policies, with_reductions
 from sim.acceptance_models import Geometric
 from sim.policies.catalog import parse_policy
-from traces.schema import RequestTrace, Signal
+from traces.schema import RequestTrace
 
 METHODS = ("autoregressive", "fixed_length", "pearl", "specbranch", "saguaro", "dsi", "outcome_hedging")
-SURE, DOUBTFUL = Signal(0.99, 0.05, 6.0), Signal(0.01, 4.0, 0.01)
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,7 @@ class Clairvoyant:
 
     def sample(self, num_tokens: int, request_id: int, rng: np.random.Generator) -> RequestTrace:
         """As `Geometric` draws it, with the signals exchanged."""
-        trace = Geometric(alpha=self.alpha).sample(num_tokens, request_id, rng)
-        return replace(
-            trace,
-            signals=tuple(DOUBTFUL if rank else SURE for rank in trace.ranks),
-            tails={position: (DOUBTFUL,) * trace.tail_depth for position in trace.tails},
-        )
+        return clairvoyant(Geometric(alpha=self.alpha).sample(num_tokens, request_id, rng))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,8 @@ def test_speedups_stand_beside_closed_forms_measurements_and_oracles(drawn: dict
         "SpecBranch, predicted",
         "SpecBranch, closed form",
         "serial oracle",
+        "oracle with 1 branch",
+        "oracle with 4 branches",
         "overlap oracle",
     } <= set(lines)
     assert "entropy bound, leading term" not in lines  # a made-up run has no target

@@ -12,13 +12,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis import plots
-from analysis.bounds import entropy_bound, oracle_speedups
+from analysis.bounds import branch_oracle_speedups, entropy_bound, oracle_speedups
 from analysis.maps import CLOSED_FORMS, closed_form_map, oracle_map, simulated_map, winners
 from sim.acceptance import sps_speedup
 from sim.acceptance_models import Geometric
 from sim.engine import simulate, summarise
 from sim.latency import ConstantLatency
 from sim.policies.autoregressive import Autoregressive
+from sim.policies.catalog import parse_policy
 from sim.policies.confidence import ConfidenceStop
 from sim.policies.fixed_length import FixedLength
 from sim.policies.pearl import Pearl
@@ -176,6 +177,25 @@ def test_no_serial_rule_beats_the_serial_oracle(
     oracle = oracle_speedups(recorded, LATENCY, [4]).speedup[0]
     overlapped = oracle_speedups(recorded, LATENCY, [4], overlaps=True).speedup[0]
     assert base / summarise(simulate(make(4), recorded, LATENCY)).decode_s < oracle < overlapped
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("length", [3, 6])
+def test_no_branch_point_beats_the_branch_oracle(
+    count: int, length: int, make_trace: Callable[..., RequestTrace]
+) -> None:
+    recorded = [make_trace(seed=seed, num_tokens=120) for seed in range(6)]
+    base = summarise(simulate(Autoregressive(), recorded, LATENCY)).decode_s
+    oracle = branch_oracle_speedups(recorded, LATENCY, [length], max_branches=count)
+    overlapped = oracle_speedups(recorded, LATENCY, [length], overlaps=True).speedup[0]
+    for epsilon, signal in ((0.0, "max_prob"), (0.3, "max_prob"), (0.8, "margin")):
+        rule = f"epsilon={epsilon},signal={signal},prior_length={length},uses_hrad=false"
+        for more in ("on_miss=serial", "on_miss=overlap,is_fixed_count=true"):
+            policy = parse_policy(f"specbranch:draft_length={length},max_branches={count},{rule},{more}")
+            assert base / summarise(simulate(policy, recorded, LATENCY)).decode_s <= oracle.speedup[0]
+    assert base / summarise(simulate(Pearl(length + 1), recorded, LATENCY)).decode_s <= oracle.speedup[0]
+    assert oracle.speedup[0] <= overlapped
+    assert 1 < oracle.tokens_per_forward[0] <= length + 1
 
 
 def test_the_entropy_bound_grows_with_the_logarithm_and_falls_with_entropy() -> None:
