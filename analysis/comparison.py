@@ -37,6 +37,7 @@ CALIBRATION_POLICIES = (
     "saguaro:draft_length=3,fan_out=3",
     "outcome_hedging:slope=0,intercept=0.4,draft_length=4,max_branches=24,least_reach=0",
 )
+HRAD_CALIBRATION_POLICIES = ("specbranch:draft_length=3,max_branches=2",)  # what the predictions take
 LOOKUP_CALIBRATION_POLICIES = ("autoregressive", "prompt_lookup:max_length=10")
 
 
@@ -173,7 +174,7 @@ def compare(
         target=target,
         draft=draft,
         hrad=hrad,
-        policies=CALIBRATION_POLICIES,
+        policies=CALIBRATION_POLICIES + (HRAD_CALIBRATION_POLICIES if hrad else ()),
         temperatures=tuple(temperatures),
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,

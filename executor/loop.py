@@ -204,12 +204,14 @@ class _Recorder:
         # What the critical path does not explain is the host's: decisions, hand-over, bookkeeping.
         host_s = max(0.0, end_s - start_s - serial_s - max(verify_s, draft_s - serial_s))
         tokens, branches = turn.num_pending, turn.num_branches
-        device, started, ended = self._target_device, verdict.start_s, verdict.end_s
+        device, started, ended = self._target_device, verdict.start_s, verdict.end_s - verdict.predict_s
         kind = "verify_beside" if any(name != "draft" for name, _ in spent) else "verify"
         self._ops += [
             Op(request_id, index, "target", device, kind, started, ended, tokens + 1, 1, 1, context),
             Op(request_id, index, "host", "host", "host", end_s - host_s, end_s, tokens, 1, branches, context),
         ]
+        if verdict.predict_s:
+            self._ops.append(Op(request_id, index, "target", device, "predict", ended, verdict.end_s, 1, 1, 1, context))
         self._add_forwards(index, forwards)
         self._rounds.append((turn, RoundTimes(start_s, end_s, draft_s, verify_s)))
 

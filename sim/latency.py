@@ -28,6 +28,7 @@ _ACTOR_OF = {
     "look": "draft",
     "branch": "draft",
     "verify": "target",
+    "predict": "target",
     "prefill": "target",
     "host": "host",
 }
@@ -50,18 +51,20 @@ class Conditions(NamedTuple):
     """What of a policy the times of its operations depend on.
 
     drafts: the draft runs at all, and uses the caches that the target's weights lie in. reads_signals: its forwards
-    include reading their signals. overlaps: two models are at work at once, and slow each other down.
+    include reading their signals. overlaps: two models are at work at once, and slow each other down. predicts: H-RAD
+    predicts after every verification, which includes it.
     """
 
     drafts: bool = False
     reads_signals: bool = False
     overlaps: bool = False
+    predicts: bool = False
 
     @classmethod
     def of(cls, policy: Policy, *, same_device: bool = False) -> Conditions:
         """same_device: the models take turns, so that nothing runs beside anything."""
         needs = policy.needs
-        return cls(needs.drafts, needs.signals, policy.overlaps and not same_device)
+        return cls(needs.drafts, needs.signals, policy.overlaps and not same_device, needs.classes)
 
 
 class LatencyModel(Protocol):
@@ -144,8 +147,8 @@ class ConstantLatency(SameForAll):
 class FittedLatency:
     """The affine laws of a calibration; draws multiply the mean by a recorded ratio measured / fitted.
 
-    is_noisy: False makes every draw the mean. conditions: what they are asked for; reading signals was recorded apart,
-    because only some policies want them.
+    is_noisy: False makes every draw the mean. conditions: what they are asked for; reading signals and H-RAD's predictions
+    were recorded apart, because only some policies want them (nothing is added for what was not recorded).
     """
 
     def __init__(
@@ -158,10 +161,11 @@ class FittedLatency:
         self.calibration = calibration
         self.is_noisy = is_noisy
         # The draft looks and branches during a verification only; other forwards have the device to themselves.
-        drafts, reads_signals, overlaps = conditions or Conditions()
+        drafts, reads_signals, overlaps, predicts = conditions or Conditions()
         self._slowed = dict.fromkeys(AHEAD_KINDS, calibration.draft_beside if overlaps else 1.0)
         self._slowed["verify"] = (calibration.drafting if drafts else 1.0) * (calibration.beside if overlaps else 1.0)
         self._read = calibration.fits.get("read") if reads_signals else None
+        self._predict = calibration.fits.get("predict") if predicts else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
 
     def _fit(self, actor: str, kind: str) -> tuple[LatencyFit, tuple[float, ...], int]:
@@ -180,13 +184,13 @@ class FittedLatency:
 
     def mean_s(self, op: OpShape) -> float:
         mean = self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
-        return mean * self._slowed.get(op.kind, 1.0) + self._read_s(op)
+        return mean * self._slowed.get(op.kind, 1.0) + self._further_s(op)
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         fit, ratios, num_ratios = self._fit(op.actor, op.kind)
         mean = fit.mean_s(op.num_tokens, op.num_branches, op.context_tokens)
         drawn = mean * ratios[int(rng.random() * num_ratios)] if self.is_noisy else mean
-        return drawn * self._slowed.get(op.kind, 1.0) + self._read_s(op)
+        return drawn * self._slowed.get(op.kind, 1.0) + self._further_s(op)
 
     def mean_array(
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
@@ -196,12 +200,17 @@ class FittedLatency:
             means = means * self._slowed[kind]
         if self._read is not None and kind in _SIGNALLED:
             means = means + self._read.mean_array(1, num_branches, context_tokens)
+        if self._predict is not None and kind == "verify":
+            means = means + self._predict.mean_array(1, 1, context_tokens)
         return means
 
-    def _read_s(self, op: OpShape) -> float:
-        if self._read is None or op.kind not in _SIGNALLED:
-            return 0.0
-        return self._read.mean_s(1, op.num_branches, op.context_tokens)
+    def _further_s(self, op: OpShape) -> float:
+        """What policies of this kind do besides the forward."""
+        if self._read is not None and op.kind in _SIGNALLED:
+            return self._read.mean_s(1, op.num_branches, op.context_tokens)
+        if self._predict is not None and op.kind == "verify":
+            return self._predict.mean_s(1, 1, op.context_tokens)
+        return 0.0
 
 
 # Forwards whose laws are read at once. Of the branches only the hit one's are, when the round settles: the host's time.

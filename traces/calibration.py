@@ -33,7 +33,7 @@ __all__ = [
     "group_of",
 ]
 
-GROUPS = ("draft", "read", "verify", "draft_prefill", "target_prefill", "host")
+GROUPS = ("draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host")
 _GROUP_OF = {
     ("draft", "draft"): "draft",
     ("draft", "look"): "draft",
@@ -42,6 +42,7 @@ _GROUP_OF = {
     ("draft", "read_ahead"): "read",
     ("target", "verify"): "verify",
     ("target", "verify_beside"): "verify",
+    ("target", "predict"): "predict",
     ("draft", "prefill"): "draft_prefill",
     ("target", "prefill"): "target_prefill",
     ("host", "host"): "host",
@@ -256,13 +257,13 @@ def _rounds_before(
     is_ahead = ops["kind"].isin(AHEAD_KINDS).to_numpy()
     is_verify = (ops["group"] == "verify").to_numpy()
     mean_s = np.where(is_verify, _means(verify, ops) * slowed, np.where(is_ahead, _means(draft, ops), 0.0))
-    mean_s = np.where(ops["kind"] == "read_ahead", ops["seconds"], mean_s)
+    mean_s = np.where(ops["kind"].isin(["read_ahead", "predict"]), ops["seconds"], mean_s)
     rounds = (
         pd.DataFrame(
             {
                 "request_id": ops["request_id"],
                 "round": ops["round"] + 1,
-                "wait_s": np.where(is_verify, mean_s, -mean_s),
+                "wait_s": np.where(ops["actor"] == "target", mean_s, -mean_s),
                 "num_before": (ops["group"] == "draft").astype(int),
             }
         )
@@ -345,7 +346,7 @@ def check_rounds(
     lanes = ops["kind"].map(
         {
             **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},
-            **{"verify": "verify", "verify_beside": "verify", "host": "host"},
+            **{"verify": "verify", "verify_beside": "verify", "predict": "verify", "host": "host"},
         }
     )
     whole = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)

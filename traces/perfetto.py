@@ -98,7 +98,7 @@ def _arrows(ops: pd.DataFrame) -> list[dict[str, Any]]:
         key = (op["request_id"], op["round"])
         if op["kind"] == "draft":
             drafts[key] = op
-        elif op["kind"] == "verify" and key in drafts:
+        elif op["kind"] in ("verify", "verify_beside") and key in drafts:
             for phase, end in (("s", drafts[key]), ("f", op)):
                 process, thread = tracks[end["device"], end["actor"]]
                 # Halfway into the slice, so that it is plain which slice the arrow belongs to.

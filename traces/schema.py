@@ -125,7 +125,8 @@ class Op(NamedTuple):
     round: int
     actor: str  # draft | target | host
     device: str
-    # prefill, draft, look, branch; read, read_ahead: the draft's signals; verify, verify_beside: the draft works too; host
+    # prefill, draft, look, branch; read, read_ahead: the draft's signals; verify, verify_beside: the draft
+    # works too; predict: H-RAD, after a verification; host
     kind: str
     start_s: float
     end_s: float

@@ -231,7 +231,13 @@ def test_rounds_driven_by_classes_replay_identically(session: Session, temperatu
     assert rounds == replay(ByClass(), trace)
     if temperature > 0:  # greedily this random target repeats itself
         assert len({turn.predicted_class for turn in rounds}) > 1, "the test needs more than one class"
-    assert 0 < done.predict_s < sum(times.verify_s for _, times in done.rounds)
+    verify_s = sum(times.verify_s for _, times in done.rounds)
+    assert 0 < done.predict_s < verify_s
+    predict, verify = (
+        sum(op.end_s - op.start_s for op in done.ops if op.kind.startswith(kind)) for kind in ("predict", "verify")
+    )
+    assert predict == pytest.approx(done.predict_s)
+    assert predict + verify == pytest.approx(verify_s)
 
 
 def test_rounds_replay_when_the_request_ends_within_accepted_tokens(session: Session) -> None:

@@ -23,6 +23,7 @@ from sim.policies.confidence import ConfidenceStop
 from sim.policies.fixed_length import FixedLength
 from sim.policies.pearl import Pearl
 from sim.policies.probe import Probe
+from sim.policies.specbranch import SpecBranch
 from sim.replay import replay
 from traces.schema import FinishReason, Op, RequestTrace, Signal
 
@@ -272,7 +273,15 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
             num_requests=1,
         )
 
-    groups = {"draft": 1.0, "read": 0.25, "verify": 6.0, "draft_prefill": 1.0, "target_prefill": 2.0, "host": 0.0}
+    groups = {
+        "draft": 1.0,
+        "read": 0.25,
+        "verify": 6.0,
+        "predict": 0.75,
+        "draft_prefill": 1.0,
+        "target_prefill": 2.0,
+        "host": 0.0,
+    }
     calibration = Calibration(
         fits={name: law(base) for name, base in groups.items()},
         round_check=None,
@@ -284,7 +293,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         draft_beside=2.0,
     )
     latency = FittedLatency(calibration, is_noisy=False)
-    trace = make_trace(num_tokens=80)
+    trace = make_trace(num_tokens=80, with_classes=True)
     run = simulate(FixedLength(3), [trace], latency)
     turn, times = run.rounds[0]
     assert times.draft_s == pytest.approx(3 + 0.5 * (1 + 0.25 + 0.0625))
@@ -296,6 +305,8 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
     assert turn.num_serial == 3
     assert times.verify_s == 7.5  # a draft runs in between
     assert simulate(Autoregressive(), [trace], latency).rounds[0][1].verify_s == 6.0
+    predicting = SpecBranch(draft_length=3, max_branches=2)
+    assert simulate(predicting, [trace], latency).rounds[0][1].verify_s == pytest.approx(9.0 + 0.75)
     overlapped, its_times = simulate(Pearl(5), [trace], latency).rounds[0]
     assert its_times.verify_s == 9.0
     count = overlapped.num_draft_forwards
@@ -307,6 +318,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         Pearl(5),
         Autoregressive(),
         Probe(),
+        predicting,
     ]
     swept = sweep(policies, [trace], latency)
     for index, policy in enumerate(policies):
