@@ -10,6 +10,7 @@ from sim.guess_arrays import accept_probabilities
 from sim.lockstep import Bools, Floats, HedgeArrays, Ints, Lanes, TraceArrays
 from sim.policies.confidence import ConfidenceSignal
 from sim.policies.outcome_hedging import Choice, OutcomeHedging
+from sim.policies.specbranch import ACCEPT, CONFIDENCE, REJECT
 
 
 class OutcomeHedgingRule:
@@ -23,6 +24,8 @@ class OutcomeHedgingRule:
         self.draft_length = np.array([policy.draft_length for policy in policies])
         self.max_branches = np.array([policy.max_branches for policy in policies])
         self.serial_length = np.array([policy.serial_length for policy in policies])
+        self.uses_hrad = np.array([policy.uses_hrad for policy in policies])
+        self.classes = arrays.classes()
         self.choice = np.array([list(Choice).index(policy.hedges) for policy in policies])
         longest = int(max(self.draft_length.max(), self.serial_length.max()))
         widest = max(1, int(self.max_branches.max()))
@@ -48,11 +51,17 @@ class OutcomeHedgingRule:
                     self.fanouts[row, num_pending, : num_pending + 1] = policy.fan_outs(num_pending)
 
     def num_wanted(self, lanes: Lanes) -> Ints:
-        wanted = np.minimum(self.sure[lanes.row, lanes.position] + 1, self.serial_length[lanes.row])
-        return np.where(lanes.was_hit, 0, wanted)
+        longest = self.serial_length[lanes.row]
+        confident = np.minimum(self.sure[lanes.row, lanes.position] + 1, longest)
+        return np.where(lanes.was_hit, 0, self._by_class(lanes, longest, confident))
 
     def num_submitted(self, lanes: Lanes, num_drafted: Ints) -> Ints | None:
-        return np.minimum(self.sure[lanes.row, lanes.position], num_drafted)
+        return self._by_class(lanes, num_drafted, np.minimum(self.sure[lanes.row, lanes.position], num_drafted))
+
+    def _by_class(self, lanes: Lanes, everything: Ints, confident: Ints) -> Ints:
+        kind = np.where(self.uses_hrad[lanes.row], self.classes[lanes.position], CONFIDENCE)
+        found: Ints = np.where(kind == ACCEPT, everything, np.where(kind == REJECT, 0, confident))
+        return found
 
     def num_kept(self, lanes: Lanes, num_ahead: Ints) -> Ints | None:
         return self.num_submitted(lanes, num_ahead)

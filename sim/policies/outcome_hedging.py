@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sim.policies.acceptance_guess import AcceptanceGuess
 from sim.policies.base import Hedges, Needs, Observation, check_at_least
 from sim.policies.saguaro import FanOut, fan_outs
-from sim.policies.specbranch import branch_count
+from sim.policies.specbranch import ACCEPT, CONFIDENCE, branch_count, likeliest_class
 from traces.schema import UNKNOWN_SIGNAL, Signal
 
 
@@ -39,7 +39,8 @@ class OutcomeHedging(AcceptanceGuess):
     A drafted token is submitted while the chance that it and all before it are right is at least least_reach. Submitting it
     pays while that chance / R exceeds v, R being the speed-up reached (tokens in the time of a target forward) and v what a
     further token adds to a verification in target forwards: least_reach = v R; 0 where further tokens are free. A single
-    token below least_acceptance ends the window, too (SpecBranch's epsilon). After a miss up to serial_length tokens are
+    token below least_acceptance ends the window, too (SpecBranch's epsilon). With uses_hrad the predicted class may overrule
+    that: nothing is submitted when it says reject, everything when it says accept. After a miss up to serial_length tokens are
     drafted while the target waits; 0 lets it go on at once, so that it pre-verifies the hedges of an empty window.
 
     How many branches the draft can carry behind one verification follows from the measured time of a batched step, which
@@ -54,6 +55,7 @@ class OutcomeHedging(AcceptanceGuess):
     least_acceptance: float = 0.0
     hedges: Choice = Choice.HEAVIEST
     rank_decay: float = 0.6
+    uses_hrad: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("draft_length", self.draft_length, 0, instead="0 hedges the next token only.")
@@ -76,6 +78,7 @@ class OutcomeHedging(AcceptanceGuess):
             signals=bool(self.slope) or self.hedges is Choice.CONFIDENCE,
             num_alternatives=num_alternatives,
             tail_depth=max(self.draft_length, self.serial_length) + 1,
+            classes=self.uses_hrad,
             drafts=self.max_branches + self.serial_length > 0,
         )
 
@@ -84,11 +87,18 @@ class OutcomeHedging(AcceptanceGuess):
         return self.max_branches > 0
 
     def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
-        if seen.was_hit or len(pending) >= self.serial_length:
+        room = self.serial_length - len(pending)
+        if seen.was_hit or room <= 0:
             return 0
+        kind = self._class_of(seen)
+        if kind != CONFIDENCE:
+            return room if kind == ACCEPT else 0
         return 1 if self.keep(seen, pending) == len(pending) else 0
 
     def keep(self, seen: Observation, drafted: Sequence[Signal]) -> int:
+        kind = self._class_of(seen)
+        if kind != CONFIDENCE:
+            return len(drafted) if kind == ACCEPT else 0
         reached = 1.0
         for index, signal in enumerate(drafted):
             beta = self.accept_probability(signal)
@@ -129,6 +139,9 @@ class OutcomeHedging(AcceptanceGuess):
         found += [(reached * (1 - beta) * rho, len(pending)) for rho in ranks]
         found.sort(key=lambda outcome: -outcome[0])
         return found
+
+    def _class_of(self, seen: Observation) -> int:
+        return likeliest_class(seen) if self.uses_hrad else CONFIDENCE
 
     def fan_outs(self, num_pending: int) -> tuple[int, ...]:
         """SSD's, with max_branches for a full window and in proportion for a shorter one."""

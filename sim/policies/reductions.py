@@ -14,7 +14,7 @@ from sim.policies.specbranch import OnMiss, SpecBranch
 
 
 def as_outcome_hedging(policy: Policy) -> OutcomeHedging | None:
-    """The same method as a setting of ours; None where there is none (H-RAD's classes, SSD's other miss exponents).
+    """The same method as a setting of ours; None where there is none (SSD's other miss exponents).
 
     >>> str(as_outcome_hedging(Pearl(draft_length=6)).hedges)
     'frontier'
@@ -33,7 +33,7 @@ def as_outcome_hedging(policy: Policy) -> OutcomeHedging | None:
             hedges=Choice.UNIFORM if policy.spread is FanOut.UNIFORM else Choice.GEOMETRIC,
             acceptance=policy.acceptance,
         )
-    if isinstance(policy, SpecBranch) and not policy.uses_hrad:
+    if isinstance(policy, SpecBranch):
         # The window ends before the first token below epsilon: predicted acceptance is one half there.
         return OutcomeHedging(
             guess_by=policy.signal,
@@ -45,6 +45,7 @@ def as_outcome_hedging(policy: Policy) -> OutcomeHedging | None:
             serial_length=0 if policy.on_miss is OnMiss.OVERLAP else policy.prior_length or policy.draft_length,
             max_branches=policy.max_branches,
             hedges=Choice.FRONTIER if policy.is_fixed_count else Choice.CONFIDENCE,
+            uses_hrad=policy.uses_hrad,
         )
     return None
 

@@ -92,12 +92,15 @@ class SpecBranch(Defaults):
         return Hedges((0,) * len(pending) + (count,), self.draft_length)
 
     def _class_of(self, seen: Observation) -> int:
-        if not self.uses_hrad or seen.class_probs is None:
-            return CONFIDENCE
-        return seen.class_probs.index(max(seen.class_probs))
+        return likeliest_class(seen) if self.uses_hrad else CONFIDENCE
 
     def _is_sure(self, signal: Signal) -> bool:
         return confidence(signal, self.signal) >= self.epsilon
+
+
+def likeliest_class(seen: Observation) -> int:
+    """H-RAD's most probable class; CONFIDENCE without a prediction."""
+    return CONFIDENCE if seen.class_probs is None else seen.class_probs.index(max(seen.class_probs))
 
 
 def branch_count(max_branches: int, frontier: Signal) -> int:

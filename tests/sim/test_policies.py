@@ -243,7 +243,8 @@ REDUCIBLE = [
         for spread in FanOut
     ),
     *(
-        f"specbranch:uses_hrad=false,draft_length=5,{rule},on_miss={on_miss},prior_length={prior},max_branches=6,{count}"
+        f"specbranch:uses_hrad={hrad},draft_length=5,{rule},on_miss={on_miss},prior_length={prior},max_branches=6,{count}"
+        for hrad in ("false", "true")
         for rule in ("epsilon=0.3", "epsilon=0.9,signal=margin", "epsilon=-1.2,signal=negative_entropy")
         for on_miss in OnMiss
         for prior in (0, 2)
@@ -264,12 +265,12 @@ def test_outcome_hedging_reduces_to_the_very_rounds_of_other_methods(
     assert ours.needs.drafts == theirs.needs.drafts
     assert parse_policy(label_of(ours)) == ours
     for seed in range(3):
-        trace = make_trace(num_tokens=150, seed=seed)
+        trace = make_trace(num_tokens=150, seed=seed, with_classes=True)
         assert replay(ours, trace) == replay(theirs, trace)
 
 
 def test_what_outcome_hedging_does_not_contain_has_no_reduction() -> None:
-    for label in ("specbranch", "saguaro:miss_exponent=2", "adaedl", "product_rule"):
+    for label in ("saguaro:miss_exponent=2", "adaedl", "product_rule", "probe"):
         assert as_outcome_hedging(parse_policy(label)) is None
 
 

@@ -39,6 +39,7 @@ LABELS = [
     "outcome_hedging:draft_length=2,max_branches=3,guess_by=max_prob,slope=4,intercept=-2",
     "outcome_hedging:draft_length=2,max_branches=3,serial_length=2",
     "outcome_hedging:draft_length=2,max_branches=3",
+    "outcome_hedging:draft_length=2,max_branches=2,serial_length=2,uses_hrad=true",
     "outcome_hedging:draft_length=2,max_branches=3,hedges=uniform,serial_length=1,least_reach=0",
     "prompt_lookup:max_length=3",
     "probe:max_length=2,max_branches=2",

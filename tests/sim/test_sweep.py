@@ -179,6 +179,7 @@ SETTINGS = {
         least_acceptance=st.sampled_from([0.0, 0.5]),
         hedges=st.sampled_from(Choice),
         rank_decay=st.sampled_from([0.0, 0.45, 0.9]),
+        uses_hrad=st.booleans(),
     ),
     "prompt_lookup": st.builds(PromptLookup, max_length=st.integers(1, TAIL_DEPTH)),
 }
