@@ -18,8 +18,9 @@ from analysis.published_command import write_published
 from analysis.published_report import print_published, published_page
 from analysis.textbook_grid import textbook_policies, with_reductions
 from sim.acceptance import outcome_cache_speedup, pearl_speedup, sps_speedup
-from sim.policies.catalog import label_of
+from sim.policies.catalog import label_of, parse_policy
 from sim.policies.pearl import Pearl
+from sim.policies.reductions import as_outcome_hedging
 
 SMALL = Effort(num_requests=4, num_tokens=120)
 
@@ -68,15 +69,19 @@ def test_a_reduction_stands_in_where_it_is_faster() -> None:
     rows = [
         (0.5, 2.0, "outcome_hedging", "outcome_hedging", 1.1),
         (0.5, 2.0, "pearl", "pearl:draft_length=2", 1.3),
-        (0.5, 2.0, "specbranch", "specbranch", 9.0),
+        (0.5, 2.0, "adaedl", "adaedl", 9.0),
         (0.5, 4.0, "outcome_hedging", "outcome_hedging", 1.4),
         (0.5, 4.0, "pearl", "pearl:draft_length=2", 1.3),
+        (0.5, 8.0, "outcome_hedging", "outcome_hedging", 1.4),
+        (0.5, 8.0, "pearl", "pearl:draft_length=2", 1.3),
+        (0.5, 8.0, "specbranch", "specbranch", 1.5),
     ]
     found = with_reductions(pd.DataFrame(rows, columns=["alpha", "cost_ratio", "method", "setting", "speedup"]))
     ours = found[found.method == "outcome_hedging"]
-    assert ours.speedup.tolist() == [1.3, 1.4]
+    assert ours.speedup.tolist() == [1.3, 1.4, 1.5]
     assert "hedges=frontier" in ours.setting.iloc[0]
     assert ours.setting.iloc[1] == "outcome_hedging"
+    assert parse_policy(ours.setting.iloc[2]) == as_outcome_hedging(parse_policy("specbranch"))
 
 
 def test_costly_branches_slow_down_what_has_branches_and_nothing_else() -> None:
