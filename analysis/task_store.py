@@ -64,7 +64,7 @@ class TaskStore:
     def save(self, workload: int, found: Evaluated) -> None:
         """Store a finished task."""
         path = self._path(workload, found.labels)
-        temporary = path.with_suffix(".tmp.npz")
+        temporary = path.with_suffix(".part")
         columns: dict[str, Any] = {f"n:{name}": values for name, values in found.counts.items()}
         columns |= {f"s:{name}": values for name, values in found.seconds.items()}
         with temporary.open("wb") as file:
