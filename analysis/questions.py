@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from sim.latency import FittedLatency
 from sim.placement import cost_ratio_of
 from sim.policies.base import Needs
 from sim.policies.catalog import POLICIES
+from sim.policies.prompt_lookup import LOOKUP_DRAFT, check_drafter
 from sim.replay import check_answers
 from traces.calibration import Calibration
 from traces.schema import RequestTrace
@@ -69,9 +71,14 @@ class Question:
         return sha.hexdigest()
 
 
-def traces_of(traces: Sequence[RequestTrace], study: Study, *, where: str) -> dict[float, tuple[RequestTrace, ...]]:
+def traces_of(
+    traces: Sequence[RequestTrace], study: Study, *, where: str, draft: str = LOOKUP_DRAFT
+) -> dict[float, tuple[RequestTrace, ...]]:
     """The recorded traces that a study asks for, by temperature; one error if there are none, or if they cannot answer one
-    of its policies: tails too short, no signals, no H-RAD classes."""
+    of its policies: tails too short, no signals, no H-RAD classes, or a model's where a lookup is asked about.
+
+    draft: the one that the run names.
+    """
     by_temperature: dict[float, dict[tuple[Any, ...], RequestTrace]] = {}
     for trace in traces:  # repeats of a prompt under shared noise are one and the same sequence
         by_temperature.setdefault(trace.temperature, {}).setdefault((trace.prompt_id, trace.ranks), trace)
@@ -88,14 +95,24 @@ def traces_of(traces: Sequence[RequestTrace], study: Study, *, where: str) -> di
     # Settings that are measured later change no need: these follow from lengths and kinds of signal.
     needs: dict[Needs, str] = {}
     for label in study.labels():
-        needs.setdefault(policy_of(label).needs, label)
+        policy = policy_of(label)
+        with _blaming(label):
+            check_drafter(policy, draft)
+        needs.setdefault(policy.needs, label)
     for need, label in needs.items():
         for trace in (trace for of_temperature in found.values() for trace in of_temperature):
-            try:
+            with _blaming(label):
                 check_answers(trace, need)
-            except ValueError as error:
-                raise StudyError(f"policy {label}: {error}") from None
     return found
+
+
+@contextmanager
+def _blaming(label: str) -> Iterator[None]:
+    """Say which policy it was."""
+    try:
+        yield
+    except ValueError as error:
+        raise StudyError(f"policy {label}: {error}") from None
 
 
 def make_questions(

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from executor.contention import ContentionMeter
-from executor.engines.prompt_lookup import check_drafter
 from executor.hrad.predictor import check_classes
 from executor.loop import Decoded, Outcomes
 from executor.models import fingerprint
@@ -25,6 +24,7 @@ from executor.session import Session
 from executor.transport import parse_transport
 from sim.policies.base import Policy
 from sim.policies.catalog import label_of, parse_policy
+from sim.policies.prompt_lookup import check_drafter
 from traces.runs import Run, RunWriter, read_run
 from traces.schema import Op, RequestRecord, RequestTrace, RoundTimes, Sampling
 from traces.speeds import measured_speeds, mismatched_prompts, speeds_summary

@@ -10,7 +10,6 @@ import torch
 from executor.annotate import Annotation, annotate
 from executor.draft_side import Draft, DraftSide
 from executor.engines.base import Engine
-from executor.engines.prompt_lookup import check_drafter
 from executor.errors import ExecutorError
 from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, Outcomes, run_request
@@ -33,6 +32,7 @@ from executor.target_client import TargetClient
 from executor.target_side import load_target
 from executor.transport import Transport, check_transport, parse_transport
 from sim.policies.base import Policy
+from sim.policies.prompt_lookup import check_drafter
 
 
 class Session:

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from executor.engines.base import check_adoption, check_extension, check_growth, check_roll_back, check_starts
-from sim.policies.base import Policy
-from sim.policies.prompt_lookup import PromptLookup
+from sim.policies.prompt_lookup import LOOKUP_DRAFT, looks_up
 
-NAME = "prompt_lookup"
 # Between the token found and all others: more than Gumbel noise (at most 26 between two tokens) at any temperature below
 # 380, and finite, so that margins can be averaged and fitted.
 _GAP = 1e4
@@ -47,24 +45,16 @@ def parse_lookup(draft: str) -> Lookup | None:
     >>> parse_lookup("prompt_lookup:max_ngram=4,min_ngram=2")
     Lookup(max_ngram=4, min_ngram=2)
     """
-    name, _, text = draft.partition(":")
-    if name != NAME:
+    if not looks_up(draft):
         return None
+    text = draft.partition(":")[2]
     settings: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
         if key not in Lookup.__dataclass_fields__ or not value.isdecimal():
-            raise ValueError(f"draft {draft!r}: {part!r} is no setting; write {NAME}:max_ngram=3,min_ngram=1.")
+            raise ValueError(f"draft {draft!r}: {part!r} is no setting; write {LOOKUP_DRAFT}:max_ngram=3,min_ngram=1.")
         settings[key] = int(value)
     return Lookup(**settings)
-
-
-def check_drafter(policy: Policy, draft: str) -> None:
-    """Refuse the policy that speaks of a lookup beside a model, whose confidences it would misread."""
-    if isinstance(policy, PromptLookup) and parse_lookup(draft) is None:
-        raise ValueError(
-            f"the policy {NAME} needs a draft that looks tokens up, but the draft is {draft}; give --draft {NAME}."
-        )
 
 
 class PromptLookupEngine:

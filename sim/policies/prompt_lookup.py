@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.policies.base import Defaults, Needs, Observation, check_at_least
+from sim.policies.base import Defaults, Needs, Observation, Policy, check_at_least
 from traces.schema import Signal
+
+LOOKUP_DRAFT = "prompt_lookup"  # a draft's name, settings of the lookup behind a colon
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,20 @@ class PromptLookup(Defaults):
 
     def keep(self, seen: Observation, drafted: Sequence[Signal]) -> int:
         return next((index for index, signal in enumerate(drafted) if not _was_found(signal)), len(drafted))
+
+
+def looks_up(draft: str) -> bool:
+    """Whether a draft's name asks for a lookup and not for a model."""
+    return draft.partition(":")[0] == LOOKUP_DRAFT
+
+
+def check_drafter(policy: Policy, draft: str) -> None:
+    """Refuse the policy that speaks of a lookup beside a model, whose confidences it would misread."""
+    if isinstance(policy, PromptLookup) and not looks_up(draft):
+        raise ValueError(
+            f"the policy {LOOKUP_DRAFT} needs a draft that looks tokens up, but the draft is {draft}; "
+            f"record with --draft {LOOKUP_DRAFT}."
+        )
 
 
 def _was_found(signal: Signal) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from analysis.evaluation import Timing, Workload, evaluate, speeds_under
 from analysis.exploration import Exploration, explore_run, explore_study
 from analysis.questions import make_questions, traces_of
 from analysis.search import pareto_front, search_with_optuna
+from analysis.simulation import simulate_run
 from analysis.study import Conditions, Family, Objective, Range, Search, Study, StudyError, make_study
 from sim.engine import simulate, summarise
 from sim.latency import FittedLatency
@@ -319,6 +321,27 @@ def test_what_the_trace_cannot_answer_is_refused_before_any_work(
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_lookup_is_not_asked_about_on_a_models_trace(run_dir: Path, tmp_path: Path) -> None:
+    label = "prompt_lookup:max_length=4"
+    of_a_model, of_a_lookup = tmp_path / "model", tmp_path / "lookup"
+    for folder, draft in ((of_a_model, "embedded"), (of_a_lookup, "prompt_lookup:max_ngram=2")):
+        shutil.copytree(run_dir, folder)
+        config = {**read_run(run_dir).config, "draft": draft}
+        (folder / "config.yaml").write_text(json.dumps(config))
+    study = make_study({"policies": [label]})
+    with pytest.raises(
+        StudyError, match=f"policy {label}: .* the draft is embedded; record with --draft prompt_lookup"
+    ):
+        explore_study(of_a_model, tmp_path / "out", study)
+    with pytest.raises(ValueError, match="the draft is embedded; record with --draft prompt_lookup"):
+        simulate_run(of_a_model, tmp_path / "simulated", ["autoregressive", label])
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "simulated").exists()
+    simulated = simulate_run(of_a_lookup, tmp_path / "simulated", ["autoregressive", label])
+    explored = explore_study(of_a_lookup, tmp_path / "out", study)
+    assert explored.best_at(1.0, ["prompt_lookup"]).policy == label == simulated[1].policy
 
 
 def test_labels_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None:
