@@ -6,6 +6,7 @@ and a 4D attention mask with explicit positions keeps them apart, so here too th
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from transformers import DynamicCache, PreTrainedModel
 from executor.engines.base import check_adoption, check_extension, check_growth, check_roll_back, check_starts
 
 _ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The name by which a model's forward takes its cache: `cache` in newer transformers, whose old name ends with 5.40,
+    `past_key_values` in older ones and in code that came with a model."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 class HuggingFaceEngine:
@@ -56,6 +63,7 @@ class HuggingFaceEngine:
 
         to_place: Any = model  # `to` is overloaded per keyword, which mypy does not follow through transformers
         self._model: Any = to_place.to(device=self.device, dtype=dtype).eval()
+        self._cache_argument = cache_argument(model)
         self._layer_types = set(layer_types)
         self._window: int | None = getattr(config, "sliding_window", None)
         if not layer_types and getattr(config, "use_sliding_window", True) is False:
@@ -157,8 +165,8 @@ class HuggingFaceEngine:
             input_ids=torch.tensor([list(tokens)], device=self.device),
             position_ids=positions[None],
             attention_mask=self._masks(positions, is_visible, slot_positions),
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_argument: self._cache},
         )
         logits: Tensor = output.logits[0, :, : self.vocab_size]
         return logits.float()

@@ -1,10 +1,12 @@
 """Batched generation with the pair's models, by the Gumbel-max rule: text to distil on, and text to measure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
+from executor.engines.hugging_face import cache_argument
 from executor.pair.tokens import EOS_ID
 
 
@@ -51,7 +53,7 @@ def generate(
         mask[row, longest - len(prompt) : longest] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0).to(model.device)
     inputs, mask = padded.to(model.device), mask.to(model.device)
-    cache = DynamicCache(config=model.config)
+    kept: Any = {cache_argument(model): DynamicCache(config=model.config)}
     columns: list[torch.Tensor] = []
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     start = 0
@@ -61,9 +63,9 @@ def generate(
             input_ids=inputs,
             attention_mask=mask[:, :end],
             position_ids=positions[:, start:end],
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **kept,
         ).logits[:, -1]
         noise = position_noise(seed, index, (len(prompts), logits.shape[-1])).to(model.device)
         tokens = noisy_scores(logits.float(), noise, temperature).argmax(dim=-1)

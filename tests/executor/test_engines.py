@@ -23,9 +23,11 @@ from transformers import (
 )
 
 from executor.engines.base import Engine
-from executor.engines.hugging_face import HuggingFaceEngine
+from executor.engines.hugging_face import HuggingFaceEngine, cache_argument
 from executor.engines.lifted import why_unsupported
 from executor.engines.static import StaticEngine
+
+pytestmark = pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")
 
 VOCAB = 61
 CAPACITY = 96
@@ -173,6 +175,17 @@ def replay(engine: Engine, model: Any, operations: Sequence[tuple[str, int, int,
     room = CAPACITY - len(line)
     if room:  # whatever happened, the cache holds this line and no other
         assert_same(engine.extend([7]), logits_without_cache(model, [*line, 7])[-1:])
+
+
+def test_a_cache_goes_by_the_name_that_the_model_gives_it() -> None:
+    class Older(torch.nn.Module):
+        def forward(self, input_ids: Tensor, past_key_values: object = None) -> Tensor: ...
+
+    class Newer(torch.nn.Module):
+        def forward(self, input_ids: Tensor, cache: object = None, **kwargs: object) -> Tensor: ...
+
+    assert cache_argument(Older()) == "past_key_values"
+    assert cache_argument(Newer()) == "cache"
 
 
 @pytest.mark.parametrize("name", [*STATIC, *HUGGING_FACE_ONLY])
