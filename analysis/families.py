@@ -75,12 +75,13 @@ def family_grids(
         "pearl": [f"pearl:draft_length={length}" for length in pearl_lengths],
         "saguaro": [
             f"saguaro:draft_length={length},fan_out={fan_out},acceptance={min(0.95, rate):.3f},spread={spread}"
-            for length in ((3, 4) if is_small else (2, 3, 4, 5))
+            for length in ((1, 3) if is_small else (1, 2, 3, 4, 5))
             for fan_out in ((2, 3) if is_small else (1, 2, 3))
             for spread in (("geometric",) if is_small else ("geometric", "uniform"))
         ],
     }
-    windows = sorted({min(length, depth - 1) for length in pearl_lengths})  # no further than tails were recorded
+    # No further than tails were recorded; a window of one token is what pays where verification widens dearly.
+    windows = sorted({1} | {min(length, depth - 1) for length in pearl_lengths})
     grids |= _specbranch_grids(windows, with_classes, is_small)
     # Further verified tokens are free, or have their marginal price once or twice.
     price = TYPICAL_SPEEDUP * costs.marginal_verify
@@ -89,8 +90,8 @@ def family_grids(
         f"outcome_hedging:{guess},rank_decay={ranks.decay:.3f},draft_length={length},max_branches={branches},"
         f"serial_length={serial},least_reach={least}"
         for guess in (curve, constant)
-        for length in ((3, 5) if is_small else (3, 4, 5, 6, 8))
-        for branches in ((8, 16) if is_small else (4, 8, 12, 16, 24))
+        for length in ((1, 3) if is_small else (1, 2, 3, 4, 5, 6, 8))
+        for branches in ((3, 8) if is_small else (2, 3, 4, 8, 12, 16, 24))
         for serial in ((0, 2) if is_small else (0, 1, 3))
         for least in reaches
     ]
@@ -99,15 +100,17 @@ def family_grids(
 
 def _specbranch_grids(lengths: Sequence[int], with_classes: bool, is_small: bool) -> dict[str, list[str]]:
     """SpecBranch and its ablations, each with the same grid."""
-    rules = [("max_prob", epsilon) for epsilon in ((0.3,) if is_small else (0.1, 0.3, 0.5))]
+    rules = [("max_prob", epsilon) for epsilon in ((0.3,) if is_small else (0.0, 0.1, 0.3, 0.5))]
     rules += [("margin", epsilon) for epsilon in ((0.6,) if is_small else (0.3, 0.6, 1.0))]
     grid = [
         f"draft_length={length},epsilon={epsilon},signal={signal},on_miss={on_miss},prior_length={prior}"
-        for length in (lengths[len(lengths) // 2 :] if is_small else lengths[::2])
+        for length in (lengths[:3] if is_small else lengths)
         for signal, epsilon in rules
-        for on_miss, prior in ((("serial", 3),) if is_small else (("serial", 2), ("serial", 4), ("overlap", 0)))
+        for on_miss, prior in (
+            (("serial", 3), ("overlap", 0)) if is_small else (("serial", 2), ("serial", 4), ("overlap", 0))
+        )
     ]
-    counts = (6,) if is_small else (4, 8)
+    counts = (4,) if is_small else (2, 3, 4, 8)
     found = {
         "specbranch without H-RAD": [
             f"specbranch:{text},max_branches={count},uses_hrad=false" for text in grid for count in counts
