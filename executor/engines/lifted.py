@@ -18,9 +18,6 @@ from transformers import PreTrainedConfig
 SUPPORTED_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 STABLE_ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the context
 
-_MANY_ROWS = 3  # from here on the packed weight is faster
-_CACHED_WEIGHTS = 1_000_000  # models up to this size were faster without packed weights
-
 
 def why_unsupported(config: PreTrainedConfig, capacity: int) -> str | None:
     """Reason why the static engine cannot run this architecture up to `capacity` tokens; None if it can."""
@@ -45,61 +42,34 @@ def why_unsupported(config: PreTrainedConfig, capacity: int) -> str | None:
 
 
 class Projection:
-    """x -> x W^T + b. On a CPU in float32 the weight is kept twice, and the number of rows picks the faster.
+    """x -> x W^T + b, as a plain product with the transposed weight.
 
-    A few rows take a plain product with the transposed weight. More rows take oneDNN's linear on a weight packed once at
-    loading; the plain product packs it again in every call, which costs more than the arithmetic. All products of a
-    12 x 192 model, one thread, AMD EPYC, ms: 1 row 2.1 plain, 2.6 packed; 4 rows 3.2 and 2.3; 8 rows 3.6 and 2.7.
+    There is one copy of each weight for all widths. A second one, packed for many rows (oneDNN), gains on some processors in
+    a loop of one width, and loses where widths take turns, as they do in decoding: two copies fill the cache. Target of 12 x
+    192 with 160 tokens cached, one thread, AMD EPYC, 1 and 4 rows in turns, ms: 3.2 and 4.8 plain, 3.5 and 5.9 with both;
+    draft of 2 x 256: 0.5 and 1.0, 0.8 and 1.4.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, packs: bool) -> None:
-        """weight: (outputs, inputs), as in torch.nn.Linear. packs: whether a packed copy is worth its calls' overhead."""
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight: (outputs, inputs), as in torch.nn.Linear."""
         self._columns = weight.t().contiguous() if weight.device.type == "cpu" else weight.t()
-        self._packed = _packed(weight) if packs else None
         self._bias = bias
 
     def into(self, out: Tensor, x: Tensor) -> None:
         """Write the projection of x (rows, inputs) to out (rows, outputs)."""
-        if self._packed is not None and x.shape[0] >= _MANY_ROWS:
-            out.copy_(_packed_linear(x, self._packed, self._bias, "none", [], ""))
-        elif self._bias is None:
+        if self._bias is None:
             torch.mm(x, self._columns, out=out)
         else:
             torch.addmm(self._bias, x, self._columns, out=out)
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual (rows, outputs) plus the projection of x (rows, inputs)."""
-        if self._packed is not None and x.shape[0] >= _MANY_ROWS:
-            total: Tensor = _packed_linear.binary(x, residual, self._packed, self._bias, "add")
-            return total
         total = torch.addmm(residual, x, self._columns)
         return total if self._bias is None else total.add_(self._bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The projection of x (rows, inputs), (rows, outputs)."""
-        if self._packed is not None and x.shape[0] >= _MANY_ROWS:
-            product: Tensor = _packed_linear(x, self._packed, self._bias, "none", [], "")
-            return product
         return torch.mm(x, self._columns) if self._bias is None else torch.addmm(self._bias, x, self._columns)
-
-
-def _packed(weight: Tensor) -> Tensor | None:
-    """The weight in oneDNN's own layout, or None where that is not to be had (another device or type, another build).
-
-    torch offers these operators to its compiler, not to users, hence the care: a call that fails is a missing operator.
-    """
-    is_plain = weight.device.type == "cpu" and weight.dtype is torch.float32
-    if not is_plain or _packed_linear is None:
-        return None
-    try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        _packed_linear(torch.zeros(_MANY_ROWS, weight.shape[1]), packed, None, "none", [], "")
-    except (RuntimeError, NotImplementedError, TypeError):
-        return None
-    return packed
-
-
-_packed_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class Block(NamedTuple):
@@ -138,9 +108,6 @@ def lift(
     model: the transformers module; its rotary embedding makes the table, so that every rope scaling is its own.
     """
 
-    # A model that stays in the core's own cache has nothing to gain: there a packed call costs more than it saves.
-    packs = sum(parameter.numel() for parameter in model.parameters()) > _CACHED_WEIGHTS
-
     def place(weight: Tensor | None) -> Tensor | None:
         return None if weight is None else weight.detach().to(device, dtype)
 
@@ -149,7 +116,7 @@ def lift(
         if norm is not None:
             weight = weight * (norm.detach().to(device, dtype) * weight.shape[1] ** 0.5)
         bias = None if biases[0] is None else torch.cat([b.detach().to(device, dtype) for b in biases if b is not None])
-        return Projection(weight, bias, packs=packs)
+        return Projection(weight, bias)
 
     decoder = model.model
     blocks = []
