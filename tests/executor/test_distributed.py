@@ -30,7 +30,7 @@ from executor.session import Session
 from executor.target_client import TargetClient
 from executor.transport import Transport, open_channel, uses_nccl
 from sim.policies.catalog import parse_policy
-from sim.replay import replay
+from tests.executor.same_rounds import assert_replayed
 from traces.schema import Sampling
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_every_method_emits_the_tokens_of_plain_decoding_in_the_replayed_rounds(
         done = apart.run(request, policy)
         rounds = [turn for turn, _ in done.rounds]
         assert done.tokens == plain.tokens, label
-        assert rounds == replay(policy, trace), label
+        assert_replayed(rounds, policy, trace)
         if not policy.needs.classes:  # for which the mailbox's session has no predictor
             by_mailbox = session.run(request, policy)
             assert by_mailbox.tokens == done.tokens, label

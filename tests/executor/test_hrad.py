@@ -43,7 +43,7 @@ from executor.requests import Request
 from executor.session import Session
 from executor.target_side import TargetSide, load_target
 from sim.policies.base import Defaults, Needs, Observation
-from sim.replay import replay
+from tests.executor.same_rounds import assert_replayed
 from traces.schema import FinishReason, RequestTrace, Sampling, Signal
 from traces.signal_fit import area_under_curve
 
@@ -228,7 +228,7 @@ def test_rounds_driven_by_classes_replay_identically(session: Session, temperatu
     trace = session.annotate(done, request_id=0).trace
     assert len(trace.class_probs) == len(done.tokens) + 1
     rounds = [turn for turn, _ in done.rounds]
-    assert rounds == replay(ByClass(), trace)
+    assert_replayed(rounds, ByClass(), trace)
     if temperature > 0:  # greedily this random target repeats itself
         assert len({turn.predicted_class for turn in rounds}) > 1, "the test needs more than one class"
     verify_s = sum(times.verify_s for _, times in done.rounds)
@@ -251,7 +251,8 @@ def test_rounds_replay_when_the_request_ends_within_accepted_tokens(session: Ses
     finally:
         session.eos_ids = eos_ids
     assert done.finish_reason is FinishReason.EOS
-    assert [turn for turn, _ in done.rounds] == replay(ByClass(), session.annotate(done, request_id=0).trace)
+    trace = session.annotate(done, request_id=0).trace
+    assert_replayed([turn for turn, _ in done.rounds], ByClass(), trace)
 
 
 def test_nothing_is_predicted_for_a_policy_that_does_not_ask(session: Session) -> None:

@@ -10,7 +10,7 @@ from executor.requests import Request
 from executor.session import Session
 from sim.policies.base import Policy
 from sim.policies.catalog import parse_policy
-from sim.replay import replay
+from tests.executor.same_rounds import assert_replayed
 from traces.schema import RequestTrace, Sampling
 
 POLICIES = [
@@ -74,7 +74,7 @@ def test_tokens_and_rounds_are_those_of_plain_decoding_and_replay(
         found = session.run(request, policy)
         assert found.tokens == done.tokens
         assert found.finish_reason == done.finish_reason
-        assert [turn for turn, _ in found.rounds] == replay(policy, trace)
+        assert_replayed([turn for turn, _ in found.rounds], policy, trace)
 
 
 def test_filters_and_temperature_are_applied_alike_on_both_models(session: Session) -> None:
@@ -85,7 +85,7 @@ def test_filters_and_temperature_are_applied_alike_on_both_models(session: Sessi
         for label in ("fixed_length:draft_length=4", "pearl:draft_length=5", "saguaro:draft_length=3,fan_out=2"):
             found = session.run(request, parse_policy(label))
             assert found.tokens == done.tokens
-            assert [turn for turn, _ in found.rounds] == replay(parse_policy(label), trace)
+            assert_replayed([turn for turn, _ in found.rounds], parse_policy(label), trace)
 
 
 def test_another_seed_gives_other_tokens_at_temperature_1(session: Session) -> None:

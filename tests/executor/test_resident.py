@@ -19,7 +19,7 @@ from executor.resident.operations import Norm, Rotation, TorchOperations, View
 from executor.session import Session
 from executor.sweep import Grid, record_sweep
 from sim.policies.catalog import parse_policy
-from sim.replay import replay
+from tests.executor.same_rounds import assert_replayed
 from traces.calibration import calibrate
 from traces.schema import FinishReason, Sampling
 
@@ -69,7 +69,7 @@ def test_every_method_emits_the_tokens_of_plain_decoding_in_the_replayed_rounds(
     for label in POLICIES:
         done = resident.run(request, parse_policy(label))
         assert done.tokens == plain.tokens, label
-        assert [turn for turn, _ in done.rounds] == replay(parse_policy(label), trace), label
+        assert_replayed([turn for turn, _ in done.rounds], parse_policy(label), trace)
 
 
 def test_two_processes_and_one_device_agree(session: Session, resident: Session) -> None:
