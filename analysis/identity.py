@@ -2,8 +2,9 @@
 
 A policy that reads signals decides by numbers whose last digits depend on the width of the forward that they came from (float
 arithmetic does not add up alike in rows of different length). Where two hedges weigh the same up to these digits, replay
-may choose the other one. So rounds that differ are replayed once more with signals moved by as much as rounding moves
-them: if some such trace gives the executed rounds, the request is counted apart, as one within rounding.
+may choose the other one; and where the draft's two best tokens do, the draft itself may. So rounds that differ are replayed
+once more with laws moved by as much as rounding moves them: if some such trace gives the executed rounds, the request is
+counted apart, as one within rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sim.policies.base import Policy
 from sim.policies.catalog import parse_policy
 from sim.replay import replay
 from traces.runs import Run
-from traces.schema import RequestTrace, Round, Signal
+from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
 
 ROUNDING: Mapping[str, float] = {"float64": 1e-12, "float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2}  # of a logit
 NUM_TRIES = 200
@@ -62,17 +63,14 @@ def compare_rounds(measured: Run) -> RoundComparison:
 
 
 def is_within_rounding(executed: list[Round], policy: Policy, trace: RequestTrace, rounding: float) -> bool:
-    """Whether some trace whose signals differ by rounding gives these rounds. rounding: standard deviation of logits."""
-    needs = policy.needs
-    if not (needs.signals or needs.classes):
-        return False
+    """Whether some trace whose laws differ by rounding gives these rounds. rounding: standard deviation of logits."""
     return any(
         executed == replay(policy, _moved(trace, rounding, np.random.default_rng(seed))) for seed in range(NUM_TRIES)
     )
 
 
 def _moved(trace: RequestTrace, rounding: float, rng: np.random.Generator) -> RequestTrace:
-    """The trace with every signal and class probability as if logits had moved."""
+    """The trace with every rank, signal and class probability as if logits had moved."""
 
     def move(signal: Signal) -> Signal:
         max_prob, entropy, margin = (rounding * rng.standard_normal(3)).tolist()
@@ -80,12 +78,26 @@ def _moved(trace: RequestTrace, rounding: float, rng: np.random.Generator) -> Re
             min(1.0, signal.max_prob * (1 + max_prob)), max(0.0, signal.entropy + entropy), signal.margin + margin
         )
 
+    signals = tuple(map(move, trace.signals))
+    tails = {position: tuple(map(move, tail)) for position, tail in trace.tails.items()}
+    ranks = list(trace.ranks)
+    for position, signal in enumerate(signals):
+        if signal.margin < 0 and ranks[position] < 2:  # the second token has come before the first
+            ranks[position] = 1 - ranks[position]
+            # What the draft would have gone on with was not recorded; its path from here on is the best guess.
+            tails.setdefault(position, _padded(signals[position + 1 :], trace.tail_depth))
     return replace(
         trace,
-        signals=tuple(map(move, trace.signals)),
-        tails={position: tuple(map(move, tail)) for position, tail in trace.tails.items()},
+        ranks=tuple(ranks),
+        signals=tuple(signal._replace(margin=abs(signal.margin)) for signal in signals),
+        tails=tails,
         class_probs=tuple(
             (a * (1 + rounding * rng.standard_normal()), b * (1 + rounding * rng.standard_normal()), c)
             for a, b, c in trace.class_probs
         ),
     )
+
+
+def _padded(signals: tuple[Signal, ...], length: int) -> tuple[Signal, ...]:
+    """The first `length` signals, unknown ones behind them."""
+    return (*signals[:length], *[UNKNOWN_SIGNAL] * (length - len(signals)))

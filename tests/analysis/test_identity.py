@@ -34,8 +34,36 @@ def test_a_decision_on_a_near_tie_is_within_rounding(make_trace: Callable[..., R
     assert not is_within_rounding(wrong, policy, below, 2e-5)
 
 
-@pytest.mark.parametrize("label", ["fixed_length:draft_length=3", "pearl:draft_length=4"])
-def test_a_policy_that_reads_nothing_has_no_rounding(make_trace: Callable[..., RequestTrace], label: str) -> None:
+@pytest.mark.parametrize("label", ["fixed_length:draft_length=3", "pearl:draft_length=4", "adaedl:max_length=3"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_draft_that_takes_the_other_of_two_tokens_is_within_rounding(
+    make_trace: Callable[..., RequestTrace], label: str, rank: int
+) -> None:
+    """At one position the draft's two best tokens are as good as equal, and the target's is one of them."""
+    trace, policy = make_trace(num_tokens=60), parse_policy(label)
+    position = 12
+    signals = tuple(
+        Signal(0.5, 0.5, 2e-6) if index == position else signal for index, signal in enumerate(trace.signals)
+    )
+    as_recorded, as_executed = (
+        replace(
+            trace,
+            ranks=(*trace.ranks[:position], found, *trace.ranks[position + 1 :]),
+            signals=signals,
+            tails={**trace.tails, position: trace.tails[60]},
+        )
+        for found in (rank, 1 - rank)
+    )
+    executed = replay(policy, as_executed)
+    assert executed != replay(policy, as_recorded)
+    assert is_within_rounding(executed, policy, as_recorded, 2e-5)
+    assert not is_within_rounding(executed, policy, as_recorded, 1e-8)
+
+
+@pytest.mark.parametrize("label", ["fixed_length:draft_length=3", "pearl:draft_length=4", "adaedl:max_length=3"])
+def test_rounds_that_are_wrong_are_not_explained(make_trace: Callable[..., RequestTrace], label: str) -> None:
+    """Near ties everywhere, also where the draft was right and no other continuation of it is known."""
     trace, policy = make_trace(num_tokens=40), parse_policy(label)
+    trace = replace(trace, signals=tuple(signal._replace(margin=2e-6) for signal in trace.signals))
     executed = replay(policy, trace)[:-1]
-    assert not is_within_rounding(executed, policy, trace, 0.1)
+    assert not is_within_rounding(executed, policy, trace, 2e-5)
