@@ -58,10 +58,17 @@ def test_two_workers_over_one(benchmark: BenchmarkFixture, workload: Workload) -
         list(run_tasks(evaluate_packed, tasks, workers))
         return time.perf_counter() - started
 
-    one = min(seconds(Workers(count=1)) for _ in range(2))
-    two = benchmark.pedantic(lambda: min(seconds(Workers(count=2)) for _ in range(2)), rounds=1)
-    benchmark.extra_info["two_workers_over_one"] = one / two
-    assert one / two >= 1.7, f"2 workers are {one / two:.2f} times as fast as 1; are the cores free?"
+    one: list[float] = []
+    two: list[float] = []
+
+    def both() -> None:  # in turns, so that a host that slows down slows both
+        one.append(seconds(Workers(count=1)))
+        two.append(seconds(Workers(count=2)))
+
+    benchmark.pedantic(both, rounds=3)
+    ratio = min(one) / min(two)
+    benchmark.extra_info["two_workers_over_one"] = ratio
+    assert ratio >= 1.7, f"2 workers are {ratio:.2f} times as fast as 1; are the cores free?"
 
 
 @pytest.mark.benchmark
