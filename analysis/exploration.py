@@ -20,7 +20,6 @@ from analysis.sensitivity import ParameterEffect, parameter_effects
 from analysis.simulation import load_calibration
 from analysis.study import Conditions, Study
 from analysis.task_store import TaskStore
-from sim.policies.prompt_lookup import LOOKUP_DRAFT
 from traces.acceptance_fit import LEAST_REQUESTS, AcceptanceReport, assess_acceptance
 from traces.runs import RunWriter, read_run
 from traces.schema import num_tokens
@@ -118,7 +117,7 @@ def explore_study(
     started = time.perf_counter()
     workers = workers or Workers()
     run = read_run(run_dir)
-    traces = traces_of(run.traces(), study, where=str(run_dir), draft=run.config.get("draft", LOOKUP_DRAFT))
+    traces = traces_of(run.traces(), study, where=str(run_dir), draft=run.config.get("draft"))
     with starting(evaluate_packed, workers) as wait:
         questions = make_questions(traces, load_calibration(run, calibration), study)
         for question in questions:

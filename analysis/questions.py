@@ -21,7 +21,7 @@ from sim.latency import FittedLatency
 from sim.placement import cost_ratio_of
 from sim.policies.base import Needs
 from sim.policies.catalog import POLICIES
-from sim.policies.prompt_lookup import LOOKUP_DRAFT, check_drafter
+from sim.policies.prompt_lookup import check_drafter
 from sim.replay import check_answers
 from traces.calibration import Calibration
 from traces.schema import RequestTrace
@@ -72,12 +72,12 @@ class Question:
 
 
 def traces_of(
-    traces: Sequence[RequestTrace], study: Study, *, where: str, draft: str = LOOKUP_DRAFT
+    traces: Sequence[RequestTrace], study: Study, *, where: str, draft: str | None = None
 ) -> dict[float, tuple[RequestTrace, ...]]:
     """The recorded traces that a study asks for, by temperature; one error if there are none, or if they cannot answer one
     of its policies: tails too short, no signals, no H-RAD classes, or a model's where a lookup is asked about.
 
-    draft: the one that the run names.
+    draft: the one that the run names, if it names one.
     """
     by_temperature: dict[float, dict[tuple[Any, ...], RequestTrace]] = {}
     for trace in traces:  # repeats of a prompt under shared noise are one and the same sequence

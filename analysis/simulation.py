@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.prediction import predict
 from sim.latency import FittedLatency
 from sim.policies.catalog import parse_policy
-from sim.policies.prompt_lookup import LOOKUP_DRAFT, check_drafter
+from sim.policies.prompt_lookup import check_drafter
 from traces.calibration import Calibration, calibrate
 from traces.runs import Run, RunWriter, read_run
 from traces.speeds import Speed, speeds_summary
@@ -29,7 +29,7 @@ def simulate_run(
     policies = [parse_policy(label) for label in labels]
     run = read_run(run_dir)
     for policy in policies:
-        check_drafter(policy, run.config.get("draft", LOOKUP_DRAFT))  # a run that names no draft is not judged
+        check_drafter(policy, run.config.get("draft"))
     latency = FittedLatency(load_calibration(run, calibration))
     traces = run.traces()
     found = predict(policies, traces, latency, seed=seed, record_ops=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.class_arrays import ClassOverrule
 from sim.guess_arrays import accept_probabilities
 from sim.lockstep import ArrayRule, Bools, Floats, HedgeArrays, Ints, Lanes, TraceArrays
 from sim.outcome_arrays import OutcomeHedgingRule
@@ -20,7 +21,7 @@ from sim.policies.pearl import Pearl
 from sim.policies.product import ProductRule
 from sim.policies.prompt_lookup import PromptLookup
 from sim.policies.saguaro import Saguaro
-from sim.policies.specbranch import ACCEPT, CONFIDENCE, REJECT, OnMiss, SpecBranch
+from sim.policies.specbranch import OnMiss, SpecBranch
 
 
 class NothingRule:
@@ -164,8 +165,7 @@ class SpecBranchRule(NothingRule):
         self.max_branches = _setting(policies, "max_branches")
         self.is_serial = np.array([policy.on_miss is not OnMiss.OVERLAP for policy in policies])
         self.is_fixed_count = _setting(policies, "is_fixed_count") == 1
-        self.uses_hrad = _setting(policies, "uses_hrad") == 1
-        self.classes = arrays.classes()
+        self.by_class = ClassOverrule(policies, arrays)
         longest = int(max(self.draft_length.max(), self.prior_length.max())) + 1
         self.max_probs = arrays.runs(ConfidenceSignal.MAX_PROB, longest)
         self.num_sure = np.empty((len(policies), arrays.num_positions), dtype=np.int16)
@@ -173,19 +173,14 @@ class SpecBranchRule(NothingRule):
             runs = arrays.runs(policy.signal, longest)[:, :longest]
             self.num_sure[row] = _until(~(runs >= policy.epsilon)) - 1
 
-    def _class_of(self, lanes: Lanes) -> Ints:
-        return np.where(self.uses_hrad[lanes.row], self.classes[lanes.position], CONFIDENCE)
-
     def num_wanted(self, lanes: Lanes) -> Ints:
-        kind, longest = self._class_of(lanes), self.prior_length[lanes.row]
+        longest = self.prior_length[lanes.row]
         confident = np.minimum(self.num_sure[lanes.row, lanes.position] + 1, longest)
-        wanted = np.where(kind == ACCEPT, longest, np.where(kind == REJECT, 0, confident))
-        return np.where(lanes.was_hit | ~self.is_serial[lanes.row], 0, wanted)
+        return np.where(lanes.was_hit | ~self.is_serial[lanes.row], 0, self.by_class(lanes, longest, confident))
 
     def num_submitted(self, lanes: Lanes, num_drafted: Ints) -> Ints | None:
-        kind = self._class_of(lanes)
         sure = np.minimum(self.num_sure[lanes.row, lanes.position], num_drafted)
-        return np.where(kind == ACCEPT, num_drafted, np.where(kind == REJECT, 0, sure))
+        return self.by_class(lanes, num_drafted, sure)
 
     def num_kept(self, lanes: Lanes, num_ahead: Ints) -> Ints | None:
         return self.num_submitted(lanes, num_ahead)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sim.class_arrays import ClassOverrule
 from sim.guess_arrays import accept_probabilities
 from sim.lockstep import Bools, Floats, HedgeArrays, Ints, Lanes, TraceArrays
 from sim.policies.confidence import ConfidenceSignal
 from sim.policies.outcome_hedging import Choice, OutcomeHedging
-from sim.policies.specbranch import ACCEPT, CONFIDENCE, REJECT
 
 
 class OutcomeHedgingRule:
@@ -24,8 +24,7 @@ class OutcomeHedgingRule:
         self.draft_length = np.array([policy.draft_length for policy in policies])
         self.max_branches = np.array([policy.max_branches for policy in policies])
         self.serial_length = np.array([policy.serial_length for policy in policies])
-        self.uses_hrad = np.array([policy.uses_hrad for policy in policies])
-        self.classes = arrays.classes()
+        self.by_class = ClassOverrule(policies, arrays)
         self.choice = np.array([list(Choice).index(policy.hedges) for policy in policies])
         longest = int(max(self.draft_length.max(), self.serial_length.max()))
         widest = max(1, int(self.max_branches.max()))
@@ -53,15 +52,10 @@ class OutcomeHedgingRule:
     def num_wanted(self, lanes: Lanes) -> Ints:
         longest = self.serial_length[lanes.row]
         confident = np.minimum(self.sure[lanes.row, lanes.position] + 1, longest)
-        return np.where(lanes.was_hit, 0, self._by_class(lanes, longest, confident))
+        return np.where(lanes.was_hit, 0, self.by_class(lanes, longest, confident))
 
     def num_submitted(self, lanes: Lanes, num_drafted: Ints) -> Ints | None:
-        return self._by_class(lanes, num_drafted, np.minimum(self.sure[lanes.row, lanes.position], num_drafted))
-
-    def _by_class(self, lanes: Lanes, everything: Ints, confident: Ints) -> Ints:
-        kind = np.where(self.uses_hrad[lanes.row], self.classes[lanes.position], CONFIDENCE)
-        found: Ints = np.where(kind == ACCEPT, everything, np.where(kind == REJECT, 0, confident))
-        return found
+        return self.by_class(lanes, num_drafted, np.minimum(self.sure[lanes.row, lanes.position], num_drafted))
 
     def num_kept(self, lanes: Lanes, num_ahead: Ints) -> Ints | None:
         return self.num_submitted(lanes, num_ahead)

@@ -43,9 +43,12 @@ def looks_up(draft: str) -> bool:
     return draft.partition(":")[0] == LOOKUP_DRAFT
 
 
-def check_drafter(policy: Policy, draft: str) -> None:
-    """Refuse the policy that speaks of a lookup beside a model, whose confidences it would misread."""
-    if isinstance(policy, PromptLookup) and not looks_up(draft):
+def check_drafter(policy: Policy, draft: str | None) -> None:
+    """Refuse the policy that speaks of a lookup beside a model, whose confidences it would misread.
+
+    draft: None where it is not known, as in a trace that no models made; then nothing is refused.
+    """
+    if isinstance(policy, PromptLookup) and draft is not None and not looks_up(draft):
         raise ValueError(
             f"the policy {LOOKUP_DRAFT} needs a draft that looks tokens up, but the draft is {draft}; "
             f"record with --draft {LOOKUP_DRAFT}."

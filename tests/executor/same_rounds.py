@@ -10,7 +10,8 @@ from traces.schema import RequestTrace, Round
 
 def assert_replayed(executed: list[Round], policy: Policy, trace: RequestTrace) -> None:
     """Signals' last digits depend on the width of the forward that they came from, hence on processor and libraries. Where a
-    policy weighs two hedges alike up to these digits, rounds must be those of a trace that differs by no more."""
+    policy weighs two hedges alike up to these digits, or the draft two tokens, rounds must be those of a trace that differs
+    by no more."""
     replayed = replay(policy, trace)
     if executed != replayed and not is_within_rounding(executed, policy, trace, ROUNDING["float32"]):
-        assert executed == replayed
+        assert executed == replayed, policy
