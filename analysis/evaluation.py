@@ -6,6 +6,7 @@ Rounds do not depend on times, so policies are replayed once and timed once for 
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zlib
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from sim.latency import Conditions, FittedLatency, LatencyModel
 from sim.lockstep import RoundArrays, TraceArrays
 from sim.placement import PlacedTimer, Placement, adjusted, mixed
 from sim.policies.base import Policy
-from sim.sweep import sweep
+from sim.sweep import ROUNDS_AT_ONCE, sweep
 from traces.calibration import Calibration
 from traces.schema import RequestTrace
 
@@ -55,9 +56,18 @@ class Workload:
         """The traces for sweeps: made once, since every task of a worker needs them."""
         return TraceArrays(self.traces)
 
-    def packed(self) -> bytes:
-        """As bytes, for the way to a worker (never for the disk)."""
-        return zlib.compress(pickle.dumps(replace(self)), 1)  # a copy holds no arrays: a worker makes its own
+    def packed(self) -> Packed:
+        """For the way to a worker (never for the disk)."""
+        data = zlib.compress(pickle.dumps(replace(self)), 1)  # a copy holds no arrays: a worker makes its own
+        return Packed(hashlib.sha256(data).hexdigest(), data)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A workload on its way. digest: of the data, by which a worker knows what it has unpacked already."""
+
+    digest: str
+    data: bytes = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +82,13 @@ class Evaluated:
 
 
 @lru_cache(maxsize=4)
-def unpacked(packed: bytes) -> Workload:
+def unpacked(packed: Packed) -> Workload:
     """What `Workload.packed` gave; a worker unpacks it once."""
-    workload: Workload = pickle.loads(zlib.decompress(packed))  # bytes that this program's own coordinator sent
+    workload: Workload = pickle.loads(zlib.decompress(packed.data))  # this program's own coordinator sent them
     return workload
 
 
-def evaluate_packed(packed: bytes, labels: tuple[str, ...]) -> Evaluated:
+def evaluate_packed(packed: Packed, labels: tuple[str, ...]) -> Evaluated:
     """`evaluate` as a task for a worker."""
     return evaluate(unpacked(packed), labels)
 
@@ -157,10 +167,11 @@ def _timed(
         model = _latency_of(timing, workload, latency, conditions.drafts)
         timer = PlacedTimer(model, traces, timing.placement, conditions)
         chosen = np.flatnonzero(kind_of_round == index)
-        part = RoundArrays(*(column[chosen] for column in rounds))
-        times = timer.times_of(part, request[chosen], position[chosen])
-        for sums, values in zip(found, times, strict=True):
-            sums += np.bincount(part.lane, weights=values, minlength=num_lanes)
+        for first in range(0, len(chosen), ROUNDS_AT_ONCE):
+            some = chosen[first : first + ROUNDS_AT_ONCE]
+            part = RoundArrays(*(column[some] for column in rounds))
+            for sums, values in zip(found, timer.times_of(part, request[some], position[some]), strict=True):
+                np.add.at(sums, part.lane, values)
     return found.reshape(len(SECONDS), len(policies), len(traces))
 
 

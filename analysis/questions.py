@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from analysis.alignments import aligned_traces
-from analysis.evaluation import Timing, Workload, typical_context
+from analysis.evaluation import Packed, Timing, Workload, typical_context
 from analysis.families import TYPICAL_SPEEDUP, cost_ratios
 from analysis.study import Family, Study, StudyError, policy_of
 from sim.latency import FittedLatency
@@ -52,12 +52,12 @@ class Question:
             parts.append(f"c={timing.cost_ratio:g}")
         return " ".join(parts)
 
-    def packed(self) -> bytes:
+    def packed(self) -> Packed:
         """The workload for a worker; packed once."""
         return self._packed
 
     @cached_property
-    def _packed(self) -> bytes:
+    def _packed(self) -> Packed:
         return self.workload.packed()
 
     def digest(self) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from sim.policies.base import Policy
-from traces.calibration import AHEAD_KINDS, Calibration, LatencyFit, group_of
+from traces.calibration import AHEAD_KINDS, Calibration, LatencyFit, group_of, groups_of
 from traces.cold_start import ColdStart
 
 Array = NDArray[np.float64]
@@ -231,7 +231,7 @@ class EmpiricalLatency(SameForAll):
         self.num_nearest = num_nearest
         self._groups: dict[str, tuple[Array, Array]] = {}
         self._known: dict[OpShape, tuple[float, Sequence[float]]] = {}
-        names = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
+        names = groups_of(ops)
         shapes = _log_shapes(ops["num_tokens"], ops["num_branches"], ops["context_tokens"])
         seconds = (ops["end_s"] - ops["start_s"]).to_numpy(float)
         for group in sorted(set(names.tolist())):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -41,6 +43,10 @@ class TraceArrays:
         self._runs: dict[ConfidenceSignal, Floats] = {}
         self.guesses: dict[tuple[ConfidenceSignal, float, float], Floats] = {}  # see `sim.guess_arrays`
 
+    @cached_property
+    def _signals(self) -> _SignalArrays:
+        return _SignalArrays(self.traces, self.starts)
+
     def runs(self, kind: ConfidenceSignal, width: int) -> Floats:
         """(positions, at least width): confidence of the draft's tokens 0, 1, ... after each number of committed ones.
 
@@ -60,20 +66,14 @@ class TraceArrays:
         return found
 
     def _build_runs(self, kind: ConfidenceSignal, width: int) -> Floats:
+        known = self._signals
         on_path = np.full(self.num_positions, np.nan)
+        on_path[known.path_at] = known.confidences_of(known.path, kind)
         tails = np.full((self.num_positions, max(width, 1)), np.nan)
-        rows: list[int] = []
-        known: list[tuple[Signal, ...]] = []
-        for start, trace in zip(self.starts.tolist(), self.traces, strict=True):
-            if trace.signals:
-                on_path[start : start + trace.num_tokens] = _confidences(trace.signals, kind)
-            rows += [start + position for position in trace.tails]
-            known += [signals[:width] for signals in trace.tails.values()]
-        lengths = np.array([len(signals) for signals in known], dtype=np.int64)
-        if lengths.any():
-            depths = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            flat = [signal for signals in known for signal in signals]
-            tails[np.repeat(np.array(rows), lengths), depths] = _confidences(flat, kind)
+        is_within = known.tail_depth < width
+        tails[known.tail_at[is_within], known.tail_depth[is_within]] = known.confidences_of(
+            known.tails[is_within], kind
+        )
         own_end = np.repeat(self.ends, self.ends - self.starts + 1)[:, None]
         mismatches = self.mismatches[:, None]
         tokens = np.arange(self.num_positions)[:, None] + np.arange(width)
@@ -84,10 +84,41 @@ class TraceArrays:
         return runs
 
 
-def _confidences(signals: Sequence[Signal], kind: ConfidenceSignal) -> Floats:
-    columns: Any = np.array(signals, dtype=float).T  # Any: `confidence` is written for one signal, and maps over arrays
-    values: Floats = confidence(Signal(*columns), kind)  # type: ignore[assignment]  # of arrays it gives an array
-    return values
+class _SignalArrays:
+    """The recorded signals of all traces, made arrays once: (signals, 3), as they follow in `traces.schema.Signal`.
+
+    path_at, tail_at: absolute position of each; of a tail's that of its start, and tail_depth from there.
+    """
+
+    def __init__(self, traces: Sequence[RequestTrace], starts: Ints) -> None:
+        on_path = [
+            (start + np.arange(trace.num_tokens), trace.signals)
+            for start, trace in zip(starts, traces, strict=True)
+            if trace.signals
+        ]
+        tails = [
+            (start + position, signals)
+            for start, trace in zip(starts.tolist(), traces, strict=True)
+            for position, signals in trace.tails.items()
+        ]
+        lengths = np.array([len(signals) for _, signals in tails], dtype=np.int64)
+        self.path_at = np.concatenate([at for at, _ in on_path]) if on_path else np.zeros(0, dtype=np.int64)
+        self.path = _rows_of([signals for _, signals in on_path])
+        self.tail_at = np.repeat(np.array([at for at, _ in tails], dtype=np.int64), lengths)
+        self.tail_depth = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self.tails = _rows_of([signals for _, signals in tails])
+
+    @staticmethod
+    def confidences_of(rows: Floats, kind: ConfidenceSignal) -> Floats:
+        """(signals, 3) -> (signals,)."""
+        columns: Any = rows.T  # Any: `confidence` is written for one signal, and maps over arrays
+        values: Floats = confidence(Signal(*columns), kind)  # type: ignore[assignment]  # of arrays it gives an array
+        return values
+
+
+def _rows_of(signals: Sequence[Sequence[Signal]]) -> Floats:
+    numbers = chain.from_iterable(chain.from_iterable(signals))  # far faster than an array of tuples
+    return np.fromiter(numbers, dtype=float).reshape(-1, len(Signal._fields))
 
 
 @dataclass

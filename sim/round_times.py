@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim.latency import LatencyModel, OpShape
+from sim.latency import LatencyModel
 from sim.lockstep import Floats, Ints, RoundArrays
-from sim.shapes import prefill
 from traces.schema import RequestTrace
 
 _FIRST_TABLE_LENGTH = 1024
@@ -52,9 +51,9 @@ class RoundTimer:
         if len(branches):
             rows, start = rounds.num_branches[branches], (sequence + pending)[branches]
             stop = start + rounds.num_branch_steps[branches]
-            for count in np.unique(rows).tolist():
-                chosen = rows == count
-                ahead_s[branches[chosen]] += self._run_s("branch", count, start[chosen], stop[chosen])
+            for num_rows in np.flatnonzero(np.bincount(rows)).tolist():
+                chosen = rows == num_rows
+                ahead_s[branches[chosen]] += self._run_s("branch", num_rows, start[chosen], stop[chosen])
 
         verify_s = mean("verify", pending + 1, 1, sequence - 1)
         host_s = mean("host", pending, rounds.num_branches, sequence - 1)
@@ -103,10 +102,8 @@ class RoundTimer:
         return seconds
 
     def _prefill_s(self, actor: str) -> Floats:
-        shapes = [prefill(actor, int(prompt)) for prompt in self._prompts]
-        return np.array(
-            [
-                self._latency.mean_s(OpShape(actor, "prefill", shape.first_tokens, 1, 0)) if shape.num_forwards else 0.0
-                for shape in shapes
-            ]
-        )
+        """(requests,) `sim.shapes.prefill`: the prompt without its last token, nothing for a prompt of one token."""
+        found: Floats = np.zeros(len(self._prompts))
+        chosen = self._prompts > 1
+        found[chosen] = self._latency.mean_array("prefill", self._prompts[chosen] - 1, 1, 0, actor=actor)
+        return found

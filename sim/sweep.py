@@ -21,7 +21,7 @@ from sim.shapes import DraftCache
 from traces.metrics import Summary
 from traces.schema import RequestTrace, Round
 
-_FLUSH_ROUNDS = 1 << 16  # rounds timed at once: large enough to hide NumPy's call overhead, small enough for the cache
+ROUNDS_AT_ONCE = 1 << 14  # that are timed together: enough to hide the cost of calls, few enough for the caches
 _FEWEST_LANES = 4  # below this the step machine is faster than arrays
 
 _COUNTED = (
@@ -186,7 +186,7 @@ class _Sums:
     def add(self, rounds: RoundArrays) -> None:
         self.waiting.append(rounds)
         self.num_waiting += len(rounds.lane)
-        if self.num_waiting >= _FLUSH_ROUNDS:
+        if self.num_waiting >= ROUNDS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
@@ -196,16 +196,15 @@ class _Sums:
         self.waiting, self.num_waiting = [], 0
         if self.record_rounds:
             self.recorded.append(rounds)
-        num_lanes = self.seconds.shape[1]
+        # Added one by one, so that no digit hangs on which rounds are flushed together.
         for name, counts in _counts_of(rounds).items():
-            sums = np.bincount(rounds.lane, weights=counts, minlength=num_lanes)
-            self.counts[name] += sums.astype(np.int64)
+            np.add.at(self.counts[name], rounds.lane, counts.astype(np.int64, copy=False))
         held = rounds.num_pending + rounds.num_branches * (1 + rounds.num_branch_steps)
         np.maximum.at(self.peaks, rounds.lane // len(self.traces), held)
         request = rounds.lane % len(self.traces)
         times = self.timer.times_of(rounds, request, rounds.position - self.arrays.starts[request])
         for total, values in zip(self.seconds, times, strict=True):
-            total += np.bincount(rounds.lane, weights=values, minlength=num_lanes)
+            np.add.at(total, rounds.lane, values)
 
     def result(self) -> Sweep:
         self.flush()

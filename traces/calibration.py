@@ -31,6 +31,7 @@ __all__ = [
     "calibrate",
     "fit_acceptance",
     "group_of",
+    "groups_of",
 ]
 
 GROUPS = ("draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host")
@@ -60,6 +61,13 @@ def group_of(actor: str, kind: str) -> str:
         return _GROUP_OF[actor, kind]
     except KeyError:
         raise ValueError(f"no latency is fitted for {actor!r} {kind!r}; known are {sorted(_GROUP_OF)}.") from None
+
+
+def groups_of(ops: pd.DataFrame) -> NDArray[np.str_]:
+    """(ops,) `group_of` of each, asked once for each actor and kind."""
+    codes, distinct = pd.MultiIndex.from_frame(ops[["actor", "kind"]]).factorize()
+    found: NDArray[np.str_] = np.array([group_of(*pair) for pair in distinct], dtype=np.str_)[codes]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +171,7 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     """
     requests, ops = run.requests, run.ops
     unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
-    groups = np.array([group_of(actor, kind) for actor, kind in zip(ops["actor"], ops["kind"], strict=True)])
+    groups = groups_of(ops)
     is_clean = ~ops["request_id"].isin(unclean).to_numpy()
     if missing := sorted(set(groups.tolist()) - set(groups[is_clean].tolist())):
         # Better a calibration that says so than none: the report counts the disturbed requests.

@@ -86,7 +86,9 @@ class LatencyFit:
             + (tokens_switch if more > 0 else 0.0)
             + (branches_switch if rows > 0 else 0.0)
         )
-        return mean * self._width_factor(num_tokens) if self.widths else mean
+        if not self.widths:
+            return mean
+        return mean * self._factors.item(min(num_tokens, len(self._factors) - 1))
 
     def mean_array(self, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike) -> Array:
         """`mean_s` of arrays that broadcast."""
@@ -101,18 +103,14 @@ class LatencyFit:
             + branches_switch * (rows > 0)
         )
         if self.widths:
-            found = found * np.interp(np.asarray(num_tokens, float), *np.transpose(self.widths))
+            found = found * self._factors[np.minimum(num_tokens, len(self._factors) - 1)]
         return found
 
-    def _width_factor(self, num_tokens: int) -> float:
-        factor = self._factors.get(num_tokens)
-        if factor is None:
-            factor = self._factors[num_tokens] = float(np.interp(num_tokens, *np.transpose(self.widths)))
-        return factor
-
     @cached_property
-    def _factors(self) -> dict[int, float]:
-        return {}
+    def _factors(self) -> Array:
+        """(n,) factor at n = 0 .. the widest; wider ones are as that."""
+        found: Array = np.interp(np.arange(self.widths[-1][0] + 1), *np.transpose(self.widths))
+        return found
 
 
 def fit_latency(

@@ -123,6 +123,20 @@ def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: C
         assert found.seconds["decode_s"][1, row].sum() == pytest.approx(run.decode_s, rel=1e-9), label
 
 
+def test_no_digit_hangs_on_how_rounds_are_grouped(
+    run_dir: Path, dear_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timings = (Timing(), Timing(cost_ratio=7.0), Timing(Placement(kind=PlacementKind.SHARED_DEVICE, interference=1.5)))
+    traces = tuple(read_run(run_dir).traces())
+    workload = Workload(traces=traces, calibration=dear_calibration, timings=timings)
+    whole = evaluate(workload, LABELS)
+    for module in ("sim.sweep", "analysis.evaluation"):
+        monkeypatch.setattr(f"{module}.ROUNDS_AT_ONCE", 7)
+    pieces = evaluate(workload, LABELS)
+    for name, seconds in whole.seconds.items():
+        np.testing.assert_array_equal(pieces.seconds[name], seconds)
+
+
 def test_moved_parameters_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: Calibration) -> None:
     traces = tuple(read_run(run_dir).traces())
     workload = Workload(traces=traces, calibration=dear_calibration, timings=(Timing(),))
