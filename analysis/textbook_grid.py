@@ -18,7 +18,7 @@ from sim.policies.fixed_length import FixedLength
 from sim.policies.pearl import Pearl
 from sim.policies.reductions import as_outcome_hedging
 
-MAX_BRANCHES = 4  # of SpecBranch; METHOD Q2
+MAX_BRANCHES = 4  # of SpecBranch; the published code has 3
 LONGEST = 16
 MOST_VERIFIERS = 7  # target servers in DSI's published simulations
 

@@ -13,20 +13,14 @@ from executor.engines.base import Engine
 from executor.errors import ExecutorError
 from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, Outcomes, run_request
-from executor.models import (
-    EngineKind,
-    check_vocabularies,
-    eos_token_ids,
-    load_engine,
-    load_tokenizer,
-    resolve_device,
-)
+from executor.models import check_vocabularies, eos_token_ids, load_engine, load_tokenizer
 from executor.noise import NoiseTable
 from executor.requests import Request
 from executor.resident.draft import GraphDraft
 from executor.resident.engine import ResidentEngine
 from executor.resident.shared import SharedDevice
 from executor.resident.target import GraphTarget
+from executor.sources.base import EngineKind, resolve_device
 from executor.target import Target
 from executor.target_client import TargetClient
 from executor.target_side import load_target

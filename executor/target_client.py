@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from executor.channel import Channel, Message
 from executor.errors import ExecutorError
 from executor.messages import Opcode, begin_message, read_prefill, read_verdict, score_message, verify_message
-from executor.models import resolve_device
 from executor.requests import Request
 from executor.scoring import Scores
+from executor.sources.base import resolve_device
 from executor.target import Prefill, TargetVerdict
 from executor.transport import Transport, make_meeting_place, open_channel
 from traces.schema import Sampling

@@ -27,10 +27,10 @@ from executor.messages import (
     read_verify,
     verdict_message,
 )
-from executor.models import resolve_device
 from executor.resident.engine import ResidentEngine
 from executor.resident.shared import SharedDevice
 from executor.resident.target import GraphTarget
+from executor.sources.base import resolve_device
 from executor.target import Target
 from executor.target_side import TargetSide, load_target
 from executor.transport import Transport, open_channel

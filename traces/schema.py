@@ -60,7 +60,7 @@ class FinishReason(enum.StrEnum):
 
 
 class RollbackCase(enum.StrEnum):
-    """What a round threw away; the cases of METHOD 2.8 (arXiv 2506.01979), each counted apart."""
+    """What a round threw away; what SpecBranch (arXiv:2506.01979) can lose, each case counted apart."""
 
     NONE = "none"  # nothing drafted was lost
     PRE_VERIFY_MISS = "R0"  # nothing was pending and the guessed first token missed
@@ -163,7 +163,7 @@ class RequestRecord(NamedTuple):
 class RequestTrace:
     """Everything an outcome depends on, for one committed sequence of N tokens: one entry a position.
 
-    An outcome depends only on the rank of the target's token in the draft's noisy order (shared noise, DESIGN 3), and an
+    An outcome depends only on the rank of the target's token in the draft's noisy order (they share their noise), and an
     adaptive policy besides on the draft's signals. On the path of the committed tokens these stand in `signals`; after
     the draft's own wrong token at position i they stand in `tails[i]`, and after the last token in `tails[N]`.
 

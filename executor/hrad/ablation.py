@@ -15,7 +15,7 @@ from executor.hrad.training import TrainingSettings, train
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
-    """num_feature_layers: K of METHOD 2.7. feature_bytes: of one position in float32, what the target's process keeps."""
+    """num_feature_layers: K of arXiv:2506.01979. feature_bytes: of one position, float32, as the target's process keeps it."""
 
     num_feature_layers: int
     num_parameters: int

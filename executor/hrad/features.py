@@ -1,7 +1,7 @@
 """What H-RAD sees: the target's last blocks at the last verified position, and the embedding of the newest token.
 
 After a verdict the committed sequence ends with a token y that the target has not forwarded yet. The hidden states are
-those at the token before y, the embedding is that of y, so a prediction needs no forward of its own (METHOD 2.7, Q9).
+those at the token before y, the embedding is that of y, so a prediction needs no forward of its own.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _SMALLEST_SPREAD = 1e-3  # inputs that never vary are left as they are
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How to train. Nothing is published but epochs, batch and shape (METHOD 2.7); the rest follows its Q6.
+    """How to train. arXiv:2506.01979 publishes epochs, batch and shape; the rest is our choice.
 
     held_back_share: of the prompts, for the early stop and the calibration. patience: epochs without progress.
     is_calibrated: whether the outputs are brought back to the classes' real frequencies; without it they stay those of

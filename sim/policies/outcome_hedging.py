@@ -25,7 +25,7 @@ class Choice(enum.StrEnum):
 
 @dataclass(frozen=True)
 class OutcomeHedging(AcceptanceGuess):
-    """Hedge the max_branches outcomes of largest predicted weight, each by draft_length tokens (METHOD 6.1).
+    """Hedge the max_branches outcomes of largest predicted weight, each by draft_length tokens.
 
     With beta_i the predicted acceptance of pending token i and rho_r = (1 - d) d^(r - 1), d = rank_decay, the predicted law
     of the rank r of the target's token after a rejection, the outcome "n accepted, then rank r" has the weight

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from executor.engines.hugging_face import HuggingFaceEngine
 from executor.engines.static import StaticEngine
-from executor.models import (
-    EngineKind,
-    ModelError,
-    check_vocabularies,
-    eos_token_ids,
-    fingerprint,
-    load_engine,
-    load_model,
-    load_pair,
-    load_tokenizer,
-)
+from executor.models import check_vocabularies, eos_token_ids, fingerprint, load_engine, load_tokenizer
 from executor.resident.engine import ResidentEngine
+from executor.sources.base import EngineKind, ModelError
 
 WORDS = ["<start>", "<end>", *(f"w{i}" for i in range(18))]
 
@@ -64,16 +56,16 @@ CLASSES = {
 
 @pytest.mark.parametrize("kind", list(EngineKind))
 def test_a_pair_loads_on_either_engine(pair: tuple[Path, Path], kind: EngineKind) -> None:
-    loaded = load_pair(*pair, engine=kind.value, dtype="float32", capacity=32)
-    assert loaded.vocabulary.size == loaded.target.engine.vocab_size == loaded.draft.engine.vocab_size == 20
-    assert isinstance(loaded.target.engine, CLASSES[kind])
-    assert (loaded.target.engine.num_layers, loaded.draft.engine.num_layers) == (2, 1)
-    assert loaded.target.engine.capacity == 32
-    assert loaded.target.eos_token_ids == (1,)
-    assert loaded.target.tokenizer.get_vocab()["w3"] == 5
+    target, draft = (load_engine(path, engine=kind.value, dtype="float32", capacity=32) for path in pair)
+    assert check_vocabularies(*pair).size == target.vocab_size == draft.vocab_size == 20
+    assert isinstance(target, CLASSES[kind])
+    assert (target.num_layers, draft.num_layers) == (2, 1)
+    assert target.capacity == 32
+    assert eos_token_ids(pair[0]) == (1,)
+    assert load_tokenizer(pair[0]).get_vocab()["w3"] == 5
     with torch.inference_mode():
         expected = LlamaForCausalLM.from_pretrained(pair[0])(torch.tensor([[3, 4, 5]])).logits[0]
-    torch.testing.assert_close(loaded.target.engine.extend([3, 4, 5]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(target.extend([3, 4, 5]), expected, atol=1e-5, rtol=0)
 
 
 def test_capacity_defaults_to_what_the_model_knows(pair: tuple[Path, Path]) -> None:
@@ -93,21 +85,27 @@ def test_an_architecture_that_static_does_not_know_falls_back_with_both_names(tm
     with pytest.warns(UserWarning, match=r"static engine cannot run .*gpt2.* runs on the hugging_face engine"):
         engine = load_engine(tmp_path)
     assert isinstance(engine, HuggingFaceEngine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing to warn of: it is what was asked for
+        assert isinstance(load_engine(tmp_path, engine="hugging_face"), HuggingFaceEngine)
+    with pytest.raises(ModelError, match=r"resident engine cannot run .*gpt2"):
+        load_engine(tmp_path, engine="resident")
 
 
 def test_padded_heads_are_cut_to_the_common_prefix_and_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
     padded = save_model(tmp_path, vocab_size=32)
     with pytest.warns(UserWarning, match=r"32\) and .*\(20\) are padded differently: both are cut to 20 tokens"):
-        loaded = load_pair(padded, pair[1], capacity=16)
-    assert loaded.vocabulary.size == 20
-    assert loaded.target.engine.extend([2]).shape == loaded.draft.engine.extend([2]).shape == (1, 20)
+        size = check_vocabularies(padded, pair[1]).size
+    assert size == 20
+    shapes = [load_engine(path, capacity=16, vocab_size=size).extend([2]).shape for path in (padded, pair[1])]
+    assert shapes == [(1, 20), (1, 20)]
 
 
 def test_different_vocabularies_are_refused_before_weights_are_read(pair: tuple[Path, Path], tmp_path: Path) -> None:
     other = save_model(tmp_path, words=[*WORDS[:-1], "other"])
     (other / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"different vocabularies .* 2 of them not the same, for example 'other'"):
-        load_pair(pair[0], other)
+        check_vocabularies(pair[0], other)
 
 
 def test_a_head_smaller_than_its_tokenizer_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -180,7 +178,6 @@ def test_a_device_that_is_not_there_is_said(pair: tuple[Path, Path], monkeypatch
 def test_a_fingerprint_names_the_weights_and_not_the_place(pair: tuple[Path, Path], tmp_path: Path) -> None:
     copied = shutil.copytree(pair[0], tmp_path / "elsewhere")
     assert fingerprint(copied) == fingerprint(pair[0]) != fingerprint(pair[1])
-    assert load_model(pair[0], capacity=8).fingerprint == fingerprint(pair[0])
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}))
     assert fingerprint(copied) == fingerprint(pair[0])
@@ -193,8 +190,8 @@ def test_a_fingerprint_names_the_weights_and_not_the_place(pair: tuple[Path, Pat
 
 
 def test_a_large_file_is_sampled(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executor.models._WHOLE_FILE_BYTES", 1000)
-    monkeypatch.setattr("executor.models._SAMPLE_BYTES", 8)
+    monkeypatch.setattr("executor.sources.hugging_face._WHOLE_FILE_BYTES", 1000)
+    monkeypatch.setattr("executor.sources.hugging_face._SAMPLE_BYTES", 8)
     copied = shutil.copytree(pair[0], tmp_path / "elsewhere")
     weights = (copied / "model.safetensors").read_bytes()
     assert fingerprint(copied) == fingerprint(pair[0])
@@ -206,6 +203,6 @@ def test_a_model_that_does_not_fit_says_so(pair: tuple[Path, Path], monkeypatch:
     def too_large(*_arguments: Any, **_settings: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("executor.models.StaticEngine", too_large)
+    monkeypatch.setattr("executor.sources.hugging_face.StaticEngine", too_large)
     with pytest.raises(ModelError, match=r"cache of 64 positions does not fit the memory of cpu: lower the capacity"):
         load_engine(pair[1])

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from executor.engines.prompt_lookup import Lookup, PromptLookupEngine, parse_lookup
-from executor.models import ModelError, fingerprint, load_engine
+from executor.models import Vocabulary, check_vocabularies, fingerprint, load_engine
 from executor.noise import gumbel
 from executor.recorder import RecordSettings, open_session, record
 from executor.requests import Request
 from executor.session import Session
+from executor.sources.base import ModelError
 from executor.verification import choose, noisy_scores, signals
 from sim.engine import simulate
 from sim.latency import ConstantLatency
@@ -145,6 +146,9 @@ def test_names_tell_a_lookup_from_a_model() -> None:
             parse_lookup(f"prompt_lookup:{bad}")
     with pytest.raises(ModelError, match="no vocabulary of its own"):
         load_engine("prompt_lookup")
+    with pytest.raises(ModelError, match="prompt_lookup:min_ngram=2 has no vocabulary of its own"):
+        check_vocabularies("prompt_lookup:min_ngram=2", "random:tiny")
+    assert check_vocabularies("random:tiny", "prompt_lookup") == Vocabulary(288, 288, 288, 256)
 
 
 def test_the_policy_stops_where_nothing_is_found_and_submits_what_was() -> None:

@@ -10,13 +10,14 @@ import torch
 
 from analysis.identity import compare_rounds
 from analysis.synthetic import SyntheticAcceptance
-from executor.models import ModelError, load_engine
+from executor.models import check_vocabularies, fingerprint, load_engine
 from executor.prompts import load_prompts
 from executor.recorder import RecordSettings, open_session, record, resolve_model
 from executor.requests import Request
 from executor.resident.engine import NUM_TAIL_SLOTS, ResidentEngine
 from executor.resident.operations import Norm, Rotation, TorchOperations, View
 from executor.session import Session
+from executor.sources.base import ModelError
 from executor.sweep import Grid, record_sweep
 from sim.policies.catalog import parse_policy
 from tests.executor.same_rounds import assert_replayed
@@ -204,6 +205,9 @@ def test_random_weights_need_the_resident_engine_and_a_known_shape() -> None:
         load_engine("random:tiny")
     with pytest.raises(ModelError, match=r"llama-3\.1-8b"):
         load_engine("random:colossus", engine="resident")
+    with pytest.raises(ModelError, match=r"llama-3\.1-8b"):
+        check_vocabularies("random:colossus", "random:tiny")
+    assert fingerprint("random:tiny") != fingerprint("random:llama-68m")
 
 
 def test_the_plain_operations_are_the_formulas() -> None:
