@@ -146,6 +146,44 @@ def calibrate(
 
 
 @app.command()
+def roofline(
+    output: Annotated[Path, typer.Option(help="New file; give it to explore or simulate as --calibration.")],
+    target: Annotated[str, typer.Option(help="Shape such as llama-3.1-70b, or a Hugging Face id or folder.")],
+    draft: Annotated[str, typer.Option(help="Likewise.")],
+    hardware: Annotated[str, typer.Option(help="The target's device: h100, a100-80gb, l40s, mi300x ...")] = "h100",
+    num_devices: Annotated[int, typer.Option(help="That share the target's matrices.")] = 1,
+    draft_hardware: Annotated[str, typer.Option(help="One device for the draft alone; the target's by default.")] = "",
+    bits: Annotated[float, typer.Option(help="Of each weight.")] = 16.0,
+    context: Annotated[int, typer.Option(help="Typical tokens in the cache.")] = 1024,
+    bandwidth_share: Annotated[float, typer.Option(help="Of the data sheet's, as reached.")] = 0.9,
+    peak_share: Annotated[float, typer.Option(help="Likewise, of its 16-bit products.")] = 0.7,
+    layer_us: Annotated[float, typer.Option(help="Each layer's launches and collectives, microseconds.")] = 20.0,
+    host_us: Annotated[float, typer.Option(help="The host's own work in a round, microseconds.")] = 500.0,
+    uncertainty: Annotated[
+        float, typer.Option(help="Of each of these, relative; a study says what hangs on it.")
+    ] = 0.2,
+) -> None:
+    """Latencies of a pair on hardware you do not have, from weights, bandwidth and peak, for explore and simulate."""
+    from analysis.roofline_command import Planned, plan_and_print
+
+    planned = Planned(
+        target=target,
+        draft=draft,
+        hardware=hardware,
+        num_devices=num_devices,
+        draft_hardware=draft_hardware,
+        bits=bits,
+        context_tokens=context,
+        bandwidth_share=bandwidth_share,
+        peak_share=peak_share,
+        layer_s=1e-6 * layer_us,
+        host_s=1e-6 * host_us,
+        uncertainty=uncertainty,
+    )
+    plan_and_print(console, planned, output)
+
+
+@app.command()
 def simulate(
     run: RunDir,
     output_dir: OutputDir,

@@ -1,4 +1,4 @@
-"""How long one operation takes in the simulator: constant, fitted, resampled, or from a hardware's roofline.
+"""How long one operation takes in the simulator: constant, fitted or resampled (`sim.roofline`: from the hardware).
 
 All times are seconds. `mean_s` and `draw_s` serve the event loop, `mean_array` the sweeps.
 
@@ -140,7 +140,7 @@ class ConstantLatency(SameForAll):
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
     ) -> Array:
         shape = np.broadcast_shapes(np.shape(num_tokens), np.shape(num_branches), np.shape(context_tokens))
-        means = np.full(shape, self._seconds(actor or _actor_of(kind), kind))
+        means = np.full(shape, self._seconds(actor or actor_of(kind), kind))
         return means + self.branch_s * (np.asarray(num_branches) - 1) if kind == "branch" else means
 
 
@@ -195,7 +195,7 @@ class FittedLatency:
     def mean_array(
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
     ) -> Array:
-        means = self._fit(actor or _actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
+        means = self._fit(actor or actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
         if kind in self._slowed:
             means = means * self._slowed[kind]
         if self._read is not None and kind in _SIGNALLED:
@@ -260,7 +260,7 @@ class EmpiricalLatency(SameForAll):
     def mean_array(
         self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
     ) -> Array:
-        actor = actor or _actor_of(kind)
+        actor = actor or actor_of(kind)
         tokens, branches, context = np.broadcast_arrays(num_tokens, num_branches, context_tokens)
         stacked = np.stack([tokens.ravel(), branches.ravel(), context.ravel()], axis=1)
         distinct, which = np.unique(stacked, axis=0, return_inverse=True)
@@ -269,99 +269,8 @@ class EmpiricalLatency(SameForAll):
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """A device's two roofs. overhead_s: launch and host cost of one forward.
-
-    bandwidth and peak are what a forward reaches, not the data sheet: often 0.6 to 0.8 of it.
-    """
-
-    name: str
-    bandwidth_bytes_per_s: float
-    peak_flops_per_s: float
-    overhead_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.bandwidth_bytes_per_s > 0 and self.peak_flops_per_s > 0 and self.overhead_s >= 0):
-            raise ValueError(
-                f"{self.name}: bandwidth and peak must be positive and the overhead at least 0; got {self}."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """What a forward must move and multiply.
-
-    num_parameters: those that every token meets (of a mixture of experts the active ones).
-    """
-
-    num_parameters: float
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    bytes_per_weight: float = 2.0
-    bytes_per_kv: float = 2.0
-
-    @property
-    def kv_bytes_per_token(self) -> float:
-        """Keys and values of one token in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.bytes_per_kv
-
-    @property
-    def attention_flops_per_pair(self) -> float:
-        """Of one new token looking at one token: two products in all heads and layers, a multiply-add is two."""
-        return 4.0 * self.num_layers * self.num_heads * self.head_dim
-
-
-@dataclass(frozen=True, kw_only=True)
-class RooflineLatency(SameForAll):
-    """For hardware one does not own: the slower of moving the bytes and doing the FLOPs, plus the overhead.
-
-    Bytes: all weights once, and the cache of every row once. FLOPs: 2 a weight and token, and attention.
-    Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785. A bound from below: nothing is faster.
-
-    A 7 B model in 16 bits at 2 TB/s reads 14 GB, so that a token takes 7 ms and 5 tokens hardly more:
-
-    >>> model = ModelShape(num_parameters=7e9, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128)
-    >>> device = Hardware(name="2 TB/s", bandwidth_bytes_per_s=2e12, peak_flops_per_s=300e12)
-    >>> latency = RooflineLatency(target=model, draft=model, target_hardware=device, draft_hardware=device)
-    >>> latency.mean_array("verify", [1, 5, 1000], 1, 0).round(4).tolist()
-    [0.007, 0.007, 0.0475]
-    """
-
-    target: ModelShape
-    draft: ModelShape
-    target_hardware: Hardware
-    draft_hardware: Hardware
-    host_s: float = 0.0
-
-    def mean_s(self, op: OpShape) -> float:
-        found = self.mean_array(op.kind, op.num_tokens, op.num_branches, op.context_tokens, actor=op.actor)
-        return float(found)
-
-    def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
-        return self.mean_s(op)
-
-    def mean_array(
-        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
-    ) -> Array:
-        actor = actor or _actor_of(kind)
-        group_of(actor, kind)
-        new, rows, context = np.broadcast_arrays(num_tokens, num_branches, context_tokens)
-        if actor == "host":
-            return np.full(new.shape, self.host_s)
-        model, device = (self.target, self.target_hardware) if actor == "target" else (self.draft, self.draft_hardware)
-        num_bytes = model.num_parameters * model.bytes_per_weight + rows * (context + new) * model.kv_bytes_per_token
-        pairs = rows * new * (context + (new + 1) / 2)  # causal: token i of the new ones sees the context and i others
-        num_flops = 2.0 * model.num_parameters * rows * new + model.attention_flops_per_pair * pairs
-        found: Array = device.overhead_s + np.maximum(
-            num_bytes / device.bandwidth_bytes_per_s, num_flops / device.peak_flops_per_s
-        )
-        return found
-
-
-def _actor_of(kind: str) -> str:
+def actor_of(kind: str) -> str:
+    """Who does operations of this kind; of a prefill, the target."""
     if kind not in _ACTOR_OF:
         raise ValueError(f"there is no operation {kind!r}; known are {', '.join(_ACTOR_OF)}.")
     return _ACTOR_OF[kind]

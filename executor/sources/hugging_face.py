@@ -22,8 +22,9 @@ from executor.engines.hugging_face import HuggingFaceEngine
 from executor.engines.lifted import why_unsupported
 from executor.engines.static import StaticEngine
 from executor.resident.engine import PAD, ResidentEngine
-from executor.resident.weights import place_weights
+from executor.resident.weights import place_weights, shape_of
 from executor.sources.base import LARGEST_DEFAULT_CAPACITY, EngineKind, EngineSettings, ModelError, fitting
+from sim.model_shapes import ModelShape
 
 _WHOLE_FILE_BYTES = 64 << 20  # weights files up to this size are hashed whole
 _SAMPLE_BYTES = 64 << 10
@@ -111,6 +112,12 @@ class HuggingFaceSource:
                 vocab_size=vocab_size,
                 num_feature_layers=settings.num_feature_layers,
             )
+
+    def shape(self) -> ModelShape:
+        """The numbers of a Llama-type model that decide its time and memory, from its config alone."""
+        if reason := why_unsupported(self._config, 1):
+            raise ModelError(f"no shape can be read of {self._path}: {reason}.")
+        return shape_of(self._config)
 
     def _kind(self, wanted: EngineKind, capacity: int) -> EngineKind:
         """The engine that can run this architecture."""

@@ -7,12 +7,13 @@ from typing import Any
 
 from executor.engines.base import Engine
 from executor.resident.engine import PAD, ResidentEngine
-from executor.resident.weights import ModelShape, random_weights, shape_named
+from executor.resident.weights import random_weights, shape_named
 from executor.sources.base import LARGEST_DEFAULT_CAPACITY, EngineKind, EngineSettings, ModelError, fitting
+from sim.model_shapes import ModelShape
 
 
 class RandomSource:
-    """A shape such as random:llama-3.1-8b (`executor.resident.weights.SHAPES`)."""
+    """A shape such as random:llama-3.1-8b (`sim.model_shapes.SHAPES`)."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -10,21 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis.cli import app, main
+from analysis.cli import app
+from tests.analysis.command import call
 from tests.analysis.made_up_run import write_run
 from traces.runs import RunWriter
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """Exit code and standard error of a command, in this process."""
-    argv, sys.argv = sys.argv, ["specbranch", *arguments]
-    try:
-        main()
-        code = 0
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    finally:
-        sys.argv = argv
+    code = call(*arguments)
     return code, capsys.readouterr().err
 
 
@@ -50,6 +44,7 @@ def test_simulation_and_exploration_run_without_torch(tmp_path: Path, recorded: 
         "def call(*arguments):\n    sys.argv = ['specbranch', *arguments]\n    main()\n"
         f"call('calibrate', '--run', {str(recorded)!r}, '--output', {str(tmp_path / 'c.json')!r})\n"
         f"call('simulate', '--run', {str(recorded)!r}, '--output-dir', {str(tmp_path / 's')!r}, '--policy', 'pearl')\n"
+        f"call('roofline', '--output', {str(tmp_path / 'r.json')!r}, '--target', 'llama-3.1-8b', '--draft', 'llama-68m')\n"
         f"call('explore', '--run', {str(recorded)!r}, '--output-dir', {str(tmp_path / 'e')!r}, '--policy', 'pearl')\n"
         "assert 'torch' not in sys.modules\n"
     )

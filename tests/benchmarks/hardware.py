@@ -128,7 +128,7 @@ def step_times(settings: RecordSettings, session: Session, read_bytes_per_s: flo
             ("target", target.engine, verify[1, 1]),
             ("draft", draft, medians["draft"][1, 1]),
         ):
-            num_bytes = engine.weights.step_bytes + engine.weights.shape.kv_bytes(context)
+            num_bytes = engine.weights.step_bytes + 2 * engine.weights.shape.kv_numbers * context  # 16 bits
             floor_ms = 1e3 * num_bytes / read_bytes_per_s
             found[name] = {"step_ms": float(ms), "floor_ms": floor_ms, "over_floor": float(ms) / floor_ms}
     return found

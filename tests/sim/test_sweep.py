@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from sim.array_rules import ARRAY_RULES, NothingRule
 from sim.engine import simulate, summarise
-from sim.latency import ConstantLatency, Hardware, LatencyModel, ModelShape, RooflineLatency
+from sim.latency import ConstantLatency, LatencyModel
 from sim.lockstep import HedgeArrays, Ints, Lanes, TraceArrays
+from sim.model_shapes import named_shape
 from sim.policies.adaedl import AdaEdl
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.base import Defaults, Hedges, Observation, Policy
@@ -29,14 +30,14 @@ from sim.policies.prompt_lookup import PromptLookup
 from sim.policies.saguaro import FanOut, Saguaro
 from sim.policies.specbranch import OnMiss, SpecBranch
 from sim.replay import replay
+from sim.roofline import Hardware, RooflineLatency
 from sim.sweep import Sweep, num_draft_forwards, sweep
 from traces.cold_start import ColdStart
 from traces.metrics import Counts
 from traces.schema import FinishReason, RequestTrace, Round, Signal
 
 TAIL_DEPTH = 8
-SMALL = ModelShape(num_parameters=1e8, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=64)
-LARGE = ModelShape(num_parameters=3e9, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128)
+SMALL, LARGE = named_shape("llama-68m"), named_shape("llama-3.1-8b")
 DEVICE = Hardware(name="a device", bandwidth_bytes_per_s=1e12, peak_flops_per_s=2e11, overhead_s=1e-4)
 ROOFLINE = RooflineLatency(target=LARGE, draft=SMALL, target_hardware=DEVICE, draft_hardware=DEVICE, host_s=1e-4)
 CONSTANT = ConstantLatency(draft_s=0.1, verify_s=1.0, host_s=0.01, draft_prefill_s=0.3, target_prefill_s=2.0)
