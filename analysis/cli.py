@@ -1,4 +1,4 @@
-"""The command line: record, calibrate, simulate, explore, validate, demo.
+"""The command line: here the commands that run models, and what `specbranch` does with an error.
 
 Every command works on run folders and prints a small table. Nothing heavy is imported before a command needs it: torch
 only by the commands that run real models.
@@ -15,6 +15,19 @@ import typer
 from rich.console import Console
 
 from analysis.hrad_commands import hrad_app
+from analysis.options import (
+    CalibrationFile,
+    Capacity,
+    Draft,
+    OutputDir,
+    Policies,
+    RunDir,
+    Seed,
+    Target,
+    Temperatures,
+    console,
+)
+from analysis.planning_commands import explore, plot, published, roofline, simulate
 
 app = typer.Typer(
     name="specbranch",
@@ -26,20 +39,6 @@ app = typer.Typer(
 app.add_typer(hrad_app, name="hrad")
 pair_app = typer.Typer(help="The embedded draft/target pair.", no_args_is_help=True)
 app.add_typer(pair_app, name="pair")
-# Beside a terminal nothing limits the width of a table.
-console = Console(width=None if sys.stdout.isatty() else 120)
-
-OutputDir = Annotated[Path, typer.Option("--output-dir", help="New folder for the results; never overwritten.")]
-RunDir = Annotated[Path, typer.Option("--run", help="Run folder of `specbranch record`.")]
-Policies = Annotated[
-    list[str] | None,
-    typer.Option("--policy", help="Policy label such as fixed_length:draft_length=4; give it once for each policy."),
-]
-Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="Sampling temperature; repeatable.")]
-Target = Annotated[str, typer.Option(help="Target model: Hugging Face id, folder, or `embedded`.")]
-Draft = Annotated[str, typer.Option(help="Draft: id, folder, `embedded`, `embedded_small` or `prompt_lookup`.")]
-Prompts = Annotated[str, typer.Option(help="`held_out`, `training`, or a .jsonl file of prompts.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 @app.command()
@@ -51,7 +50,7 @@ def record(
     temperature: Temperatures = None,
     top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the most probable tokens up to this mass; 1 is off.")] = 1.0,
-    prompts: Prompts = "held_out",
+    prompts: Annotated[str, typer.Option(help="`held_out`, `training`, or a .jsonl file of prompts.")] = "held_out",
     num_prompts: int = 16,
     skip_prompts: int = 0,
     max_new_tokens: int = 96,
@@ -67,7 +66,7 @@ def record(
         str, typer.Option(help="Between two processes: mailbox (shared memory) or distributed (torch: NCCL, gloo).")
     ] = "mailbox",
     dtype: str = "float32",
-    capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
+    capacity: Capacity = 1024,
     verify_width: Annotated[int, typer.Option(help="Rows of every verification, resident engine; 0 is as needed.")] = 0,
     acceptance: Annotated[
         str, typer.Option(help="Synthetic acceptance: geometric:alpha=0.8, or run:FOLDER; real by default.")
@@ -145,137 +144,8 @@ def calibrate(
     console.print(f"calibration: {path}")
 
 
-@app.command()
-def roofline(
-    output: Annotated[Path, typer.Option(help="New file; give it to explore or simulate as --calibration.")],
-    target: Annotated[str, typer.Option(help="Shape such as llama-3.1-70b, or a Hugging Face id or folder.")],
-    draft: Annotated[str, typer.Option(help="Likewise.")],
-    hardware: Annotated[str, typer.Option(help="The target's device: h100, a100-80gb, l40s, mi300x ...")] = "h100",
-    num_devices: Annotated[int, typer.Option(help="That share the target's matrices.")] = 1,
-    draft_hardware: Annotated[str, typer.Option(help="One device for the draft alone; the target's by default.")] = "",
-    bits: Annotated[float, typer.Option(help="Of each weight.")] = 16.0,
-    context: Annotated[int, typer.Option(help="Typical tokens in the cache.")] = 1024,
-    bandwidth_share: Annotated[float, typer.Option(help="Of the data sheet's, as reached.")] = 0.9,
-    peak_share: Annotated[float, typer.Option(help="Likewise, of its 16-bit products.")] = 0.7,
-    layer_us: Annotated[float, typer.Option(help="Each layer's launches and collectives, microseconds.")] = 20.0,
-    host_us: Annotated[float, typer.Option(help="The host's own work in a round, microseconds.")] = 500.0,
-    uncertainty: Annotated[
-        float, typer.Option(help="Of each of these, relative; a study says what hangs on it.")
-    ] = 0.2,
-) -> None:
-    """Latencies of a pair on hardware you do not have, from weights, bandwidth and peak, for explore and simulate."""
-    from analysis.roofline_command import Planned, plan_and_print
-
-    planned = Planned(
-        target=target,
-        draft=draft,
-        hardware=hardware,
-        num_devices=num_devices,
-        draft_hardware=draft_hardware,
-        bits=bits,
-        context_tokens=context,
-        bandwidth_share=bandwidth_share,
-        peak_share=peak_share,
-        layer_s=1e-6 * layer_us,
-        host_s=1e-6 * host_us,
-        uncertainty=uncertainty,
-    )
-    plan_and_print(console, planned, output)
-
-
-@app.command()
-def simulate(
-    run: RunDir,
-    output_dir: OutputDir,
-    policy: Policies = None,
-    calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
-    seed: Seed = 0,
-) -> None:
-    """Replay a recorded run under other policies in simulated time; writes a run folder for each."""
-    from analysis.simulation import simulate_run
-    from analysis.tables import print_speeds
-
-    if not policy:
-        raise ValueError("no policy to simulate; give --policy, such as --policy pearl:draft_length=6.")
-    speeds = simulate_run(run, output_dir, policy, calibration=calibration, seed=seed)
-    print_speeds(console, "Simulated", speeds)
-    console.print(f"run folders: {output_dir}")
-
-
-@app.command()
-def explore(
-    run: Annotated[Path, typer.Option("--run", "--trace", help="Run folder of `specbranch record`.")],
-    output_dir: OutputDir,
-    study: Annotated[Path | None, typer.Option(help="YAML study; flags below add to what it says.")] = None,
-    policy: Policies = None,
-    calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
-    temperature: Temperatures = None,
-    placement: Annotated[list[str] | None, typer.Option(help="two_devices or shared_device; repeatable.")] = None,
-    interference: Annotated[
-        list[float] | None, typer.Option(help="Slow-down of two models on a shared device, 1 to 2; repeatable.")
-    ] = None,
-    link_latency: Annotated[
-        list[float] | None, typer.Option(help="One way between two devices, ms; repeatable.")
-    ] = None,
-    cost_ratio: Annotated[
-        list[float] | None, typer.Option(help="Target forward / draft forward, in place of the measured; repeatable.")
-    ] = None,
-    alignment: Annotated[
-        list[str] | None, typer.Option(help="recorded, resampled, geometric:alpha=0.7, hazard, markov; repeatable.")
-    ] = None,
-    objective: Annotated[
-        list[str] | None, typer.Option(help="speed, rollback, energy (busy seconds a token), memory; repeatable.")
-    ] = None,
-    trials: Annotated[int, typer.Option(help="Search with Optuna, so many policies; 0 tries the whole grid.")] = 0,
-    sampler: Annotated[str | None, typer.Option(help="Of Optuna: tpe (the default) or nsga2.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
-    backend: Annotated[str, typer.Option(help="processes or dask.")] = "processes",
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random; the study's by default.")] = None,
-    top: Annotated[int, typer.Option(help="How many of the best to print.")] = 10,
-) -> None:
-    """Try many policies on the simulator, calibrated from a run; a killed one goes on when called again."""
-    from analysis.explore_command import explore_and_print
-
-    explore_and_print(
-        console,
-        run,
-        output_dir,
-        study_file=study,
-        policies=policy,
-        calibration=calibration,
-        conditions={
-            "temperatures": temperature,
-            "placements": placement,
-            "interference": interference,
-            "link_latency_s": link_latency and [1e-3 * value for value in link_latency],
-            "cost_ratios": cost_ratio,
-            "alignments": alignment,
-        },
-        objectives=objective,
-        trials=trials,
-        sampler=sampler,
-        workers=workers,
-        backend=backend,
-        scheduler=scheduler,
-        seed=seed,
-        top=top,
-    )
-
-
-@app.command()
-def plot(
-    explored: Annotated[Path, typer.Option("--explored", help="Folder of `specbranch explore`.")],
-    output_dir: OutputDir,
-    measured: Annotated[
-        Path | None, typer.Option(help="Run folder with real speeds, as of validate; the explored run's by default.")
-    ] = None,
-) -> None:
-    """Draw an exploration: draft lengths, branches, break-even map, acceptance by position, Pareto front."""
-    from analysis.figures import draw_figures
-
-    for path in draw_figures(explored, output_dir, measured_dir=measured):
-        console.print(f"figure {path}", highlight=False)
+for _command in (roofline, simulate, explore, plot, published):
+    app.command()(_command)
 
 
 @app.command()
@@ -283,7 +153,7 @@ def validate(
     run: RunDir,
     output_dir: OutputDir,
     policy: Policies = None,
-    calibration: Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")] = None,
+    calibration: CalibrationFile = None,
     num_prompts: Annotated[int, typer.Option(help="Prompts to run, none of which the run holds.")] = 16,
     repeats: int = 1,
     seed: Seed = 0,
@@ -342,20 +212,6 @@ def compare(
     )
     print_comparison(console, rows)
     console.print(f"run folders: {output_dir}")
-
-
-@app.command()
-def published(
-    output_dir: OutputDir,
-    num_requests: Annotated[int, typer.Option(help="Simulated requests at each point.")] = 16,
-    num_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 250,
-    seed: Seed = 0,
-) -> None:
-    """Every method simulated at published operating points, and over speed ratio and acceptance: where each wins."""
-    from analysis.published import Effort
-    from analysis.published_command import publish_and_print
-
-    publish_and_print(console, output_dir, Effort(num_requests=num_requests, num_tokens=num_tokens, seed=seed))
 
 
 @app.command()

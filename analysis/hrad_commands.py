@@ -8,26 +8,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from analysis.options import Capacity, DraftModel, OutputDir, Seed, Target, Temperatures, console
 
 hrad_app = typer.Typer(
     help="H-RAD: predict from the target's features how much of a draft will be accepted.", no_args_is_help=True
 )
-console = Console()
-
-OutputDir = Annotated[Path, typer.Option("--output-dir", help="New folder for the results; never overwritten.")]
 DataDir = Annotated[Path, typer.Option("--data", help="Folder of `specbranch hrad collect`.")]
-Target = Annotated[str, typer.Option(help="Target model: Hugging Face id, folder, or `embedded`.")]
-Draft = Annotated[str, typer.Option(help="Draft model: id, folder, `embedded` or `embedded_small`.")]
-Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="Sampling temperature; repeatable.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 @hrad_app.command()
 def collect(
     output_dir: OutputDir,
     target: Target = "embedded",
-    draft: Draft = "embedded",
+    draft: DraftModel = "embedded",
     prompts: Annotated[str, typer.Option(help="`training`, or a .jsonl file of prompts.")] = "training",
     num_prompts: int = 120,
     skip_prompts: int = 0,
@@ -39,7 +33,7 @@ def collect(
     engine: Annotated[str, typer.Option(help="static or hugging_face.")] = "static",
     device: str = "cpu",
     dtype: str = "float32",
-    capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
+    capacity: Capacity = 1024,
 ) -> None:
     """Decode training prompts with a pair and write down features and how far drafts were right."""
     from analysis.progress import progress_bar
@@ -124,7 +118,7 @@ def evaluate(
     data: DataDir,
     output_dir: OutputDir,
     target: Target = "embedded",
-    draft: Draft = "embedded",
+    draft: DraftModel = "embedded",
     prompts: Annotated[str, typer.Option(help="`held_out`, or a .jsonl file of prompts.")] = "held_out",
     num_prompts: int = 60,
     skip_prompts: int = 0,
@@ -134,7 +128,7 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="static or hugging_face.")] = "static",
     device: str = "cpu",
     dtype: str = "float32",
-    capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
+    capacity: Capacity = 1024,
 ) -> None:
     """Judge a predictor beside the baselines, on prompts that it was not trained on."""
     import torch
@@ -193,7 +187,7 @@ def ablate(
     output_dir: OutputDir,
     layers: Annotated[list[int] | None, typer.Option(help="K, last blocks looked at; repeatable.")] = None,
     target: Target = "embedded",
-    draft: Draft = "embedded",
+    draft: DraftModel = "embedded",
     prompts: Annotated[str, typer.Option(help="`held_out`, or a .jsonl file of prompts.")] = "held_out",
     num_prompts: int = 60,
     skip_prompts: int = 0,
@@ -204,7 +198,7 @@ def ablate(
     engine: Annotated[str, typer.Option(help="static or hugging_face.")] = "static",
     device: str = "cpu",
     dtype: str = "float32",
-    capacity: Annotated[int, typer.Option(help="Tokens a model's cache can hold.")] = 1024,
+    capacity: Capacity = 1024,
 ) -> None:
     """Train and judge a predictor for each number of the target's last blocks, on the same positions."""
     from analysis.hrad_report import print_ablation
