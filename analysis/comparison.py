@@ -23,7 +23,8 @@ from sim.policies.reductions import as_outcome_hedging
 from sim.sweep import sweep
 from traces.calibration import calibrate
 from traces.metrics import count_rounds
-from traces.runs import Run, check_new_folder, read_run
+from traces.run_writer import check_new_folder
+from traces.runs import Run, read_run
 from traces.schema import RequestTrace
 from traces.speeds import measured_speeds
 

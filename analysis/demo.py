@@ -17,7 +17,7 @@ from analysis.tables import print_speeds, print_validation, short_label
 from analysis.validation import PolicyCheck, Validation, validate_run
 from traces.calibration import calibrate
 from traces.perfetto import write_timeline
-from traces.runs import check_new_folder
+from traces.run_writer import check_new_folder
 from traces.speeds import measured_speeds
 
 SPECULATIVE = ("fixed_length", "pearl", "confidence_stop")

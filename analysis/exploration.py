@@ -21,7 +21,8 @@ from analysis.simulation import load_calibration
 from analysis.study import Conditions, Study
 from analysis.task_store import TaskStore
 from traces.acceptance_fit import LEAST_REQUESTS, AcceptanceReport, assess_acceptance
-from traces.runs import RunWriter, read_run
+from traces.run_writer import RunWriter
+from traces.runs import read_run
 from traces.schema import num_tokens
 from traces.speeds import Speed, speeds_summary
 

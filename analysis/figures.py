@@ -23,7 +23,8 @@ from sim.placement import cost_ratio_of
 from sim.policies.catalog import parse_policy
 from traces.acceptance_chain import fit_hazard, fit_markov
 from traces.acceptance_curves import curve_of
-from traces.runs import Run, check_new_folder, read_run
+from traces.run_writer import check_new_folder
+from traces.runs import Run, read_run
 from traces.schema import RequestTrace
 from traces.speeds import Speed, measured_speeds
 

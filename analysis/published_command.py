@@ -12,7 +12,7 @@ from rich.console import Console
 from analysis.progress import progress_bar
 from analysis.published import Effort, PublishedRow, as_record, map_of_methods, simulate_published
 from analysis.published_report import draw_maps, print_published, published_page
-from traces.runs import RunWriter, check_new_folder
+from traces.run_writer import RunWriter, check_new_folder
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 COST_RATIOS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)

@@ -10,7 +10,8 @@ from sim.latency import FittedLatency
 from sim.policies.catalog import parse_policy
 from sim.policies.prompt_lookup import check_drafter
 from traces.calibration import Calibration, calibrate
-from traces.runs import Run, RunWriter, read_run
+from traces.run_writer import RunWriter
+from traces.runs import Run, read_run
 from traces.speeds import Speed, speeds_summary
 
 

@@ -25,7 +25,8 @@ from executor.transport import parse_transport
 from sim.policies.base import Policy
 from sim.policies.catalog import label_of, parse_policy
 from sim.policies.prompt_lookup import check_drafter
-from traces.runs import Run, RunWriter, read_run
+from traces.run_writer import RunWriter
+from traces.runs import Run, read_run
 from traces.schema import Op, RequestRecord, RequestTrace, RoundTimes, Sampling
 from traces.speeds import measured_speeds, mismatched_prompts, speeds_summary
 

@@ -22,7 +22,8 @@ from executor.requests import Request
 from executor.session import Session
 from executor.target import Target
 from sim.policies.base import Needs
-from traces.runs import Run, RunWriter, read_run
+from traces.run_writer import RunWriter
+from traces.runs import Run, read_run
 from traces.schema import FinishReason, Op, RequestRecord, Sampling
 
 _WARM_UPS = 3

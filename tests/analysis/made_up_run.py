@@ -8,7 +8,7 @@ import numpy as np
 
 from sim.acceptance_models import Chained
 from traces.acceptance_chain import AcceptanceChain
-from traces.runs import RunWriter
+from traces.run_writer import RunWriter
 from traces.schema import FinishReason, Op, RequestRecord, RequestTrace, Signal
 
 TAIL_DEPTH = 12

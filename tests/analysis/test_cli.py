@@ -13,7 +13,7 @@ import pytest
 from analysis.cli import app
 from tests.analysis.command import call
 from tests.analysis.made_up_run import write_run
-from traces.runs import RunWriter
+from traces.run_writer import RunWriter
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

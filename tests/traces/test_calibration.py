@@ -16,7 +16,8 @@ from sim.policies.probe import Probe
 from traces.calibration import Calibration, JointAcceptance, calibrate, fit_acceptance
 from traces.cold_start import ColdStart
 from traces.latency_fit import TERMS, LatencyFit, fit_latency
-from traces.runs import Run, RunWriter, read_run
+from traces.run_writer import RunWriter
+from traces.runs import Run, read_run
 from traces.schema import FinishReason, Op, RequestRecord, RequestTrace, RollbackCase, Round, RoundTimes, Signal
 
 TRUE = (2e-3, 1e-4, 2e-6, 3e-4, 1e-7, 2e-7, 5e-4, 2e-4)

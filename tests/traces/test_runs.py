@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traces.runs import RunError, RunWriter, read_run
+from traces.run_writer import RunWriter
+from traces.runs import RunError, read_run
 from traces.schema import (
     UNKNOWN_SIGNAL,
     FinishReason,
@@ -200,7 +201,7 @@ def test_meta_and_config_are_there_from_the_start(tmp_path: Path) -> None:
 
 
 def test_writing_a_run_does_not_import_torch() -> None:
-    code = "import sys, tempfile, traces.runs as r; r.RunWriter(tempfile.mkdtemp(), config={}, meta={}); "
+    code = "import sys, tempfile, traces.run_writer as r; r.RunWriter(tempfile.mkdtemp(), config={}, meta={}); "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=False)
     assert done.returncode == 0
 
@@ -240,7 +241,7 @@ ENDLESS = """
 import sys
 sys.path.insert(0, {root!r})
 from tests_runs import op, plain_trace, record_of
-from traces.runs import RunWriter
+from traces.run_writer import RunWriter
 writer = RunWriter({folder!r}, config={{}}, meta={{}})
 for request_id in range(10**9):
     writer.ops([op(request_id)] * 1000)
