@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
-from analysis.evaluation import typical_context
+from analysis.evaluation import Timing, typical_context
 from analysis.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
+from analysis.questions import Question, make_questions, traces_of
 from analysis.simulation import load_calibration
+from analysis.study import make_study
 from sim.acceptance_models import Chained
-from sim.latency import FittedLatency
-from sim.placement import cost_ratio_of
+from sim.latency import FittedLatency, LatencyModel
+from sim.placement import adjusted, cost_ratio_of
 from sim.policies.catalog import parse_policy
 from traces.acceptance_chain import fit_hazard, fit_markov
 from traces.acceptance_curves import curve_of
@@ -43,16 +46,33 @@ MAPPED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What the figures of one temperature show. table: the explored rows on two devices as recorded; latency: with mean
-    times; measured: real speeds, none if nothing was run; entropies: (positions, 2) of the target, entropy and second
-    log-moment."""
+    """What the figures of one temperature and alignment show: its scenario on two devices as calibrated, or the first one
+    that was explored.
+
+    table: its explored rows. latency: with mean times. measured: real speeds, none where the scenario is none that was run.
+    entropies: (positions, 2) of the target, entropy and second log-moment; unknown for an alignment that was not recorded.
+    is_sampled: the traces are drawn from a model of acceptance.
+    """
 
     temperature: float
+    others: tuple[str, ...]
     traces: Sequence[RequestTrace]
     table: pd.DataFrame
-    latency: FittedLatency
+    latency: LatencyModel
     measured: Sequence[Speed]
     entropies: pd.DataFrame
+    is_sampled: bool
+
+    def entitle(self, axes: Axes, question: str, note: str = "") -> Axes:
+        """A title: what is asked and, below, where: what the scenario shares with the recorded run is left out."""
+        where = "; ".join([*self.others, *filter(None, [note])])
+        axes.set_title(f"T = {self.temperature:g}: {question}" + (f"\n({where})" if where else ""), fontsize=10)
+        return axes
+
+    @property
+    def stem(self) -> str:
+        """The scenario, for file names."""
+        return "-".join([f"T{self.temperature:g}", *(re.sub(r"[^\w.=]+", "_", other) for other in self.others)])
 
     @property
     def acceptance(self) -> float:
@@ -71,7 +91,7 @@ class Told:
             return ""
         moments = self.entropies.target_entropy, self.entropies.target_log_moment
         bound = entropy_speedups(*moments, self.latency, range(1, LONGEST + 1), typical_context(self.traces))
-        return f"; entropy bound: {bound.speedup.max():.2f}"
+        return f"entropy bound: {bound.speedup.max():.2f}"
 
 
 def draw_figures(explored_dir: Path, output_dir: Path, *, measured_dir: Path | None = None) -> list[Path]:
@@ -80,43 +100,59 @@ def draw_figures(explored_dir: Path, output_dir: Path, *, measured_dir: Path | N
     explored = read_run(explored_dir)
     if explored.meta.get("kind") != "explored":
         raise ValueError(f"{explored_dir} is no exploration; give the --output-dir of `specbranch explore`.")
-    run = read_run(explored.config["run"])
-    calibration = explored.config["calibration"]
-    latency = FittedLatency(load_calibration(run, Path(calibration) if calibration else None))
-    measured = run if measured_dir is None else read_run(measured_dir)
+    run, study = read_run(explored.config["run"]), make_study(explored.config["study"], where=str(explored_dir))
+    named = explored.config["calibration"]
+    calibration = load_calibration(run, Path(named) if named else None)
+    measured = (
+        read_run(measured_dir) if measured_dir else None if named else run
+    )  # under named latencies nothing was run
     table = pd.read_parquet(explored_dir / "results.parquet")
     check_new_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     found = []
-    for temperature in sorted(table.temperature.unique().tolist()):
-        told = _told(temperature, run, measured, table, latency)
+    for question in make_questions(traces_of(run.traces(), study, where=str(run.folder)), calibration, study):
+        told = _told(question, run, measured, table)
         for name, draw in FIGURES.items():
-            figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+            figure = Figure(figsize=(6.4, 5.0), layout="constrained")
             FigureCanvasAgg(figure)
             if draw(figure.subplots(), told) is not None:
-                path = output_dir / f"{name}-T{temperature:g}.png"
+                path = output_dir / f"{name}-{told.stem}.png"
                 figure.savefig(path, dpi=140)
                 found.append(path)
     return found
 
 
-def _told(temperature: float, run: Run, measured: Run, table: pd.DataFrame, latency: FittedLatency) -> Told:
-    traces = [trace for trace in run.traces() if trace.temperature == temperature]
-    here = table[(table.temperature == temperature) & (table.alignment == "recorded")]
-    here = here[here.scenario == f"T={temperature:g} two_devices"]
+def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFrame) -> Told:
+    timings, traces = question.workload.timings, question.workload.traces
+    timing = Timing() if Timing() in timings else timings[0]
+    scenario = question.scenario(timing)
+    here = table[table.scenario == scenario]
     settings = [vars(parse_policy(label)) for label in here.policy]
     for name in ("draft_length", "max_branches"):
         here = here.assign(**{name: [row.get(name, np.nan) for row in settings]})
-    ids = {trace.request_id for trace in traces}
-    alignment = run.alignment[run.alignment.request_id.isin(ids)]
-    speeds = [] if measured.rounds.empty else measured_speeds(measured.requests, measured.rounds)
+    entropies = pd.DataFrame({"target_entropy": [np.nan], "target_log_moment": [np.nan]})
+    is_recorded = question.alignment == "recorded"
+    if is_recorded:
+        ids = {trace.request_id for trace in traces}
+        entropies = run.alignment.loc[run.alignment.request_id.isin(ids), list(entropies.columns)]
+    was_run = is_recorded and timing == Timing() and measured is not None and not measured.rounds.empty
+    speeds = measured_speeds(measured.requests, measured.rounds) if was_run and measured is not None else []
+    latency = adjusted(
+        FittedLatency(question.workload.calibration),
+        timing.placement,
+        cost_ratio=timing.cost_ratio,
+        context_tokens=typical_context(traces),
+        drafts=True,
+    )
     return Told(
-        temperature=temperature,
+        temperature=question.temperature,
+        others=tuple(part for part in scenario.split()[1:] if part != Timing().placement.label),
         traces=traces,
         table=here,
         latency=latency,
-        measured=[speed for speed in speeds if speed.temperature == temperature and speed.speedup is not None],
-        entropies=alignment[["target_entropy", "target_log_moment"]],
+        measured=[speed for speed in speeds if speed.temperature == question.temperature and speed.speedup is not None],
+        entropies=entropies,
+        is_sampled=not is_recorded,
     )
 
 
@@ -155,8 +191,7 @@ def _by_length(axes: Axes, told: Told) -> Axes | None:
         moments = told.entropies.target_entropy, told.entropies.target_log_moment
         bound = entropy_speedups(*moments, told.latency, lengths.tolist(), context)
         plots.bound_line(axes, bound, "entropy bound, leading term", colour="#000000")
-    axes.set_title(f"T = {told.temperature:g}: how long should drafts be?", fontsize=10)
-    return axes
+    return told.entitle(axes, "how long should drafts be?")
 
 
 def _branches(axes: Axes, told: Told) -> Axes | None:
@@ -168,11 +203,8 @@ def _branches(axes: Axes, told: Told) -> Axes | None:
     lengths = sorted(map(int, rows.draft_length.unique()))
     oracle = oracle_speedups(told.traces, told.latency, lengths, overlaps=True).speedup.max()
     plots.branches_by_draft_length(axes, rows)
-    axes.set_title(
-        f"T = {told.temperature:g}: do branches pay in SpecBranch?\n(overlap oracle: {oracle:.2f}{told.entropy_note})",
-        fontsize=10,
-    )
-    return axes
+    bounds = "; ".join(filter(None, [f"overlap oracle: {oracle:.2f}", told.entropy_note]))
+    return told.entitle(axes, "do branches pay in SpecBranch?", bounds)
 
 
 def _break_even(axes: Axes, told: Told) -> Axes:
@@ -204,10 +236,9 @@ def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
 
 def _with_this_pair(axes: Axes, told: Told, how: str) -> Axes:
     axes.plot(told.cost_ratio, told.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15)
-    axes.set_title(
-        f"T = {told.temperature:g}: which method wins {how}?\n(star: this pair{told.entropy_note})", fontsize=10
+    return told.entitle(
+        axes, f"which method wins {how}?", "; ".join(filter(None, ["star: this pair", told.entropy_note]))
     )
-    return axes
 
 
 def _acceptance(axes: Axes, told: Told) -> Axes | None:
@@ -231,10 +262,12 @@ def _acceptance(axes: Axes, told: Told) -> Axes | None:
     )
     chains = {"hazard by run length": fit_hazard(told.traces), "Markov": fit_markov(told.traces)}
     plots.acceptance_by_position(
-        axes, measured, {name: chain.round_law(len(rates)).conditional for name, chain in chains.items()}
+        axes,
+        measured,
+        {name: chain.round_law(len(rates)).conditional for name, chain in chains.items()},
+        label="sampled" if told.is_sampled else "measured",
     )
-    axes.set_title(f"T = {told.temperature:g}: is acceptance the same at every position?", fontsize=10)
-    return axes
+    return told.entitle(axes, "is acceptance the same at every position?")
 
 
 def _pareto(axes: Axes, told: Told) -> Axes | None:
@@ -243,8 +276,7 @@ def _pareto(axes: Axes, told: Told) -> Axes | None:
     if not others:
         return None
     plots.pareto_front_plot(axes, told.table, others[0])
-    axes.set_title(f"T = {told.temperature:g}: what does speed cost?", fontsize=10)
-    return axes
+    return told.entitle(axes, "what does speed cost?")
 
 
 FIGURES: dict[str, Callable[[Axes, Told], Axes | None]] = {

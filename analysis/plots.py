@@ -42,6 +42,7 @@ NAMES = {
 }
 
 MAP_LEVELS = (1.25, 1.5, 2, 3, 4, 6)  # of the lines of equal speed-up
+RATIO_TICKS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 100)  # of cost ratios, on a logarithmic axis
 MODEL_COLOURS = ("fixed_length", "pearl", "specbranch", "outcome_hedging", "saguaro")  # of lines that are no methods
 
 
@@ -103,7 +104,7 @@ def _from_zero(axes: Axes) -> Axes:
     axes.set_ylim(auto=True)
     axes.autoscale_view(scalex=False)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below: lines are everywhere
     return axes
 
 
@@ -121,9 +122,10 @@ def branches_by_draft_length(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.annotate(
         f"{cells.to_numpy(float)[row, column]:.2f}",
         (column, row),
-        xytext=(8, 8),
+        xytext=(0, 12),
         textcoords="offset points",
-        color="white",
+        horizontalalignment="center",
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
     )
     axes.set_xlabel("draft length (tokens)")
     axes.set_ylabel("branches (at most)")
@@ -161,7 +163,8 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
     )
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+    ticks = [tick for tick in RATIO_TICKS if ratios[0] <= tick <= ratios[-1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel("cost ratio (target forward / draft forward)")
     axes.set_ylabel("acceptance")
     return axes
@@ -187,11 +190,13 @@ def _legend_patches(axes: Axes) -> list[Patch]:
     return [] if legend is None else [handle for handle in legend.legend_handles if isinstance(handle, Patch)]
 
 
-def acceptance_by_position(axes: Axes, measured: pd.DataFrame, predicted: Mapping[str, Sequence[float]]) -> Axes:
+def acceptance_by_position(
+    axes: Axes, measured: pd.DataFrame, predicted: Mapping[str, Sequence[float]], *, label: str = "measured"
+) -> Axes:
     """Acceptance of each position of a round, all before it accepted, and what departs from the i.i.d. line.
 
-    measured: columns position (from 1), acceptance, low, high: points. predicted: name -> acceptance by position:
-    lines.
+    measured: columns position (from 1), acceptance, low, high: points, with a label. predicted: name -> acceptance by
+    position: lines.
     """
     axes.axhline(
         measured.acceptance.iloc[0], color=colour_of("autoregressive"), linestyle="--", label="i.i.d. from position 1"
@@ -199,9 +204,7 @@ def acceptance_by_position(axes: Axes, measured: pd.DataFrame, predicted: Mappin
     for (name, values), colour in zip(predicted.items(), cycle(MODEL_COLOURS), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=COLOURS[colour], label=name)
     bars = [measured.acceptance - measured.low, measured.high - measured.acceptance]
-    axes.errorbar(
-        measured.position, measured.acceptance, yerr=bars, fmt="o", color="#444444", capsize=3, label="measured"
-    )
+    axes.errorbar(measured.position, measured.acceptance, yerr=bars, fmt="o", color="#444444", capsize=3, label=label)
     axes.set_xlabel("position in the round")
     axes.set_ylabel("acceptance, all before it accepted")
     axes.set_ylim(0, 1)

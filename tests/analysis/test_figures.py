@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ from analysis import figures, plots
 from analysis.bounds import entropy_speedups
 from analysis.exploration import explore_study
 from analysis.figures import Told, draw_figures
+from analysis.maps import closed_form_map, winners
 from analysis.study import Conditions, Family, Range, Study
 from sim.latency import ConstantLatency
+from sim.placement import PlacementKind
 from tests.analysis.made_up_run import write_run
+from traces.calibration import calibrate
+from traces.runs import Run, read_run
 
 STUDY = Study(
     policies=[
@@ -125,3 +130,79 @@ def test_only_an_exploration_is_drawn(explored: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no exploration"):
         draw_figures(explored.parent / "run", tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
+
+
+def test_scenarios_that_were_not_recorded_are_drawn_as_what_they_are(
+    explored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions = Conditions(
+        placements=[PlacementKind.SHARED_DEVICE],
+        interference=[1.5],
+        cost_ratios=[8.0],
+        alignments=["geometric:alpha=0.9", "recorded"],
+    )
+    study = replace(STUDY, conditions=conditions)
+    explore_study(explored.parent / "run", tmp_path / "explored", study, is_sensitive=False)
+    told: dict[str, Told] = {}
+    drawn = {"pareto": figures.FIGURES["pareto"], "told": lambda axes, one: told.update({one.stem: one})}
+    monkeypatch.setattr(figures, "FIGURES", drawn)
+    paths = draw_figures(tmp_path / "explored", tmp_path / "figures")
+    sampled, recorded = (
+        "T1-geometric_alpha=0.9-shared_device_interference=1.5-c=8",
+        "T1-shared_device_interference=1.5-c=8",
+    )
+    assert [path.name for path in paths] == [f"pareto-{sampled}.png", f"pareto-{recorded}.png"]
+    assert told[sampled].acceptance == pytest.approx(0.9, abs=0.02)
+    assert told[sampled].is_sampled
+    assert not told[recorded].is_sampled
+    assert told[sampled].entropies.isna().all(axis=None)
+    table = pd.read_parquet(tmp_path / "explored" / "results.parquet")
+    for one in told.values():
+        assert one.cost_ratio == pytest.approx(8.0)
+        assert not one.measured
+        assert len(one.table) == len(table) / 2 > 0
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = told[sampled].entitle(figure.subplots(), "why?", "star: this pair")
+    assert (
+        axes.get_title() == "T = 1: why?\n(geometric:alpha=0.9; shared_device:interference=1.5; c=8; star: this pair)"
+    )
+
+
+def test_two_devices_as_calibrated_are_drawn_where_they_were_explored(
+    explored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [PlacementKind.SHARED_DEVICE, PlacementKind.TWO_DEVICES]
+    study = replace(STUDY, conditions=Conditions(placements=both, interference=[1.5]))
+    explore_study(explored.parent / "run", tmp_path / "explored", study, is_sensitive=False)
+    stems: list[str] = []
+    monkeypatch.setattr(figures, "FIGURES", {"told": lambda axes, told: stems.append(told.stem)})
+    draw_figures(tmp_path / "explored", tmp_path / "figures")
+    assert stems == ["T1"]
+
+
+def test_named_latencies_stand_beside_no_measurement(explored: Path, tmp_path: Path) -> None:
+    """What was run is beside a prediction for the machine that it was run on, or where a user asks for it."""
+    file, run = tmp_path / "planned.json", read_run(explored.parent / "run")
+    calibration = calibrate(run)
+    calibration.save(file)
+    speeds = explore_study(run.folder, tmp_path / "explored", STUDY, calibration=file, is_sensitive=False).speeds
+    seen: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "FIGURES", {"told": lambda axes, told: seen.append(told.measured == speeds)})
+        patch.setattr(figures, "load_calibration", lambda run, path: calibration)
+        patch.setattr(figures, "measured_speeds", lambda requests, rounds: speeds)
+        patch.setattr(Run, "rounds", pd.DataFrame({"request_id": [0]}))  # made-up requests were never run
+        draw_figures(tmp_path / "explored", tmp_path / "none")
+        draw_figures(tmp_path / "explored", tmp_path / "asked", measured_dir=run.folder)
+        draw_figures(explored, tmp_path / "own")
+    assert seen == [False, True, True]
+
+
+def test_ticks_of_a_fine_map_can_be_read() -> None:
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    ratios = np.geomspace(1, 40, 40).tolist()
+    axes = plots.break_even_map(figure.subplots(), winners(closed_form_map([0.3, 0.6, 0.9], ratios)))
+    shown = " ".join(text.get_text() for text in axes.get_xticklabels())
+    assert shown == "1 1.5 2 3 5 7 10 15 20 30 40"
