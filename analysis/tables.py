@@ -18,16 +18,24 @@ def short_label(policy: str) -> str:
 
     >>> short_label("fixed_length:draft_length=6")
     'fixed_length 6'
+    >>> short_label("specbranch:draft_length=3,epsilon=0.2,uses_hrad=False,on_miss=overlap,signal=margin")
+    'specbranch 3, epsilon 0.2, no H-RAD, overlap on miss, margin signal'
     """
     chosen = parse_policy(policy)
     assert dataclasses.is_dataclass(chosen)
-    settings = [
-        (field.name, getattr(chosen, field.name))
-        for field in dataclasses.fields(chosen)
-        if getattr(chosen, field.name) != field.default or field.name == "draft_length"
-    ]
-    shown = [f"{value:g}" if isinstance(value, float) else str(value) for _, value in settings]
-    return " ".join([policy.partition(":")[0], *shown])
+    settings = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+    defaults = {field.name: field.default for field in dataclasses.fields(chosen)}
+    name = policy.partition(":")[0]
+    if "draft_length" in settings:
+        name += f" {settings.pop('draft_length')}"
+    return ", ".join([name, *(_in_words(key, value) for key, value in settings.items() if value != defaults[key])])
+
+
+def _in_words(name: str, value: object) -> str:
+    words = name.removeprefix("is_").removeprefix("uses_").replace("_", " ").replace("hrad", "H-RAD")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    return f"{words} {value:.3g}" if isinstance(value, int | float) else f"{value} {words}"
 
 
 def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
-import sim.branch_chain
 from sim.acceptance import branch_hit_probability, specbranch_serial_speedup
 from sim.branch_chain import BranchChain
 from sim.engine import simulate, summarise
@@ -98,7 +95,3 @@ def test_chances_that_are_none_are_refused() -> None:
         settings = {**vars(CHAINS[0]), **wrong}
         with pytest.raises(ValueError, match="but got"):
             BranchChain(**settings)
-
-
-def test_examples() -> None:
-    assert doctest.testmod(sim.branch_chain).failed == 0

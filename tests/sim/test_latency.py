@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 
-import sim.latency
 from sim.latency import (
     ConstantLatency,
     EmpiricalLatency,
@@ -131,7 +129,3 @@ def test_unknown_operations_are_refused() -> None:
             model.mean_array("nap", 1, 1, 1)
         with pytest.raises(ValueError, match="no latency is fitted"):
             model.mean_s(OpShape("target", "draft", 1, 1, 1))
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(sim.latency).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sim.roofline
 from sim.latency import FittedLatency
 from sim.model_shapes import SHAPES, named_shape
 from sim.roofline import DEVICES, Hardware, RooflineLatency, as_calibration, check_memory
@@ -137,4 +135,3 @@ def test_devices_are_all_there() -> None:
             4 * one.bandwidth_bytes_per_s,
             4 * sheet.memory_bytes,
         )
-    assert doctest.testmod(sim.roofline).failed == 0
