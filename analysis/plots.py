@@ -104,7 +104,8 @@ def _from_zero(axes: Axes) -> Axes:
     axes.set_ylim(auto=True)
     axes.autoscale_view(scalex=False)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below: lines are everywhere
+    num_columns = 2 if len(axes.get_legend_handles_labels()[0]) <= 6 else 3
+    axes.legend(fontsize=7, ncols=num_columns, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # lines are everywhere
     return axes
 
 

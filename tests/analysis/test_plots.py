@@ -207,3 +207,22 @@ def test_the_entropy_bound_grows_with_the_logarithm_and_falls_with_entropy() -> 
     assert np.isinf(entropy_bound([0.0], [0.0], 8))
     with pytest.raises(ValueError, match="target_log_moment of every position"):
         entropy_bound([1.0], [np.nan], 8)
+
+
+@pytest.mark.parametrize(("methods", "num_bounds", "width"), [(2, 0, 5.2), (4, 5, 6.4)])
+def test_the_legend_of_draft_lengths_is_whole_and_beside_the_lines(methods: int, num_bounds: int, width: float) -> None:
+    names = ["fixed_length", "pearl", "saguaro", "specbranch"][:methods]
+    rows = [(name, length, 1.2, 1.1, 1.3) for name in names for length in (1, 2, 8)]
+    table = pd.DataFrame(rows, columns=["method", "draft_length", "speedup", "low", "high"])
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = plots.speedup_by_draft_length(figure.subplots(), table, table, names)
+    for index in range(num_bounds):
+        plots.bound_line(axes, table[table.method == "pearl"], f"oracle with {index + 2} branches")
+    canvas.draw()
+    legend = axes.get_legend()
+    assert legend is not None
+    box, inner = legend.get_window_extent(), axes.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 < inner.y0
+    assert inner.height > 0.5 * figure.bbox.height
