@@ -68,6 +68,7 @@ def record(
     dtype: str = "float32",
     capacity: Capacity = 1024,
     verify_width: Annotated[int, typer.Option(help="Rows of every verification, resident engine; 0 is as needed.")] = 0,
+    draft_sms: Annotated[int, typer.Option(help="Multiprocessors of a shared GPU that the draft may use; 0: all.")] = 0,
     acceptance: Annotated[
         str, typer.Option(help="Synthetic acceptance: geometric:alpha=0.8, or run:FOLDER; real by default.")
     ] = "",
@@ -107,6 +108,7 @@ def record(
         dtype=dtype,
         capacity=capacity,
         verify_width=verify_width,
+        draft_sms=draft_sms,
         acceptance=acceptance,
     )
     if sweep:

@@ -60,6 +60,7 @@ class RecordSettings:
     target_device: "" is the draft's device. transport: see `executor.session.Session`.
     hrad: folder of an H-RAD predictor; "embedded" names the shipped one, "" runs none.
     verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
+    draft_sms: multiprocessors that the draft is confined to where both models share a GPU; 0 is all.
     acceptance: label of a synthetic acceptance (`analysis.synthetic`), which the caller of `record` brings; "" is real.
     repeats: times that every (prompt, temperature, policy) is decoded. aligns: whether alignment and tails are recorded.
     """
@@ -90,6 +91,7 @@ class RecordSettings:
     timeout_s: float = 60.0
     hrad: str = ""
     verify_width: int = 0
+    draft_sms: int = 0
     acceptance: str = ""
 
     def __post_init__(self) -> None:
@@ -130,6 +132,7 @@ def open_session(settings: RecordSettings) -> Session:
         timeout_s=settings.timeout_s,
         hrad=resolve_predictor(settings.hrad),
         verify_width=settings.verify_width,
+        draft_sms=settings.draft_sms,
     )
 
 

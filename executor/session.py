@@ -41,6 +41,7 @@ class Session:
     (torch.distributed: NCCL between two GPUs, gloo otherwise), with which the resident target always has its own process.
     The mailbox is the default for two GPUs, too: what crosses is a few ids, which the host knows anyway.
     verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
+    draft_sms: multiprocessors that the draft is confined to where both models share a GPU; 0 is all.
     capacity: cached tokens a model can hold, prompt and branches included.
     hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.
     is_pinned: bind the two processes to one core each (CPU only; unpinned processes may share a core after a wake-up).
@@ -61,6 +62,7 @@ class Session:
         timeout_s: float = 60.0,
         hrad: str | None = None,
         verify_width: int = 0,
+        draft_sms: int = 0,
     ) -> None:
         target_device, way = target_device or device, parse_transport(transport)
         devices = (resolve_device(device), resolve_device(target_device))
@@ -88,9 +90,14 @@ class Session:
         places = [str(place) for place in devices]  # with their numbers: another process's current GPU may be another
         is_resident = engine == EngineKind.RESIDENT
         try:
-            if is_resident and devices[0] == devices[1] and way is Transport.MAILBOX:
+            is_shared = is_resident and devices[0] == devices[1] and way is Transport.MAILBOX
+            if draft_sms and not is_shared:
+                raise ValueError(
+                    "draft_sms is for two models that share a GPU (engine resident, one device, mailbox): leave it out."
+                )
+            if is_shared:
                 target_engine, predictor = load_target(target, device=places[1], hrad=hrad, **both)
-                self._shared = SharedDevice.of(_resident(target_engine, target), is_shared=True)
+                self._shared = SharedDevice.of(_resident(target_engine, target), is_shared=True, draft_sms=draft_sms)
                 self._target = GraphTarget(
                     _resident(target_engine, target),
                     self._shared,

@@ -13,6 +13,7 @@ from executor.noise import gumbel
 from executor.requests import Request
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.graphs import Marks
+from executor.resident.streams import two_streams
 
 _NUM_SPARE = 64  # positions behind a request's end that a step may look at
 _NOISE_NUMBERS = 1 << 21  # made at once, which bounds the memory of the generator's integers
@@ -24,25 +25,39 @@ class SharedDevice:
     is_shared: whether both models are on it; otherwise only one of the two streams is used, the other model has a device
     in another process, and each side lays down by itself what it needs of a request.
     line: (capacity + pad,) ids of committed and pending tokens by position, written by the draft's side.
+    draft_sms: multiprocessors that the draft is confined to; 0 is all (`executor.resident.streams`).
     noise: (positions, vocab) shared noise of the request by generated position; empty at temperature 0.
     marks: the clock of both streams, started anew with every request.
     """
 
-    def __init__(self, device: torch.device, *, num_positions: int, vocab_size: int, is_shared: bool = True) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        num_positions: int,
+        vocab_size: int,
+        is_shared: bool = True,
+        draft_sms: int = 0,
+    ) -> None:
         self.device, self.is_shared = device, is_shared
         self.vocab_size = vocab_size
         self.line = torch.zeros(num_positions, dtype=torch.int64, device=device)
         self.noise = torch.empty(0, vocab_size, device=device)
         self.marks = Marks(device, time.perf_counter)
         self._is_cuda = device.type == "cuda"
-        self.draft_stream = _stream(device, 0) if self._is_cuda else None
-        self.target_stream = _stream(device, -1) if self._is_cuda else None
+        self._streams = two_streams(device, draft_sms)
+        self.draft_stream, self.target_stream = self._streams.draft, self._streams.target
 
     @classmethod
-    def of(cls, engine: ResidentEngine, *, is_shared: bool) -> SharedDevice:
+    def of(cls, engine: ResidentEngine, *, is_shared: bool, draft_sms: int = 0) -> SharedDevice:
         """The device of an engine, with a line as long as its cache."""
-        num_positions = engine.capacity + PAD + 1
-        return cls(engine.device, num_positions=num_positions, vocab_size=engine.vocab_size, is_shared=is_shared)
+        return cls(
+            engine.device,
+            num_positions=engine.capacity + PAD + 1,
+            vocab_size=engine.vocab_size,
+            is_shared=is_shared,
+            draft_sms=draft_sms,
+        )
 
     @contextmanager
     def on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
@@ -79,8 +94,3 @@ class SharedDevice:
         """Wait for everything."""
         if self._is_cuda:
             torch.cuda.synchronize(self.device)
-
-
-def _stream(device: torch.device, priority: int) -> torch.cuda.Stream:
-    """A stream; lower numbers go first."""
-    return torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]  # torch has no types here

@@ -323,6 +323,14 @@ def main() -> None:
         with open_session(shapes) as session:
             return step_times(shapes, session, rate, folder / "sweep")
 
+    def confined_draft() -> object:
+        """Step times with the draft on some multiprocessors only: what it costs the draft and saves the target."""
+        found = {}
+        for num_sms in (16, 32, 64) if device == "cuda" else ():
+            with open_session(replace(shapes, draft_sms=num_sms)) as session:
+                found[num_sms] = step_times(shapes, session, None, folder / f"sweep-{num_sms}")
+        return found
+
     sections: dict[str, Callable[[], object]] = {
         "bandwidth": lambda: bandwidth(device),
         "steps": shape_steps,
@@ -333,6 +341,7 @@ def main() -> None:
         "memory": lambda: memory(embedded),
         "speeds_embedded": lambda: speeds(embedded, folder / "embedded", SPEEDS),
         "assisted": lambda: assisted(device),
+        "confined_draft": confined_draft,
     }
     for name in arguments.sections or sections:
         results.section(name, sections[name])
