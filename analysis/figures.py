@@ -22,7 +22,7 @@ from analysis.simulation import load_calibration
 from analysis.study import make_study
 from sim.acceptance_models import Chained
 from sim.latency import FittedLatency, LatencyModel
-from sim.placement import adjusted, cost_ratio_of
+from sim.placement import Placement, adjusted, cost_ratio_of
 from sim.policies.catalog import parse_policy
 from traces.acceptance_chain import fit_hazard, fit_markov
 from traces.acceptance_curves import curve_of
@@ -49,7 +49,8 @@ class Told:
     """What the figures of one temperature and alignment show: its scenario on two devices as calibrated, or the first one
     that was explored.
 
-    table: its explored rows. latency: with mean times. measured: real speeds, none where the scenario is none that was run.
+    table: its explored rows. latency: of each model on its own device, without a link, mean times.
+    measured: real speeds, none where the scenario is none that was run.
     entropies: (positions, 2) of the target, entropy and second log-moment; unknown for an alignment that was not recorded.
     is_sampled: the traces are drawn from a model of acceptance.
     """
@@ -139,10 +140,10 @@ def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFram
     speeds = measured_speeds(measured.requests, measured.rounds) if was_run and measured is not None else []
     latency = adjusted(
         FittedLatency(question.workload.calibration),
-        timing.placement,
+        Placement(),  # a pair's cost ratio, and bounds above what a link or a shared device leaves
         cost_ratio=timing.cost_ratio,
         context_tokens=typical_context(traces),
-        drafts=True,
+        drafts=False,
     )
     return Told(
         temperature=question.temperature,

@@ -61,7 +61,7 @@ def speedup_by_draft_length(
     for method in methods:
         colour, name = colour_of(method), NAMES.get(method, method)
         line = predicted[predicted.method == method].sort_values("draft_length")
-        axes.plot(line.draft_length, line.speedup, color=colour, label=f"{name}, predicted")
+        axes.plot(line.draft_length, line.speedup, color=colour, marker=".", markersize=4, label=f"{name}, predicted")
         axes.fill_between(line.draft_length, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
         points = measured[measured.method == method].sort_values("draft_length")
         if not points.empty:

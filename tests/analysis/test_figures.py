@@ -169,6 +169,20 @@ def test_scenarios_that_were_not_recorded_are_drawn_as_what_they_are(
     )
 
 
+def test_a_link_is_no_part_of_a_pair_and_its_bounds(
+    explored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(STUDY, conditions=Conditions(link_latency_s=[0.05], cost_ratios=[8.0]))
+    explore_study(explored.parent / "run", tmp_path / "explored", study, is_sensitive=False)
+    told: list[Told] = []
+    monkeypatch.setattr(figures, "FIGURES", {"told": lambda axes, one: told.append(one)})
+    draw_figures(tmp_path / "explored", tmp_path / "figures")
+    assert told[0].cost_ratio == pytest.approx(8.0)
+    assert (
+        told[0].table.set_index("policy").speedup.drop("autoregressive") < 1
+    ).all()  # its link costs more than all gains
+
+
 def test_two_devices_as_calibrated_are_drawn_where_they_were_explored(
     explored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
