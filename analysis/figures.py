@@ -64,9 +64,10 @@ class Told:
     entropies: pd.DataFrame
     is_sampled: bool
 
-    def entitle(self, axes: Axes, question: str, note: str = "") -> Axes:
-        """A title: what is asked and, below, where: what the scenario shares with the recorded run is left out."""
-        where = "; ".join([*self.others, *filter(None, [note])])
+    def entitle(self, axes: Axes, question: str, *notes: str) -> Axes:
+        """A title: what is asked and, below, where: what the scenario shares with the recorded run is left out, and so are
+        empty notes."""
+        where = "; ".join(filter(None, [*self.others, *notes]))
         axes.set_title(f"T = {self.temperature:g}: {question}" + (f"\n({where})" if where else ""), fontsize=10)
         return axes
 
@@ -104,9 +105,8 @@ def draw_figures(explored_dir: Path, output_dir: Path, *, measured_dir: Path | N
     run, study = read_run(explored.config["run"]), make_study(explored.config["study"], where=str(explored_dir))
     named = explored.config["calibration"]
     calibration = load_calibration(run, Path(named) if named else None)
-    measured = (
-        read_run(measured_dir) if measured_dir else None if named else run
-    )  # under named latencies nothing was run
+    # Under latencies that were named nothing was run, unless the user says where.
+    measured = read_run(measured_dir) if measured_dir else None if named else run
     table = pd.read_parquet(explored_dir / "results.parquet")
     check_new_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -136,8 +136,9 @@ def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFram
     if is_recorded:
         ids = {trace.request_id for trace in traces}
         entropies = run.alignment.loc[run.alignment.request_id.isin(ids), list(entropies.columns)]
-    was_run = is_recorded and timing == Timing() and measured is not None and not measured.rounds.empty
-    speeds = measured_speeds(measured.requests, measured.rounds) if was_run and measured is not None else []
+    speeds: list[Speed] = []
+    if is_recorded and timing == Timing() and measured is not None and not measured.rounds.empty:
+        speeds = measured_speeds(measured.requests, measured.rounds)
     latency = adjusted(
         FittedLatency(question.workload.calibration),
         Placement(),  # a pair's cost ratio, and bounds above what a link or a shared device leaves
@@ -204,8 +205,7 @@ def _branches(axes: Axes, told: Told) -> Axes | None:
     lengths = sorted(map(int, rows.draft_length.unique()))
     oracle = oracle_speedups(told.traces, told.latency, lengths, overlaps=True).speedup.max()
     plots.branches_by_draft_length(axes, rows)
-    bounds = "; ".join(filter(None, [f"overlap oracle: {oracle:.2f}", told.entropy_note]))
-    return told.entitle(axes, "do branches pay in SpecBranch?", bounds)
+    return told.entitle(axes, "do branches pay in SpecBranch?", f"overlap oracle: {oracle:.2f}", told.entropy_note)
 
 
 def _break_even(axes: Axes, told: Told) -> Axes:
@@ -237,9 +237,7 @@ def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
 
 def _with_this_pair(axes: Axes, told: Told, how: str) -> Axes:
     axes.plot(told.cost_ratio, told.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15)
-    return told.entitle(
-        axes, f"which method wins {how}?", "; ".join(filter(None, ["star: this pair", told.entropy_note]))
-    )
+    return told.entitle(axes, f"which method wins {how}?", "star: this pair", told.entropy_note)
 
 
 def _acceptance(axes: Axes, told: Told) -> Axes | None:

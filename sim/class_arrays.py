@@ -16,12 +16,11 @@ class ClassOverrule:
 
     def __init__(self, policies: Sequence[OutcomeHedging] | Sequence[SpecBranch], arrays: TraceArrays) -> None:
         self.uses_hrad = np.array([policy.uses_hrad for policy in policies])
-        self.is_used = bool(self.uses_hrad.any())
-        self.classes = arrays.classes()
+        self.classes = arrays.classes() if self.uses_hrad.any() else None
 
     def __call__(self, lanes: Lanes, everything: Ints, confident: Ints) -> Ints:
         """`everything` where the class says accept, 0 where it says reject, else `confident`."""
-        if not self.is_used:
+        if self.classes is None:
             return confident
         kind = np.where(self.uses_hrad[lanes.row], self.classes[lanes.position], CONFIDENCE)
         found: Ints = np.where(kind == ACCEPT, everything, np.where(kind == REJECT, 0, confident))
