@@ -46,6 +46,13 @@ class ResidentEngine:
         self._starts: tuple[int, ...] = ()
         self._num_grown = 0
 
+    def starts_early(self, is_on: bool) -> None:
+        """Whether kernels are launched while the ones before them end (`kernels.TritonOperations`), from the next graph on.
+
+        Off until it was measured on a GPU; kernels are tuned anew.
+        """
+        self._operations, self._largest_rows = _operations_for(self.weights, starts_early=is_on)
+
     # What graphs are made of.
 
     def forward(
@@ -179,12 +186,14 @@ class ResidentEngine:
         return torch.tensor(list(numbers), device=self.device)
 
 
-def _operations_for(weights: ResidentWeights) -> tuple[Operations, int]:
+def _operations_for(weights: ResidentWeights, *, starts_early: bool = False) -> tuple[Operations, int]:
     """The kernels where they can run (CUDA, head sizes that are powers of two), else plain torch; and their widest chunk."""
     plain = TorchOperations(eps=weights.shape.norm_eps)
     head_dim = weights.shape.head_dim
     if weights.embedding.device.type != "cuda" or head_dim < 16 or head_dim & (head_dim - 1):
         return plain, 0
-    from executor.resident.kernels import LARGEST_ROWS, TritonOperations  # Triton comes with torch's CUDA builds only
+    from executor.resident.kernels import TritonOperations, max_rows  # Triton comes with torch's CUDA builds only
 
-    return TritonOperations(eps=weights.shape.norm_eps), LARGEST_ROWS
+    most = max_rows(weights.embedding.dtype, weights.shape.num_heads // weights.shape.num_kv_heads)
+    starts_early = starts_early and torch.cuda.get_device_capability(weights.embedding.device)[0] >= 9
+    return TritonOperations(eps=weights.shape.norm_eps, starts_early=starts_early), most

@@ -1,4 +1,4 @@
-"""Triton kernels for a decoding step of few rows: seven launches a block instead of some twenty.
+"""Triton kernels for a decoding step of few rows: six launches a block instead of some twenty.
 
 A step of one to a few dozen rows reads every weight once and does little with it, so its time is the weights' bytes plus
 what each launch costs. Norms, gates and residuals are therefore parts of the products, and attention never reads past
@@ -19,8 +19,12 @@ from torch import Tensor
 
 from executor.resident.operations import Norm, Rotation, View
 
-LARGEST_ROWS = 64  # of one chunk: more rows than this are a prompt's, for the library's products
-_BLOCK_SLOTS = 64
+_MAX_ROWS = 64  # of one chunk: more rows than this are a prompt's, for the library's products
+_MAX_QUERIES = {
+    2: 256,
+    4: 64,
+}  # rows times the query heads of a key head, by bytes of a number: what a program can hold
+_BLOCK_SLOTS = {2: 64, 4: 16}
 _NUM_SPLITS = 8  # programs that share one head's context
 
 
@@ -29,6 +33,7 @@ def _vector_linear(
     x, weight, bias, norm, residual, out, num_inputs, num_outputs, eps,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_EVEN: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GATES: tl.constexpr,
+    STARTS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """One row: every weight meets one number, so sums are kept a lane each and added up once."""
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -39,15 +44,27 @@ def _vector_linear(
     squares = tl.zeros((BLOCK_K,), tl.float32)
     weight_at = weight + column[:, None].to(tl.int64) * num_inputs + offsets[None, :]
     up_at = weight_at + num_outputs.to(tl.int64) * num_inputs
+    # Weights are always a block ahead; the first one does not wait for the kernel that makes x.
+    is_first = is_column[:, None] & (offsets < num_inputs)[None, :]
+    next_weights = tl.load(weight_at, mask=is_first, other=0.0, eviction_policy="evict_first")
+    if GATES:
+        next_ups = tl.load(up_at, mask=is_first, other=0.0, eviction_policy="evict_first")
+    if STARTS_EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     for first in range(0, num_inputs, BLOCK_K):
         is_input = offsets < num_inputs - first
-        if IS_EVEN:
-            is_given = is_column[:, None]
-        else:
-            is_given = is_column[:, None] & is_input[None, :]
-        weights = tl.load(weight_at + first, mask=is_given, other=0.0, eviction_policy="evict_first")
+        weights = next_weights
         if GATES:
-            ups = tl.load(up_at + first, mask=is_given, other=0.0, eviction_policy="evict_first")
+            ups = next_ups
+        next_at = first + BLOCK_K
+        if IS_EVEN:
+            is_next = is_column[:, None] & (next_at < num_inputs)
+        else:
+            is_next = is_column[:, None] & (offsets < num_inputs - next_at)[None, :]
+        next_weights = tl.load(weight_at + next_at, mask=is_next, other=0.0, eviction_policy="evict_first")
+        if GATES:
+            next_ups = tl.load(up_at + next_at, mask=is_next, other=0.0, eviction_policy="evict_first")
         values = tl.load(x + first + offsets, mask=is_input, other=0.0).to(tl.float32)
         if HAS_NORM:
             squares += values * values
@@ -76,7 +93,7 @@ def _linear(
     x, weight, bias, norm, residual, out, num_rows, num_inputs, num_outputs, eps,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_EVEN: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GATES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, STARTS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Some rows: the weights are the left factor of the matrix units' product, so each warp reads only its own."""
     row = tl.arange(0, ROWS)
@@ -89,6 +106,9 @@ def _linear(
     x_at = x + row[None, :] * num_inputs + offsets[:, None]
     weight_at = weight + column[:, None].to(tl.int64) * num_inputs + offsets[None, :]
     up_at = weight_at + num_outputs.to(tl.int64) * num_inputs
+    if STARTS_EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     for first in range(0, num_inputs, BLOCK_K):
         is_input = offsets < num_inputs - first
         if IS_EVEN:
@@ -125,7 +145,11 @@ def _linear(
 def _rotate_and_store(
     states, positions, slots, cosines, sines, query_norm, key_norm, queries, keys, values, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
+    STARTS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    if STARTS_EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, head = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, HALF)
     at = states + (row * (NUM_HEADS + 2 * NUM_KV_HEADS) + head) * 2 * HALF + lane
@@ -178,10 +202,14 @@ def _absorb(query, keys, values, is_seen, peak, mass, mixed, scale, PRECISION: t
 
 @triton.jit(do_not_specialize=["num_rows", "tail_columns", "tail_width"])
 def _attend(
-    queries, keys, values, limits, mixed_out, peak_out, mass_out, num_rows, scale, num_tail_slots,
+    queries, keys, values, limits, mixed_out, peak_out, mass_out, arrivals, out, num_rows, scale, num_tail_slots,
     tail_columns, tail_width, GROUPS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    STARTS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    if STARTS_EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     head, split = tl.program_id(0), tl.program_id(1)
     lane, entry, block = tl.arange(0, DIM), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_S)
     row = entry // GROUPS
@@ -215,22 +243,24 @@ def _attend(
     tl.store(mixed_out + part[:, None] * DIM + lane[None, :], mixed)
     tl.store(peak_out + part, peak)
     tl.store(mass_out + part, mass)
-
-
-@triton.jit
-def _join(
-    mixed_in, peak_in, mass_in, out,
-    GROUPS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
-    lane, split = tl.arange(0, DIM), tl.arange(0, SPLITS)
-    part = ((head // GROUPS) * SPLITS + split) * BLOCK_M + row * GROUPS + head % GROUPS
-    peak = tl.load(peak_in + part)
-    weight = tl.exp(peak - tl.max(peak, axis=0))  # every row sees at least itself, so one split is finite
-    mass = tl.sum(tl.load(mass_in + part) * weight, axis=0)
-    mixed = tl.load(mixed_in + part[:, None] * DIM + lane[None, :])
-    mixed = tl.sum(mixed * weight[:, None], axis=0) / mass
-    tl.store(out + (row * GROUPS * NUM_KV_HEADS + head) * DIM + lane, mixed.to(out.dtype.element_ty))
+    # The split that comes last joins all of them, in their order: one launch less, and the sums of any schedule.
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals + head, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        tl.store(arrivals + head, 0)  # as the next launch finds it
+        parts = head * SPLITS * BLOCK_M + entry
+        highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        for other in range(SPLITS):
+            highest = tl.maximum(highest, tl.load(peak_out + parts + other * BLOCK_M))
+        highest = tl.where(is_row, highest, 0.0)  # every row sees at least itself; what fills up the block sees nothing
+        mass = tl.zeros((BLOCK_M,), tl.float32)
+        mixed = tl.zeros((BLOCK_M, DIM), tl.float32)
+        for other in range(SPLITS):
+            part = parts + other * BLOCK_M
+            weight = tl.exp(tl.load(peak_out + part) - highest)
+            mass += tl.load(mass_out + part) * weight
+            mixed += tl.load(mixed_out + part[:, None] * DIM + lane[None, :]) * weight[:, None]
+        to = out + at[:, None] + lane[None, :]
+        tl.store(to, (mixed / mass[:, None]).to(out.dtype.element_ty), mask=is_row[:, None])
 
 
 class Blocks(NamedTuple):
@@ -243,21 +273,44 @@ class Blocks(NamedTuple):
 
 
 # What is tried when a product of some shape is met first; the fastest serves from then on.
-VECTOR_BLOCKS = (Blocks(8, 512, 4, 1), Blocks(8, 1024, 4, 1), Blocks(4, 1024, 4, 1))
-MATRIX_BLOCKS = (Blocks(32, 128, 2, 5), Blocks(32, 256, 4, 4), Blocks(64, 128, 4, 4))
+VECTOR_BLOCKS = (
+    Blocks(8, 512, 4, 1),
+    Blocks(8, 1024, 4, 1),
+    Blocks(4, 1024, 4, 1),
+    Blocks(4, 512, 4, 1),
+    Blocks(16, 256, 4, 1),
+)
+MATRIX_BLOCKS = (
+    Blocks(32, 128, 2, 5),
+    Blocks(32, 256, 4, 4),
+    Blocks(64, 128, 4, 4),
+    Blocks(16, 256, 2, 5),
+    Blocks(16, 256, 4, 4),
+)
 _NUM_TRIALS = 12
 
 
+def max_rows(dtype: torch.dtype, num_groups: int) -> int:
+    """Rows of a chunk that the kernels can serve. num_groups: query heads of a key head."""
+    return min(_MAX_ROWS, _MAX_QUERIES[dtype.itemsize] // num_groups)
+
+
 class TritonOperations:
-    """The operations of a block as Triton kernels, for chunks of at most LARGEST_ROWS rows; see `Operations`.
+    """The operations of a block as Triton kernels, for chunks of at most `max_rows` rows; see `Operations`.
 
     How a product is best cut depends on its shape and the chip, so the first product of each shape is measured, by
     `_fastest`; until then, and while a graph is captured, the first of the candidates serves.
     """
 
-    def __init__(self, *, eps: float) -> None:
+    def __init__(self, *, eps: float, starts_early: bool) -> None:
+        """starts_early: launch each kernel while the one before it ends (programmatic dependent launch, capability 9).
+
+        Its prologue, the first block of weights included, then overlaps the other's tail.
+        """
         self._eps = eps
+        self._launch = {"STARTS_EARLY": starts_early, "launch_pdl": starts_early}
         self._chosen: dict[tuple[object, ...], Blocks] = {}
+        self._arrivals: Tensor | None = None  # splits of each head that have ended, zero between launches
 
     def linear(
         self,
@@ -276,9 +329,7 @@ class TritonOperations:
         out = torch.empty(num_rows, num_outputs, device=x.device, dtype=out_dtype or x.dtype)
         rows = 1 if num_rows == 1 else max(16, triton.next_power_of_2(num_rows))
         key = (rows, num_inputs, num_outputs, gates, norm is None, bias is None, residual is None, out.dtype)
-        parts = (
-            x,
-            weight,
+        extras = (
             x if bias is None else bias,
             x if norm is None else norm,
             x if residual is None else residual,
@@ -290,12 +341,15 @@ class TritonOperations:
             "GATES": gates,
         }
 
-        def run(blocks: Blocks) -> None:
+        def run(blocks: Blocks, weight: Tensor = weight) -> None:
             block_k = min(blocks.num_inputs, max(32, triton.next_power_of_2(num_inputs)))
-            if x.element_size() > 2 or rows > 16:
-                block_k = min(block_k, 128)  # larger blocks would not fit the shared memory
+            if x.element_size() > 2:
+                block_k = min(block_k, 64)  # larger blocks would not fit the shared memory
+            elif rows > 16:
+                block_k = min(block_k, 128)
             settings: dict[str, Any] = {
                 **flags,
+                **self._launch,
                 "BLOCK_N": blocks.num_outputs,
                 "BLOCK_K": block_k,
                 "IS_EVEN": num_inputs % block_k == 0,
@@ -304,10 +358,10 @@ class TritonOperations:
             }
             grid = (triton.cdiv(num_outputs, blocks.num_outputs),)
             if rows == 1:
-                _vector_linear[grid](*parts, out, num_inputs, num_outputs, self._eps, **settings)
+                _vector_linear[grid](x, weight, *extras, out, num_inputs, num_outputs, self._eps, **settings)
             else:
                 _linear[grid](
-                    *parts, out, num_rows, num_inputs, num_outputs, self._eps,
+                    x, weight, *extras, out, num_rows, num_inputs, num_outputs, self._eps,
                     ROWS=rows, PRECISION=_precision(x), **settings,
                 )  # fmt: skip
 
@@ -318,7 +372,7 @@ class TritonOperations:
             if x.dtype == torch.float32 or x.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
                 chosen = candidates[0]
             else:
-                chosen = self._chosen[key] = _fastest(run, candidates)
+                chosen = self._chosen[key] = _fastest(run, candidates, weight)
         run(chosen)
         return out
 
@@ -334,6 +388,7 @@ class TritonOperations:
             states if norm is None else norm.query, states if norm is None else norm.key,
             queries, keys, values, self._eps,
             NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm is not None, num_warps=1,
+            **self._launch,
         )  # fmt: skip
         return queries
 
@@ -346,16 +401,16 @@ class TritonOperations:
         shape = (num_kv_heads, _NUM_SPLITS, block_m)
         mixed = torch.empty(*shape, head_dim, device=queries.device, dtype=torch.float32)
         peak, mass = torch.empty(2, *shape, device=queries.device, dtype=torch.float32)
-        _attend[(num_kv_heads, _NUM_SPLITS)](
-            queries, keys, values, view.limits, mixed, peak, mass, num_rows, head_dim**-0.5, view.num_tail_slots,
-            view.tail_width * view.num_tail_steps, max(1, view.tail_width),
-            GROUPS=groups, NUM_KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_M=block_m, BLOCK_S=_BLOCK_SLOTS,
-            SPLITS=_NUM_SPLITS, PRECISION=_precision(queries), num_warps=4, num_stages=2,
-        )  # fmt: skip
         out = torch.empty(num_rows, num_heads * head_dim, device=queries.device, dtype=queries.dtype)
-        _join[(num_rows, num_heads)](
-            mixed, peak, mass, out,
-            GROUPS=groups, NUM_KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_M=block_m, SPLITS=_NUM_SPLITS, num_warps=1,
+        if self._arrivals is None:
+            self._arrivals = torch.zeros(num_kv_heads, device=queries.device, dtype=torch.int32)
+        _attend[(num_kv_heads, _NUM_SPLITS)](
+            queries, keys, values, view.limits, mixed, peak, mass, self._arrivals, out, num_rows,
+            head_dim**-0.5, view.num_tail_slots, view.tail_width * view.num_tail_steps, max(1, view.tail_width),
+            GROUPS=groups, NUM_KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_M=block_m,
+            BLOCK_S=_BLOCK_SLOTS[queries.element_size()], SPLITS=_NUM_SPLITS, PRECISION=_precision(queries),
+            num_warps=4, num_stages=2,
+            **self._launch,
         )  # fmt: skip
         return out
 
@@ -365,16 +420,22 @@ def _precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
-def _fastest(run: Callable[[Blocks], None], candidates: Sequence[Blocks]) -> Blocks:
-    """The candidate of the least time, each measured as a graph of several runs; waits for the device."""
+def _fastest(run: Callable[[Blocks, Tensor], None], candidates: Sequence[Blocks], weight: Tensor) -> Blocks:
+    """The candidate of the least time, each measured as a graph of several runs; waits for the device.
+
+    The runs take turns with copies of the weights that fill the cache, for a step meets its weights out of it.
+    """
+    cache_bytes = 2 * torch.cuda.get_device_properties(weight.device).L2_cache_size
+    num_copies = min(_NUM_TRIALS, 1 + cache_bytes // (weight.numel() * weight.element_size()))
+    weights = [weight] + [weight.clone() for _ in range(num_copies - 1)]
     times = []
     for blocks in candidates:
-        run(blocks)  # compiles
+        run(blocks, weight)  # compiles
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for _ in range(_NUM_TRIALS):
-                run(blocks)
+            for trial in range(_NUM_TRIALS):
+                run(blocks, weights[trial % num_copies])
         spans = []
         for _ in range(4):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

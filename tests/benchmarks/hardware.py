@@ -323,6 +323,17 @@ def main() -> None:
         with open_session(shapes) as session:
             return step_times(shapes, session, rate, folder / "sweep")
 
+    def early_launches() -> object:
+        """Step times with each kernel launched while the one before it ends, in the same run as without."""
+        found = {}
+        for starts_early in (False, True) if device == "cuda" else ():
+            with open_session(shapes) as session:
+                for engine in (session.engine, session.target.engine):
+                    engine.starts_early(starts_early)
+                rate = results.found.get("bandwidth", {}).get("read_bytes_per_s")
+                found[str(starts_early)] = step_times(shapes, session, rate, folder / f"early-{starts_early}")
+        return found
+
     def confined_draft() -> object:
         """Step times with the draft on some multiprocessors only: what it costs the draft and saves the target."""
         found = {}
@@ -334,6 +345,7 @@ def main() -> None:
     sections: dict[str, Callable[[], object]] = {
         "bandwidth": lambda: bandwidth(device),
         "steps": shape_steps,
+        "early_launches": early_launches,
         "identity_float32": lambda: identity(embedded, 2),
         "speeds_shapes": lambda: speeds(shapes, folder / "shapes", SPEEDS),
         "eager_generate": lambda: eager_generate(arguments.target, device),

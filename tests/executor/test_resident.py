@@ -235,11 +235,14 @@ def test_the_plain_operations_are_the_formulas() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
+@pytest.mark.parametrize("starts_early", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernels_are_the_plain_operations(dtype: torch.dtype) -> None:
+def test_the_kernels_are_the_plain_operations(dtype: torch.dtype, starts_early: bool) -> None:
     from executor.resident.kernels import TritonOperations
 
-    plain, kernels = TorchOperations(eps=1e-6), TritonOperations(eps=1e-6)
+    if starts_early and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("programmatic dependent launch needs a device of capability 9")
+    plain, kernels = TorchOperations(eps=1e-6), TritonOperations(eps=1e-6, starts_early=starts_early)
     tolerance = 2e-4 if dtype == torch.float32 else 0.1
     torch.manual_seed(0)
 
