@@ -11,14 +11,14 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis.exploration import Exploration, default_grid, explore_run
-from analysis.progress import progress_bar
-from analysis.tables import print_speeds, print_validation, short_label
-from analysis.validation import PolicyCheck, Validation, validate_run
-from traces.calibration import calibrate
-from traces.perfetto import write_timeline
-from traces.run_writer import check_new_folder
-from traces.speeds import measured_speeds
+from analysis.check.validate import PolicyCheck, Validation, validate_run
+from analysis.cli.progress import progress_bar
+from analysis.cli.tables import print_speeds, print_validation, short_label
+from analysis.explore.exploration import Exploration, default_grid, explore_run
+from traces.fits.calibration import calibrate
+from traces.folder.perfetto import write_timeline
+from traces.folder.writer import check_new_folder
+from traces.metrics.speeds import measured_speeds
 
 SPECULATIVE = ("fixed_length", "pearl", "confidence_stop")
 
@@ -42,7 +42,7 @@ QUICK = DemoSize(num_recorded=12, num_measured=6, max_new_tokens=64, temperature
 
 def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Path:
     """Run the loop and print what was found; returns the folder with everything."""
-    from executor.recorder import RecordSettings, record
+    from executor.recording.recorder import RecordSettings, record
 
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
@@ -106,7 +106,7 @@ def _draw(path: Path, explored: Exploration, validation: Validation, temperature
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from analysis.plots import speedup_by_draft_length
+    from analysis.figures.plots import speedup_by_draft_length
 
     figure = Figure(figsize=(5.2 * len(temperatures), 4.2), layout="constrained")
     FigureCanvasAgg(figure)

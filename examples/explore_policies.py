@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from analysis.exploration import explore_study
-from analysis.study import Conditions, Family, Range, Study
+from analysis.explore.exploration import explore_study
+from analysis.study.study import Conditions, Family, Range, Study
 
 
 def main(run_dir: Path, output_dir: Path) -> None:

@@ -1,12 +1,12 @@
 """Replay a recorded run under another policy: which rounds would it have run, and how fast?"""
 
-from analysis.prediction import predict
-from sim.latency import FittedLatency
-from sim.policies.pearl import Pearl
-from sim.replay import replay
-from traces.calibration import calibrate
-from traces.metrics import count_rounds
-from traces.runs import read_run
+from analysis.check.predict import predict
+from sim.decoding.policies.overlapped.pearl import Pearl
+from sim.decoding.replay import replay
+from sim.latency.fitted import FittedLatency
+from traces.fits.calibration import calibrate
+from traces.folder.run import read_run
+from traces.metrics.counts import count_rounds
 
 run = read_run("runs/demo-1/recorded")
 policy = Pearl(draft_length=6)

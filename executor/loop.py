@@ -1,4 +1,4 @@
-"""The step loop with real models: drives `sim.machine.decode`, answers its commands, and writes down what happened."""
+"""The step loop with real models: drives the step machine, answers its commands, and writes down what happened."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from executor.draft_side import Draft, Forward
 from executor.noise import NoiseTable
-from executor.requests import EndFinder, Request
-from executor.target import Prefill, Target, TargetVerdict
-from sim.machine import (
+from executor.request import EndFinder, Request
+from executor.roles.draft_side import Draft, Forward
+from executor.roles.target import Prefill, Target, TargetVerdict
+from sim.decoding.machine import (
     Branch,
     ClassProbs,
     Close,
@@ -25,12 +25,12 @@ from sim.machine import (
     Submit,
     decode,
 )
-from sim.policies.base import Policy
+from sim.decoding.policies.base import Policy
 from traces.schema import FinishReason, Op, Round, RoundTimes
 
 
 class Outcomes(Protocol):
-    """Decides what comes of each command in the models' place: synthetic acceptance (a `sim.replay.TraceWorld`, say)."""
+    """Decides what comes of each command in the models' place: synthetic acceptance (a `TraceWorld`, say)."""
 
     @property
     def first_classes(self) -> ClassProbs | None:

@@ -1,4 +1,4 @@
-"""Verification with shared noise as torch kernels: `sim.verification` on float32 rows, never waiting for the device."""
+"""Verification with shared noise in torch: `sim.decoding.verification` on float32 rows, never waiting for the device."""
 
 import torch
 from torch import Tensor

@@ -18,11 +18,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import simpy
 
+from sim.decoding.draft_cache import Forwards
+from sim.decoding.policies.base import check_at_least
+from sim.decoding.replay import next_mismatches
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency import Conditions, FittedLatency, LatencyModel
-from sim.policies.base import check_at_least
-from sim.replay import next_mismatches
-from sim.shapes import Forwards
+from sim.latency.base import Conditions, LatencyModel
+from sim.latency.fitted import FittedLatency
 from traces.schema import RequestTrace
 
 Process: TypeAlias = Generator[Any, Any, None]  # simpy ships without types for its events' values

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.latency import LatencyModel, OpShape
-from sim.shapes import Forwards
+from sim.decoding.draft_cache import Forwards
+from sim.latency.base import LatencyModel, OpShape
 
 _FIRST_TABLE_LENGTH = 1024
 

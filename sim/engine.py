@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import simpy
 
+from sim.decoding.draft_cache import DraftCache, Forwards, host, prefill
+from sim.decoding.machine import Branch, Close, DraftTokens, Keep, Reply, Settle, Settled, Submit, decode
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import POLICIES, label_of
+from sim.decoding.replay import TraceWorld
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency import Conditions, LatencyModel
-from sim.machine import Branch, Close, DraftTokens, Keep, Reply, Settle, Settled, Submit, decode
-from sim.policies.base import Policy
-from sim.policies.catalog import POLICIES, label_of
-from sim.replay import TraceWorld
-from sim.shapes import DraftCache, Forwards, host, prefill
-from traces.cold_start import ColdStart
-from traces.metrics import Summary, summarise_rounds
+from sim.latency.base import Conditions, LatencyModel
+from traces.fits.cold_start import ColdStart
+from traces.metrics.counts import Summary, summarise_rounds
 from traces.schema import Op, RequestRecord, RequestTrace, Round, RoundTimes
 
 Event: TypeAlias = Any  # simpy ships without types for its events' values

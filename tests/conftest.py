@@ -13,7 +13,7 @@ from traces.schema import FinishReason, RequestTrace, Signal
 @pytest.fixture(scope="session")
 def session() -> Iterator[object]:
     """The embedded pair, loaded once: its target in a process of its own."""
-    from executor.recorder import RecordSettings, open_session
+    from executor.recording.recorder import RecordSettings, open_session
 
     with open_session(RecordSettings(capacity=512)) as opened:
         yield opened

@@ -137,7 +137,7 @@ class Op(NamedTuple):
 
 
 class RequestRecord(NamedTuple):
-    """One request as it ran. policy is the label of sim.policies.catalog; prompt_id names the prompt across runs."""
+    """One request as it ran. policy is the label of sim.decoding.policies.catalog; prompt_id names the prompt across runs."""
 
     request_id: int
     prompt_id: str

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from executor.engines.base import Engine
 from executor.hrad.dataset import (
     Dataset,
     DatasetMeta,
@@ -23,17 +22,18 @@ from executor.hrad.dataset import (
 )
 from executor.hrad.features import class_inputs_along
 from executor.hrad.predictor import HradError
-from executor.models import fingerprint, load_engine, load_tokenizer
-from executor.prompts import load_prompts
-from executor.recorder import RecordSettings, record, resolve_model
-from traces.runs import Run
+from executor.models.engines.base import Engine
+from executor.models.loading import fingerprint, load_engine, load_tokenizer
+from executor.recording.prompts import load_prompts
+from executor.recording.recorder import RecordSettings, record, resolve_model
+from traces.folder.run import Run
 
 SOURCES = {"training": Purpose.TRAINING, "held_out": Purpose.EVALUATION}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings:
-    """What to collect; the names are those of `executor.recorder.RecordSettings`.
+    """What to collect; the names are those of `executor.recording.recorder.RecordSettings`.
 
     purpose: "training" data comes from the prompts `training` or a file, "evaluation" data from `held_out` or a file.
     draft_length: gamma of the classes. num_feature_layers: K, the target's last blocks that are looked at.

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from executor.engines.base import Engine
 from executor.hrad.baselines import Probs, Rule, fit_baselines, fit_combination, predict
 from executor.hrad.dataset import ACCEPT, REJECT, Dataset, Purpose
 from executor.hrad.predictor import CLASS_NAMES, HradError, Predictor, PredictorCard
-from traces.signal_fit import area_under_curve
+from executor.models.engines.base import Engine
+from traces.fits.signals import area_under_curve
 
 NUM_BINS = 10
 NUM_RESAMPLES = 300

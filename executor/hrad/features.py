@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from executor.engines.base import Engine
+from executor.models.engines.base import Engine
 
 _CHUNK = 64  # positions of one forward along a finished sequence
 _NORM_FLOOR = 1e-6

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from executor.engines.base import Engine
 from executor.hrad.features import class_inputs
-from executor.models import fingerprint
-from sim.policies.base import Policy
+from executor.models.engines.base import Engine
+from executor.models.loading import fingerprint
+from sim.decoding.policies.base import Policy
 
 SCHEMA_VERSION = 1
 CLASS_NAMES = ("reject", "confidence", "accept")

@@ -1,7 +1,7 @@
 """The draft's half of the step machine with its state on the device: one graph a command, and nothing waited for
 unless a policy asks for signals.
 
-It answers what `executor.draft_side.DraftSide` answers. Pending tokens, the draft's best tokens at each pending position
+It answers what `executor.roles.draft_side.DraftSide` answers. Pending tokens, the draft's best tokens at each pending position
 and their signals stay in device buffers; the host learns them when a round settles, in one wait.
 """
 
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from executor.draft_side import Forward
 from executor.noise import NoiseTable
-from executor.requests import Request
+from executor.request import Request
 from executor.resident.engine import ResidentEngine
 from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
+from executor.roles.draft_side import Forward
 from executor.verification import choose, noisy_scores, signals, top_tokens
-from sim.policies.base import Needs
+from sim.decoding.policies.base import Needs
 from traces.schema import UNKNOWN_SIGNAL, Signal
 
 MOST_PENDING = 128
@@ -59,7 +59,7 @@ class PendingTokens(Sequence[int]):
 
 
 class GraphDraft:
-    """The draft's view of one request on its device; commands as in `executor.draft_side.DraftSide`."""
+    """The draft's view of one request on its device; commands as in `executor.roles.draft_side.DraftSide`."""
 
     def __init__(self, engine: ResidentEngine, shared: SharedDevice) -> None:
         self._engine, self._shared = engine, shared

@@ -3,7 +3,7 @@
 The cache has one tensor of keys and one of values a block, (slots, kv_heads, head_dim). Its first slots are for branch
 tails, token j of row i in slot j * width + i; the line follows. So the prefix is never copied for a branch, rollback is a
 length, and adopting a row copies its tail and nothing else. `forward` takes device tensors only and never waits;
-`extend`, `grow` and the rest serve callers that hold token ids on the host (see `executor.engines.base.Engine`).
+`extend`, `grow` and the rest serve callers that hold token ids on the host (see `executor.models.engines.base.Engine`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from executor.engines.base import check_adoption, check_extension, check_growth, check_roll_back, check_starts
+from executor.models.engines.base import check_adoption, check_extension, check_growth, check_roll_back, check_starts
 from executor.resident.operations import Operations, Rotation, TorchOperations, View
 from executor.resident.weights import ResidentWeights
 

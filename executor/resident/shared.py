@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from executor.noise import gumbel
-from executor.requests import Request
+from executor.request import Request
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.graphs import Marks
 from executor.resident.streams import two_streams

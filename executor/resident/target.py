@@ -1,7 +1,7 @@
 """The target on a stream of its own: verification as a graph, one wait a round.
 
-It answers as `executor.target.Target` does. On one GPU it runs in the draft's process, for two processes would take turns
-where two streams can share; on a GPU of its own `executor.target_worker` gives it a process of its own.
+It answers as `executor.roles.target.Target` does. On one GPU it runs in the draft's process, for two would take turns
+where two streams can share; on a GPU of its own `executor.remote.worker` gives it a process of its own.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 from executor.errors import ExecutorError
 from executor.hrad.features import first_features
 from executor.hrad.predictor import Predictor
-from executor.requests import Request
+from executor.request import Request
 from executor.resident.engine import ResidentEngine
 from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
-from executor.scoring import Scores, score_sequence
-from executor.target import Prefill, TargetVerdict
+from executor.roles.scoring import Scores, score_sequence
+from executor.roles.target import Prefill, TargetVerdict
 from executor.verification import choose, noisy_scores
-from sim.machine import ClassProbs
+from sim.decoding.machine import ClassProbs
 from traces.schema import Sampling
 
 VERIFY_WIDTHS = (1, 2, 4, 8, 16, 32, 64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from executor.resident.operations import Norm
-from sim.model_shapes import ModelShape, named_shape
+from sim.decoding.model_shapes import ModelShape, named_shape
 
 RANDOM_PREFIX = "random:"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from executor.recorder import RecordSettings, record
-from executor.session import Session
+from executor.pair import Session
+from executor.recording.recorder import RecordSettings, record
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.acceptance_models import Chained
-from traces.acceptance_chain import AcceptanceChain
-from traces.run_writer import RunWriter
+from sim.decoding.acceptance_models import Chained
+from traces.fits.acceptance.chain import AcceptanceChain
+from traces.folder.writer import RunWriter
 from traces.schema import FinishReason, Op, RequestRecord, RequestTrace, Signal
 
 TAIL_DEPTH = 12

@@ -28,21 +28,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from analysis.synthetic import SyntheticAcceptance
-from analysis.validation import validate_run
-from executor.prompts import load_prompts
-from executor.recorder import RecordSettings, open_session, record, resolve_model
-from executor.requests import Request
+from analysis.check.validate import validate_run
+from executor.pair import Session
+from executor.recording.prompts import load_prompts
+from executor.recording.recorder import RecordSettings, open_session, record, resolve_model
+from executor.recording.sweep import Grid, record_sweep
+from executor.recording.synthetic import SyntheticAcceptance
+from executor.request import Request
 from executor.resident.engine import ResidentEngine
 from executor.resident.target import GraphTarget
-from executor.session import Session
-from executor.sweep import Grid, record_sweep
-from sim.policies.catalog import parse_policy
-from sim.replay import replay
-from traces.overlap import measure_overlap
-from traces.runs import read_run
+from sim.decoding.policies.catalog import parse_policy
+from sim.decoding.replay import replay
+from tests.laws.overlap import measure_overlap
+from traces.folder.run import read_run
+from traces.metrics.speeds import measured_speeds
 from traces.schema import Sampling
-from traces.speeds import measured_speeds
 
 IDENTITY = (
     "autoregressive",

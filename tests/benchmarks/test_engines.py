@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from executor.engines.hugging_face import HuggingFaceEngine, cache_argument
-from executor.engines.static import StaticEngine
+from executor.models.engines.hugging_face import HuggingFaceEngine, cache_argument
+from executor.models.engines.static import StaticEngine
 
 CONTEXT = 160
 SHAPES = {

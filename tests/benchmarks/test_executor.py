@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from executor.contention import cores_are_free
-from executor.prompts import load_prompts
-from executor.recorder import RecordSettings, record
-from executor.requests import Request
-from executor.session import Session
-from sim.policies.catalog import parse_policy
-from traces.overlap import measure_overlap
-from traces.runs import Run
+from executor.pair import Session
+from executor.recording.contention import cores_are_free
+from executor.recording.prompts import load_prompts
+from executor.recording.recorder import RecordSettings, record
+from executor.request import Request
+from sim.decoding.policies.catalog import parse_policy
+from tests.laws.overlap import measure_overlap
+from traces.folder.run import Run
+from traces.metrics.speeds import measured_speeds
 from traces.schema import Sampling
-from traces.speeds import measured_speeds
 
 pytestmark = pytest.mark.benchmark
 
@@ -96,9 +96,9 @@ def test_recorder_overhead(session: Session) -> None:
 
 def test_exploration_is_faster_than_execution(run: Run, tmp_path: Path) -> None:
     """Simulated tokens a second against executed ones."""
-    from analysis.prediction import predict
-    from sim.latency import FittedLatency
-    from traces.calibration import calibrate
+    from analysis.check.predict import predict
+    from sim.latency.fitted import FittedLatency
+    from traces.fits.calibration import calibrate
 
     traces = record(
         RecordSettings(policies=("autoregressive",), num_prompts=4, capacity=512, temperatures=(1.0,)), tmp_path / "run"

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from analysis.evaluation import Timing, Workload, evaluate, evaluate_packed
-from analysis.exploration import explore_study
-from analysis.scale_out import Workers, run_tasks
-from analysis.study import read_study
+from analysis.explore.evaluation import Timing, Workload, evaluate, evaluate_packed
+from analysis.explore.exploration import explore_study
+from analysis.explore.scale_out import Workers, run_tasks
+from analysis.study.study import read_study
+from sim.decoding.policies.catalog import parse_policy
 from sim.engine import simulate
-from sim.latency import FittedLatency
-from sim.policies.catalog import parse_policy
+from sim.latency.fitted import FittedLatency
 from tests.analysis.made_up_run import write_run
-from traces.calibration import calibrate
-from traces.runs import read_run
+from traces.fits.calibration import calibrate
+from traces.folder.run import read_run
 
 STUDY = Path(__file__).parents[2] / "examples" / "studies" / "thousand_policies.yaml"
 

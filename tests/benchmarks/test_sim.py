@@ -14,14 +14,14 @@ import pytest
 import simpy
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sim.acceptance_models import Geometric
+from sim.decoding.acceptance_models import Geometric
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.overlapped.pearl import Pearl
+from sim.decoding.policies.serial.confidence_stop import ConfidenceSignal, ConfidenceStop
+from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.engine import simulate
-from sim.latency import ConstantLatency
-from sim.policies.base import Policy
-from sim.policies.confidence import ConfidenceSignal, ConfidenceStop
-from sim.policies.fixed_length import FixedLength
-from sim.policies.pearl import Pearl
-from sim.sweep import sweep
+from sim.latency.constant import ConstantLatency
+from sim.sweep.sweep import sweep
 from traces.schema import RequestTrace
 
 LATENCY = ConstantLatency(draft_s=0.002, verify_s=0.02, host_s=0.0005)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.identity import ROUNDING, is_within_rounding
-from sim.policies.base import Policy
-from sim.replay import replay
+from analysis.check.identity import ROUNDING, is_within_rounding
+from sim.decoding.policies.base import Policy
+from sim.decoding.replay import replay
 from traces.schema import RequestTrace, Round
 
 

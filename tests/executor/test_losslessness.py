@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from executor.loop import Decoded
-from executor.prompts import load_prompts
-from executor.requests import Request
-from executor.session import Session
-from sim.policies.base import Policy
-from sim.policies.catalog import parse_policy
+from executor.pair import Session
+from executor.recording.prompts import load_prompts
+from executor.request import Request
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import parse_policy
 from tests.executor.same_rounds import assert_replayed
 from traces.schema import RequestTrace, Sampling
 
@@ -100,7 +100,7 @@ def test_greedy_decoding_is_that_of_transformers(session: Session) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from executor.recorder import resolve_model
+    from executor.recording.recorder import resolve_model
 
     model = AutoModelForCausalLM.from_pretrained(resolve_model("embedded", "target"), dtype=torch.float32)
     request = _request(session, 0, Sampling(0.0), max_new_tokens=40)
@@ -110,7 +110,7 @@ def test_greedy_decoding_is_that_of_transformers(session: Session) -> None:
 
 
 def test_the_hugging_face_engine_gives_the_same_tokens_and_rounds(session: Session) -> None:
-    from executor.recorder import RecordSettings, open_session
+    from executor.recording.recorder import RecordSettings, open_session
 
     request = _request(session, 1, Sampling(0.7))
     with open_session(RecordSettings(engine="hugging_face", capacity=256)) as slow:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from executor.noise import gumbel
 from executor.verification import _order_keys, choose, noisy_scores, ranks_of, signals, top_tokens
-from sim import verification as specification
+from sim.decoding import verification as specification
 from traces.schema import Sampling
 
 SAMPLINGS = [

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.acceptance import dsi_servers, dsi_speedup
-from sim.acceptance_models import Geometric
+from sim.decoding.acceptance_models import Geometric
+from sim.decoding.closed_forms import dsi_servers, dsi_speedup
+from sim.decoding.policies.serial.autoregressive import Autoregressive
+from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.dsi import Dsi, DsiRun, simulate_dsi
 from sim.engine import simulate
-from sim.latency import ConstantLatency, OpShape
-from sim.policies.autoregressive import Autoregressive
-from sim.policies.fixed_length import FixedLength
+from sim.latency.base import OpShape
+from sim.latency.constant import ConstantLatency
 from traces.schema import FinishReason, RequestTrace
 
 

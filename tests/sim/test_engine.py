@@ -14,17 +14,18 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.acceptance_models import Geometric
+from sim.decoding.acceptance_models import Geometric
+from sim.decoding.policies.base import Defaults, Hedges, Observation, Policy
+from sim.decoding.policies.overlapped.pearl import Pearl
+from sim.decoding.policies.overlapped.probe import Probe
+from sim.decoding.policies.overlapped.specbranch import SpecBranch
+from sim.decoding.policies.serial.autoregressive import Autoregressive
+from sim.decoding.policies.serial.confidence_stop import ConfidenceStop
+from sim.decoding.policies.serial.fixed_length import FixedLength
+from sim.decoding.replay import replay
 from sim.engine import Device, SimulatedRun, simulate, summarise
-from sim.latency import ConstantLatency, OpShape
-from sim.policies.autoregressive import Autoregressive
-from sim.policies.base import Defaults, Hedges, Observation, Policy
-from sim.policies.confidence import ConfidenceStop
-from sim.policies.fixed_length import FixedLength
-from sim.policies.pearl import Pearl
-from sim.policies.probe import Probe
-from sim.policies.specbranch import SpecBranch
-from sim.replay import replay
+from sim.latency.base import OpShape
+from sim.latency.constant import ConstantLatency
 from traces.schema import FinishReason, Op, RequestTrace, Signal
 
 HAND = ConstantLatency(draft_s=1.0, verify_s=10.0, host_s=0.5, draft_prefill_s=2.0, target_prefill_s=3.0)
@@ -255,10 +256,10 @@ def test_drawn_times_average_to_the_means() -> None:
 
 def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: Callable[..., RequestTrace]) -> None:
     """A round's first draft forwards are dearer, and so is every forward whose signals are read."""
-    from sim.latency import FittedLatency
-    from sim.sweep import sweep
-    from traces.calibration import Calibration, LatencyFit
-    from traces.cold_start import ColdStart
+    from sim.latency.base import FittedLatency
+    from sim.sweep.sweep import sweep
+    from traces.fits.calibration import Calibration, LatencyFit
+    from traces.fits.cold_start import ColdStart
 
     def law(base: float) -> LatencyFit:
         return LatencyFit(

@@ -1,0 +1,1 @@
+"""Predicted against measured, replayed against executed."""

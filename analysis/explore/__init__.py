@@ -1,0 +1,1 @@
+"""Many policies on the simulator."""

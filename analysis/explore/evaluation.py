@@ -1,0 +1,211 @@
+"""One task of an exploration: some policies on some traces, timed in every scenario. Runs in any process, on any
+machine.
+
+Rounds do not depend on times, so policies are replayed once and timed once for each scenario.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.explore.engine_runs import simulated_requests
+from analysis.study.study import policy_of
+from sim.decoding.policies.base import Policy
+from sim.latency.base import Conditions, LatencyModel
+from sim.latency.fitted import FittedLatency
+from sim.latency.placement import PlacedTimer, Placement, adjusted, mixed
+from sim.sweep.lockstep import RoundArrays, TraceArrays
+from sim.sweep.sweep import ROUNDS_AT_ONCE, sweep
+from traces.fits.calibration import Calibration
+from traces.schema import RequestTrace
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+SECONDS = ("decode_s", "draft_busy_s", "target_busy_s")
+COUNTS = ("num_rounds", "num_emitted", "num_drafted", "num_lost", "num_draft_forwards", "num_submitted", "num_rejected")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What changes times and nothing else: the placement, and target / draft forward (None: as calibrated)."""
+
+    placement: Placement = field(default_factory=Placement)
+    cost_ratio: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What policies are tried on. seed: None for mean latencies, otherwise of the latency draws (shared by
+    policies).
+    """
+
+    traces: tuple[RequestTrace, ...]
+    calibration: Calibration
+    timings: tuple[Timing, ...]
+    seed: int | None = None
+
+    @cached_property
+    def arrays(self) -> TraceArrays:
+        """The traces for sweeps: made once, since every task of a worker needs them."""
+        return TraceArrays(self.traces)
+
+    def packed(self) -> Packed:
+        """For the way to a worker (never for the disk)."""
+        data = zlib.compress(pickle.dumps(replace(self)), 1)  # a copy holds no arrays: a worker makes its own
+        return Packed(hashlib.sha256(data).hexdigest(), data)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A workload on its way. digest: of the data, by which a worker knows what it has unpacked already."""
+
+    digest: str
+    data: bytes = field(compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """counts: name -> (policies, requests). seconds: name -> (timings, policies, requests). peak_kv_tokens: (policies,)
+    largest number of cache entries beyond the committed tokens: pending ones and all rows of the branches."""
+
+    labels: tuple[str, ...]
+    counts: dict[str, Ints]
+    seconds: dict[str, Floats]
+    peak_kv_tokens: Ints
+
+
+@lru_cache(maxsize=4)
+def unpacked(packed: Packed) -> Workload:
+    """What `Workload.packed` gave; a worker unpacks it once."""
+    workload: Workload = pickle.loads(zlib.decompress(packed.data))  # this program's own coordinator sent them
+    return workload
+
+
+def evaluate_packed(packed: Packed, labels: tuple[str, ...]) -> Evaluated:
+    """`evaluate` as a task for a worker."""
+    return evaluate(unpacked(packed), labels)
+
+
+def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
+    """Some policies on a workload."""
+    policies = [policy_of(label) for label in labels]
+    latency = FittedLatency(workload.calibration)
+    if workload.seed is not None:
+        return _evaluate_drawn(policies, labels, workload, latency)
+    traces = workload.traces
+    others = [index for index, timing in enumerate(workload.timings) if timing != Timing()]
+    swept = sweep(policies, traces, latency, record_rounds=bool(others), arrays=workload.arrays)
+    seconds = np.empty((len(SECONDS), len(workload.timings), len(policies), len(traces)))
+    seconds[:] = np.stack([swept.decode_s, swept.draft_busy_s, swept.target_busy_s])[:, None]
+    if swept.rounds is not None:
+        request, position = _places(swept.rounds, workload.arrays)
+        for index in others:
+            timing = workload.timings[index]
+            seconds[:, index] = _timed(timing, policies, workload, latency, swept.rounds, request, position)
+    return Evaluated(
+        labels=tuple(labels),
+        counts={name: swept.counts[name] for name in COUNTS},
+        seconds=dict(zip(SECONDS, seconds, strict=True)),
+        peak_kv_tokens=swept.peak_kv_tokens,
+    )
+
+
+def speeds_under(
+    workload: Workload, timing: Timing, labels: Sequence[str], calibrations: Sequence[Calibration]
+) -> Floats:
+    """(calibrations, policies) decode tokens/s with mean latencies; the policies are replayed once."""
+    policies = [policy_of(label) for label in labels]
+    traces = workload.traces
+    latency = FittedLatency(workload.calibration)
+    swept = sweep(policies, traces, latency, record_rounds=True, arrays=workload.arrays)
+    assert swept.rounds is not None
+    request, position = _places(swept.rounds, workload.arrays)
+    tokens = swept.counts["num_emitted"].sum(axis=1)
+    speeds = []
+    for calibration in calibrations:
+        latency = FittedLatency(calibration)
+        times = _timed(timing, policies, workload, latency, swept.rounds, request, position)
+        speeds.append(tokens / times[0].sum(axis=1))
+    return np.array(speeds)
+
+
+def typical_context(traces: Sequence[RequestTrace]) -> int:
+    """Tokens in the cache half-way through a mean request."""
+    return int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
+
+
+def _places(rounds: RoundArrays, arrays: TraceArrays) -> tuple[Ints, Ints]:
+    """Request of each round, and committed tokens before it."""
+    request = rounds.lane % len(arrays.starts)
+    return request, rounds.position - arrays.starts[request]
+
+
+def _timed(
+    timing: Timing,
+    policies: Sequence[Policy],
+    workload: Workload,
+    latency: LatencyModel,
+    rounds: RoundArrays,
+    request: Ints,
+    position: Ints,
+) -> Floats:
+    """(3, policies, requests) seconds of the rounds in one scenario."""
+    traces = workload.traces
+    num_lanes = len(policies) * len(traces)
+    kinds = [Conditions.of(policy) for policy in policies]
+    distinct = list(dict.fromkeys(kinds))
+    kind_of_round = np.array([distinct.index(kind) for kind in kinds])[rounds.lane // len(traces)]
+    found = np.zeros((len(SECONDS), num_lanes))
+    for index, conditions in enumerate(distinct):
+        model = _latency_of(timing, workload, latency, conditions.drafts)
+        timer = PlacedTimer(model, traces, timing.placement, conditions)
+        chosen = np.flatnonzero(kind_of_round == index)
+        for first in range(0, len(chosen), ROUNDS_AT_ONCE):
+            some = chosen[first : first + ROUNDS_AT_ONCE]
+            part = RoundArrays(*(column[some] for column in rounds))
+            for sums, values in zip(found, timer.times_of(part, request[some], position[some]), strict=True):
+                np.add.at(sums, part.lane, values)
+    return found.reshape(len(SECONDS), len(policies), len(traces))
+
+
+def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:
+    context = typical_context(workload.traces)
+    return adjusted(latency, timing.placement, cost_ratio=timing.cost_ratio, context_tokens=context, drafts=drafts)
+
+
+def _evaluate_drawn(
+    policies: Sequence[Policy], labels: Sequence[str], workload: Workload, latency: LatencyModel
+) -> Evaluated:
+    """The same by the SimPy engine, with drawn times."""
+    assert workload.seed is not None
+    traces = workload.traces
+    seconds = np.zeros((len(SECONDS), len(workload.timings), len(policies), len(traces)))
+    counts = {name: np.zeros((len(policies), len(traces)), dtype=np.int64) for name in COUNTS}
+    peaks = np.zeros(len(policies), dtype=np.int64)
+    for row, policy in enumerate(policies):
+        for index, timing in enumerate(workload.timings):
+            model = _latency_of(timing, workload, latency, policy.needs.drafts)
+            share = timing.placement.share_of_turns
+            apart = simulated_requests(policy, traces, model, seed=workload.seed)
+            seconds[:, index, row] = apart.seconds
+            if share:  # the same draws, taking turns
+                turns = simulated_requests(policy, traces, model, seed=workload.seed, same_device=True)
+                seconds[0, index, row] = mixed(apart.seconds[0], turns.seconds[0], share)
+            if index == 0:
+                peaks[row] = apart.peak_kv_tokens
+                for name in COUNTS:
+                    counts[name][row] = apart.counts[name]
+    return Evaluated(
+        labels=tuple(labels),
+        counts=counts,
+        seconds=dict(zip(SECONDS, seconds, strict=True)),
+        peak_kv_tokens=peaks,
+    )

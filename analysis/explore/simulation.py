@@ -1,0 +1,49 @@
+"""Trace replay in simulated time, as run folders: what a recorded run would have been under other policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.check.predict import predict
+from sim.decoding.policies.catalog import parse_policy
+from sim.decoding.policies.serial.prompt_lookup import check_drafter
+from sim.latency.fitted import FittedLatency
+from traces.fits.calibration import Calibration, calibrate
+from traces.folder.run import Run, read_run
+from traces.folder.writer import RunWriter
+from traces.metrics.speeds import Speed, speeds_summary
+
+
+def load_calibration(run: Run, path: Path | None) -> Calibration:
+    """A saved calibration, or the one beside the run, or one fitted from the run now."""
+    if path is not None:
+        return Calibration.load(path)
+    beside = run.folder / "calibration.json"
+    return Calibration.load(beside) if beside.exists() else calibrate(run)
+
+
+def simulate_run(
+    run_dir: Path, output_dir: Path, labels: Sequence[str], *, calibration: Path | None = None, seed: int = 0
+) -> list[Speed]:
+    """Simulate policies on a run's traces; writes one run folder for each under output_dir. Returns their speeds."""
+    policies = [parse_policy(label) for label in labels]
+    run = read_run(run_dir)
+    for policy in policies:
+        check_drafter(policy, run.config.get("draft"))
+    latency = FittedLatency(load_calibration(run, calibration))
+    traces = run.traces()
+    found = predict(policies, traces, latency, seed=seed, record_ops=True)
+    for index, (label, simulated) in enumerate(found.runs.items()):
+        folder = output_dir / f"{index:02d}-{label.partition(':')[0]}"
+        config = {"policy": label, "run": str(run_dir), "calibration": str(calibration or ""), "seed": seed}
+        with RunWriter(folder, config=config, meta={"kind": "simulated"}) as writer:
+            writer.ops(simulated.ops)
+            writer.rounds(simulated.rounds)
+            for request in simulated.requests:
+                writer.request(request)
+            for trace in traces:
+                writer.trace(trace)
+            speeds = [speed for speed in found.speeds if speed.policy == label]
+            writer.finish({"predicted": speeds_summary(speeds)})
+    return found.speeds

@@ -1,0 +1,80 @@
+"""Finished tasks of an exploration on disk, so that one that was killed goes on where it stopped.
+
+They lie beside the results, in OUTPUT.partial, and go when the results are written. A folder belongs to one question:
+the study, the traces, the calibration. Each task is one file, written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.explore.evaluation import Evaluated
+
+
+class TaskStore:
+    """Results of tasks by their workload and labels."""
+
+    def __init__(self, output_dir: Path, question: str) -> None:
+        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+            raise ValueError(
+                f"{output_dir} already holds something, and results are never overwritten; name a new folder."
+            )
+        self.folder = output_dir.with_name(output_dir.name + ".partial")
+        self.num_reused = 0
+        note = self.folder / "question.json"
+        digest = hashlib.sha256(question.encode()).hexdigest()
+        if note.exists():
+            if json.loads(note.read_text()).get("sha256") != digest:
+                raise ValueError(
+                    f"{self.folder} holds the unfinished results of another study, run or calibration; "
+                    "finish that one, remove the folder, or name another --output-dir."
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"sha256": digest}) + "\n")
+        temporary.replace(note)
+
+    def load(self, workload: int, labels: Sequence[str]) -> Evaluated | None:
+        """What was stored for a task; None if nothing was, or half of it."""
+        path = self._path(workload, labels)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as arrays:
+                found = Evaluated(
+                    labels=tuple(labels),
+                    counts={name[2:]: arrays[name] for name in arrays.files if name.startswith("n:")},
+                    seconds={name[2:]: arrays[name] for name in arrays.files if name.startswith("s:")},
+                    peak_kv_tokens=arrays["peak"],
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # a damaged file is done again
+            return None
+        self.num_reused += 1
+        return found
+
+    def save(self, workload: int, found: Evaluated) -> None:
+        """Store a finished task."""
+        path = self._path(workload, found.labels)
+        temporary = path.with_suffix(".part")
+        columns: dict[str, Any] = {f"n:{name}": values for name, values in found.counts.items()}
+        columns |= {f"s:{name}": values for name, values in found.seconds.items()}
+        with temporary.open("wb") as file:
+            np.savez(file, peak=found.peak_kv_tokens, **columns)
+        temporary.replace(path)
+
+    def discard(self) -> None:
+        """Remove it all: the results are written."""
+        shutil.rmtree(self.folder)
+
+    def _path(self, workload: int, labels: Sequence[str]) -> Path:
+        key = hashlib.sha256("\n".join([str(workload), *labels]).encode()).hexdigest()[:24]
+        return self.folder / f"{key}.npz"

@@ -1,0 +1,1 @@
+"""Figures of runs, explorations and closed forms."""

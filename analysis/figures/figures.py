@@ -1,0 +1,289 @@
+"""The figures of an exploration: from its folder and the run behind it to PNG files beside one another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis.explore.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
+from analysis.explore.evaluation import Timing, typical_context
+from analysis.explore.simulation import load_calibration
+from analysis.figures import plots
+from analysis.papers.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
+from analysis.study.questions import Question, make_questions, traces_of
+from analysis.study.study import make_study
+from sim.decoding.acceptance_models import Chained
+from sim.decoding.policies.catalog import parse_policy
+from sim.latency.base import LatencyModel
+from sim.latency.fitted import FittedLatency
+from sim.latency.placement import Placement, adjusted, cost_ratio_of
+from traces.fits.acceptance.chain import fit_hazard, fit_markov
+from traces.fits.acceptance.curves import curve_of
+from traces.folder.run import Run, read_run
+from traces.folder.writer import check_new_folder
+from traces.metrics.speeds import Speed, measured_speeds
+from traces.schema import RequestTrace
+
+METHODS = ("fixed_length", "pearl", "saguaro", "specbranch")
+NUM_POSITIONS = 8
+BRANCHES = 4  # of the oracle that stands for SpecBranch
+LEAST_GAIN = 0.01  # over autoregressive decoding, to win a region of a map
+MAPPED = (
+    "autoregressive",
+    *(f"fixed_length:draft_length={length}" for length in (1, 2, 3, 4, 6, 8)),
+    *(f"pearl:draft_length={length}" for length in (2, 3, 4, 6, 8, 12)),
+    *(f"saguaro:draft_length={length}" for length in (2, 4, 6, 8)),
+    *(f"specbranch:draft_length={length},uses_hrad=false" for length in (2, 4, 6, 8)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the figures of one temperature and alignment show: its scenario on two devices as calibrated, or the first one
+    that was explored.
+
+    table: its explored rows. latency: of each model on its own device, without a link, mean times.
+    measured: real speeds, none where the scenario is none that was run.
+    entropies: (positions, 2) of the target, entropy and second log-moment; unknown for an alignment that was not recorded.
+    is_sampled: the traces are drawn from a model of acceptance.
+    """
+
+    temperature: float
+    others: tuple[str, ...]
+    traces: Sequence[RequestTrace]
+    table: pd.DataFrame
+    latency: LatencyModel
+    measured: Sequence[Speed]
+    entropies: pd.DataFrame
+    is_sampled: bool
+
+    def entitle(self, axes: Axes, question: str, *notes: str) -> Axes:
+        """A title: what is asked and, below, where: what the scenario shares with the recorded run is left out, and so are
+        empty notes."""
+        where = "; ".join(filter(None, [*self.others, *notes]))
+        axes.set_title(f"T = {self.temperature:g}: {question}" + (f"\n({where})" if where else ""), fontsize=10)
+        return axes
+
+    @property
+    def stem(self) -> str:
+        """The scenario, for file names."""
+        return "-".join([f"T{self.temperature:g}", *(re.sub(r"[^\w.=]+", "_", other) for other in self.others)])
+
+    @property
+    def acceptance(self) -> float:
+        """Share of positions at which the draft is right."""
+        return float(np.mean([rank == 0 for trace in self.traces for rank in trace.ranks]))
+
+    @property
+    def cost_ratio(self) -> float:
+        """Target forward / draft forward."""
+        return cost_ratio_of(self.latency, typical_context(self.traces))
+
+    @property
+    def entropy_note(self) -> str:
+        """What the target's entropy lets any drafter gain here, for a title; empty where nothing bounds it."""
+        if self.temperature == 0 or self.entropies.isna().any(axis=None):
+            return ""
+        moments = self.entropies.target_entropy, self.entropies.target_log_moment
+        bound = entropy_speedups(*moments, self.latency, range(1, LONGEST + 1), typical_context(self.traces))
+        return f"entropy bound: {bound.speedup.max():.2f}"
+
+
+def draw_figures(explored_dir: Path, output_dir: Path, *, measured_dir: Path | None = None) -> list[Path]:
+    """Draw everything that an exploration can show. measured_dir: a run folder with real speeds, such as that of
+    `specbranch validate`; the explored run's own by default."""
+    explored = read_run(explored_dir)
+    if explored.meta.get("kind") != "explored":
+        raise ValueError(f"{explored_dir} is no exploration; give the --output-dir of `specbranch explore`.")
+    run, study = read_run(explored.config["run"]), make_study(explored.config["study"], where=str(explored_dir))
+    named = explored.config["calibration"]
+    calibration = load_calibration(run, Path(named) if named else None)
+    # Under latencies that were named nothing was run, unless the user says where.
+    measured = read_run(measured_dir) if measured_dir else None if named else run
+    table = pd.read_parquet(explored_dir / "results.parquet")
+    check_new_folder(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    found = []
+    for question in make_questions(traces_of(run.traces(), study, where=str(run.folder)), calibration, study):
+        told = _told(question, run, measured, table)
+        for name, draw in FIGURES.items():
+            figure = Figure(figsize=(6.4, 5.0), layout="constrained")
+            FigureCanvasAgg(figure)
+            if draw(figure.subplots(), told) is not None:
+                path = output_dir / f"{name}-{told.stem}.png"
+                figure.savefig(path, dpi=140)
+                found.append(path)
+    return found
+
+
+def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFrame) -> Told:
+    timings, traces = question.workload.timings, question.workload.traces
+    timing = Timing() if Timing() in timings else timings[0]
+    scenario = question.scenario(timing)
+    here = table[table.scenario == scenario]
+    settings = [vars(parse_policy(label)) for label in here.policy]
+    for name in ("draft_length", "max_branches"):
+        here = here.assign(**{name: [row.get(name, np.nan) for row in settings]})
+    entropies = pd.DataFrame({"target_entropy": [np.nan], "target_log_moment": [np.nan]})
+    is_recorded = question.alignment == "recorded"
+    if is_recorded:
+        ids = {trace.request_id for trace in traces}
+        entropies = run.alignment.loc[run.alignment.request_id.isin(ids), list(entropies.columns)]
+    speeds: list[Speed] = []
+    if is_recorded and timing == Timing() and measured is not None and not measured.rounds.empty:
+        speeds = measured_speeds(measured.requests, measured.rounds)
+    latency = adjusted(
+        FittedLatency(question.workload.calibration),
+        Placement(),  # a pair's cost ratio, and bounds above what a link or a shared device leaves
+        cost_ratio=timing.cost_ratio,
+        context_tokens=typical_context(traces),
+        drafts=False,
+    )
+    return Told(
+        temperature=question.temperature,
+        others=tuple(part for part in scenario.split()[1:] if part != Timing().placement.label),
+        traces=traces,
+        table=here,
+        latency=latency,
+        measured=[speed for speed in speeds if speed.temperature == question.temperature and speed.speedup is not None],
+        entropies=entropies,
+        is_sampled=not is_recorded,
+    )
+
+
+def _by_length(axes: Axes, told: Told) -> Axes | None:
+    """Speed-up against draft length: simulated, closed form, measured, oracles and the entropy bound."""
+    rows = told.table[told.table.method.isin(METHODS) & told.table.draft_length.notna()]
+    if rows.empty:
+        return None
+    best = rows.loc[rows.groupby(["method", "draft_length"]).speedup.idxmax()]
+    predicted = best.assign(low=best.speedup_low, high=best.speedup_high)
+    columns = ["method", "draft_length", "speedup", "low", "high"]
+    points = [
+        (speed.policy.partition(":")[0], length, speed.speedup, *(speed.speedup_interval or (np.nan, np.nan)))
+        for speed in told.measured
+        if (length := getattr(parse_policy(speed.policy), "draft_length", None)) is not None
+    ]
+    methods = [method for method in METHODS if method in set(best.method)]
+    plots.speedup_by_draft_length(axes, predicted[columns], pd.DataFrame(points, columns=columns), methods)
+    lengths = np.arange(1, int(best.draft_length.max()) + 1)
+    for method in methods:
+        alpha, ratio = np.array(told.acceptance), np.array(told.cost_ratio)
+        gains = CLOSED_FORMS[method](alpha, lengths.astype(float), ratio)
+        plots.closed_form_line(axes, pd.DataFrame({"draft_length": lengths, "speedup": gains}), method)
+    for overlaps, label, colour in ((False, "serial oracle", "#999999"), (True, "overlap oracle", "#555555")):
+        oracle = oracle_speedups(told.traces, told.latency, lengths.tolist(), overlaps=overlaps)
+        plots.bound_line(axes, oracle, label, colour=colour)
+    depth = min(trace.tail_depth for trace in told.traces)
+    reachable = [length for length in lengths.tolist() if length < depth]
+    for count, colour in (
+        ((1, plots.colour_of("pearl")), (BRANCHES, plots.colour_of("specbranch"))) if reachable else ()
+    ):
+        oracle = branch_oracle_speedups(told.traces, told.latency, reachable, max_branches=count)
+        plots.bound_line(axes, oracle, f"oracle with {count} branch{'es' if count > 1 else ''}", colour=colour)
+    if told.temperature > 0 and told.entropies.notna().all(axis=None):
+        context = typical_context(told.traces)
+        moments = told.entropies.target_entropy, told.entropies.target_log_moment
+        bound = entropy_speedups(*moments, told.latency, lengths.tolist(), context)
+        plots.bound_line(axes, bound, "entropy bound, leading term", colour="#000000")
+    return told.entitle(axes, "how long should drafts be?")
+
+
+def _branches(axes: Axes, told: Told) -> Axes | None:
+    """Branch count against draft length; the oracle that hedges every outcome stands in the title."""
+    rows = told.table.dropna(subset=["draft_length", "max_branches"])
+    rows = rows[rows.method == "specbranch"]
+    if rows.draft_length.nunique() < 2 or rows.max_branches.nunique() < 2:
+        return None
+    lengths = sorted(map(int, rows.draft_length.unique()))
+    oracle = oracle_speedups(told.traces, told.latency, lengths, overlaps=True).speedup.max()
+    plots.branches_by_draft_length(axes, rows)
+    return told.entitle(axes, "do branches pay in SpecBranch?", f"overlap oracle: {oracle:.2f}", told.entropy_note)
+
+
+def _break_even(axes: Axes, told: Told) -> Axes:
+    """Which method wins where, in closed form, and where this pair stands."""
+    alphas, ratios = np.linspace(0.05, 0.95, 37), np.geomspace(1, 40, 40)
+    plots.break_even_map(axes, winners(closed_form_map(alphas.tolist(), ratios.tolist()), LEAST_GAIN))
+    plots.bound_contours(axes, oracle_map(alphas.tolist(), ratios.tolist()), "overlap oracle")
+    return _with_this_pair(axes, told, "in closed form, branches for free")
+
+
+def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
+    """The same by replay, acceptance clustered as in this pair's traces, and moved to other means."""
+    if told.acceptance in (0.0, 1.0) or not all(trace.signals for trace in told.traces):
+        return None
+    chain = fit_hazard(told.traces)
+    depth = min(trace.tail_depth for trace in told.traces)
+    policies = [policy for policy in map(parse_policy, MAPPED) if policy.needs.tail_depth <= depth]
+    table = simulated_map(
+        policies,
+        np.linspace(0.2, 0.9, 8).tolist(),
+        np.geomspace(1.5, 40, 9).tolist(),
+        model_of=lambda alpha: Chained(chain.shifted_to(alpha), told.traces),
+        with_bound=True,
+    )
+    plots.break_even_map(axes, winners(table, LEAST_GAIN))
+    plots.bound_contours(axes, table.assign(speedup=table.bound), "overlap oracle")
+    return _with_this_pair(axes, told, "by replay of clustered acceptance")
+
+
+def _with_this_pair(axes: Axes, told: Told, how: str) -> Axes:
+    axes.plot(told.cost_ratio, told.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15)
+    return told.entitle(axes, f"which method wins {how}?", "star: this pair", told.entropy_note)
+
+
+def _acceptance(axes: Axes, told: Told) -> Axes | None:
+    """Acceptance by position in the round, and the lines that it departs from or follows."""
+    longest = min(NUM_POSITIONS, max(trace.num_tokens for trace in told.traces) - 1)
+    if longest < 1 or told.acceptance in (0.0, 1.0):
+        return None
+    curve = curve_of(told.traces, longest)
+    rates = np.array(curve.conditional)
+    reached = curve.num_rounds * np.concatenate([[1.0], np.cumprod(rates)[:-1]])
+    # Wilson's interval, which holds for few rounds and for rates near 1
+    middle = (rates + 1.96**2 / (2 * reached)) / (1 + 1.96**2 / reached)
+    half = 1.96 * np.sqrt(rates * (1 - rates) / reached + 1.96**2 / (4 * reached**2)) / (1 + 1.96**2 / reached)
+    measured = pd.DataFrame(
+        {
+            "position": range(1, len(rates) + 1),
+            "acceptance": rates,
+            "low": np.minimum(middle - half, rates),
+            "high": np.maximum(middle + half, rates),
+        }
+    )
+    chains = {"hazard by run length": fit_hazard(told.traces), "Markov": fit_markov(told.traces)}
+    plots.acceptance_by_position(
+        axes,
+        measured,
+        {name: chain.round_law(len(rates)).conditional for name, chain in chains.items()},
+        label="sampled" if told.is_sampled else "measured",
+    )
+    return told.entitle(axes, "is acceptance the same at every position?")
+
+
+def _pareto(axes: Axes, told: Told) -> Axes | None:
+    """Speed against the study's second objective."""
+    others = [name for name in told.table.columns if name.startswith("objective_") and name != "objective_speed"]
+    if not others:
+        return None
+    plots.pareto_front_plot(axes, told.table, others[0])
+    return told.entitle(axes, "what does speed cost?")
+
+
+FIGURES: dict[str, Callable[[Axes, Told], Axes | None]] = {
+    "speedup_by_draft_length": _by_length,
+    "branches_by_draft_length": _branches,
+    "break_even": _break_even,
+    "break_even_simulated": _break_even_simulated,
+    "acceptance_by_position": _acceptance,
+    "pareto": _pareto,
+}

@@ -1,0 +1,1 @@
+"""What to ask: studies, their questions, and the candidates of each method."""

@@ -1,0 +1,1 @@
+"""Models by name: where they come from, and the engines that run them."""

@@ -1,0 +1,114 @@
+"""Load a target and a draft by name: any Hugging Face id or folder, random:SHAPE or prompt_lookup, over one vocabulary."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from executor.models.engines.base import Engine
+from executor.models.engines.prompt_lookup import parse_lookup
+from executor.models.sources.base import EngineKind, EngineSettings, ModelError, Source
+from executor.models.sources.hugging_face import HuggingFaceSource
+from executor.models.sources.lookup import LookupSource
+from executor.models.sources.random_shape import RandomSource
+from executor.resident.weights import is_random
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids that a target and a draft share."""
+
+    size: int  # logits that both engines return: the smaller of the two heads
+    target_head_size: int
+    draft_head_size: int
+    num_tokens: int  # largest id of the tokenizer plus one
+
+
+def source_of(path: str | Path) -> Source:
+    """Where the model of this name comes from."""
+    name = str(path)
+    if (lookup := parse_lookup(name)) is not None:
+        return LookupSource(name, lookup)
+    return RandomSource(name) if is_random(name) else HuggingFaceSource(path)
+
+
+def load_engine(
+    path: str | Path,
+    *,
+    engine: EngineKind | str = EngineKind.STATIC,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    capacity: int | None = None,
+    vocab_size: int | None = None,
+    num_feature_layers: int = 0,
+) -> Engine:
+    """A model's weights behind the engine interface, without its tokenizer. Raises `ModelError`.
+
+    path: folder, or id on the Hugging Face hub; random:SHAPE; or prompt_lookup, which needs its vocab_size. capacity:
+    positions in the cache; by default all that the model knows, at most 8192. vocab_size: cut the head to this many tokens
+    (see `check_vocabularies`). An architecture that the static engine does not know runs on the hugging_face engine, with a
+    warning.
+    """
+    settings = EngineSettings.parse(
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        capacity=capacity,
+        vocab_size=vocab_size,
+        num_feature_layers=num_feature_layers,
+    )
+    return source_of(path).engine(settings)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model."""
+    return source_of(path).tokenizer()
+
+
+def eos_token_ids(path: str | Path) -> tuple[int, ...]:
+    """Tokens that end a text; may be none."""
+    return source_of(path).eos_token_ids()
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 that is equal for equal models, wherever they lie."""
+    return source_of(path).fingerprint()
+
+
+def check_vocabularies(target: str | Path, draft: str | Path) -> Vocabulary:
+    """Hold two models to one vocabulary, from their configs and tokenizers alone.
+
+    The tokenizers must map the same tokens to the same ids. Heads may be padded to different sizes: then both are cut
+    to the smaller, with a warning. A draft that is a lookup takes the target's vocabulary as it is.
+    """
+    sources = {target: source_of(target), draft: source_of(draft)}
+    if isinstance(sources[draft], LookupSource):
+        sources[draft] = sources[target]
+    tokens = {path: source.tokenizer().get_vocab() for path, source in sources.items()}
+    if tokens[target] != tokens[draft]:
+        different = dict(tokens[target].items() ^ tokens[draft].items())
+        example = min(different, key=lambda token: (different[token], token))
+        raise ModelError(
+            f"{target} and {draft} have different vocabularies ({len(tokens[target])} and {len(tokens[draft])} tokens, "
+            f"{len(different)} of them not the same, for example {example!r}): choose two models of one family."
+        )
+    num_tokens = max(tokens[target].values()) + 1
+    sizes = {path: source.head_size() for path, source in sources.items()}
+    for path, size in sizes.items():
+        if size < num_tokens:
+            raise ModelError(
+                f"the head of {path} has {size} tokens, fewer than the {num_tokens} of its tokenizer: "
+                "choose a tokenizer that belongs to the model."
+            )
+    vocabulary = Vocabulary(min(sizes.values()), sizes[target], sizes[draft], num_tokens)
+    if sizes[target] != sizes[draft]:
+        warnings.warn(
+            f"the heads of {target} ({sizes[target]}) and {draft} ({sizes[draft]}) are padded differently: both "
+            f"are cut to {vocabulary.size} tokens.",
+            stacklevel=2,
+        )
+    return vocabulary

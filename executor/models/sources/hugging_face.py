@@ -1,0 +1,212 @@
+"""A causal language model from a folder written by save_pretrained, or from the Hugging Face hub by its id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from executor.models.engines.base import Engine
+from executor.models.engines.hugging_face import HuggingFaceEngine
+from executor.models.engines.lifted import why_unsupported
+from executor.models.engines.static import StaticEngine
+from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, EngineKind, EngineSettings, ModelError, fitting
+from executor.resident.engine import PAD, ResidentEngine
+from executor.resident.weights import place_weights, shape_of
+from sim.decoding.model_shapes import ModelShape
+
+_WHOLE_FILE_BYTES = 64 << 20  # weights files up to this size are hashed whole
+_SAMPLE_BYTES = 64 << 10
+_NUM_SAMPLES = 64
+_VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path")
+
+
+class HuggingFaceSource:
+    """A folder or hub id. Nothing is read before it is asked for, the config once."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+
+    def head_size(self) -> int:
+        """Of the config."""
+        return int(self._text_config.vocab_size)
+
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        _ = self._config  # tells a missing folder from a missing tokenizer
+        try:
+            return AutoTokenizer.from_pretrained(self._path)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(
+                f"no tokenizer could be loaded from {self._path} ({_first_line(error)}): the folder needs tokenizer.json or "
+                "its like."
+            ) from error
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Of the generation config if there is one, else of the model config."""
+        try:
+            ids = GenerationConfig.from_pretrained(self._path).eos_token_id
+        except OSError:
+            ids = getattr(self._config, "eos_token_id", None)
+        if ids is None:
+            return ()
+        return (ids,) if isinstance(ids, int) else tuple(ids)
+
+    def fingerprint(self) -> str:
+        """Over the config and the weights files. Files above 64 MiB are sampled: their size, and 64 KiB at 64 places, among
+        them the start, where safetensors names every tensor and its shape.
+        """
+        digest = hashlib.sha256()
+        folder = self._folder()
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG_KEYS}
+        digest.update(json.dumps(kept, sort_keys=True).encode())
+        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+            num_bytes = file.stat().st_size
+            digest.update(f"{file.name} {num_bytes}".encode())
+            with file.open("rb") as stream:
+                if num_bytes <= _WHOLE_FILE_BYTES:
+                    digest.update(stream.read())
+                    continue
+                for sample in range(_NUM_SAMPLES):
+                    stream.seek((num_bytes - _SAMPLE_BYTES) * sample // (_NUM_SAMPLES - 1))
+                    digest.update(stream.read(_SAMPLE_BYTES))
+        return digest.hexdigest()
+
+    def engine(self, settings: EngineSettings) -> Engine:
+        """On the engine asked for; an architecture that the static engine does not know runs on the hugging_face engine, with
+        a warning. By default the cache holds all positions that the model knows, at most 8192.
+        """
+        capacity, head_size, vocab_size = self._capacity(settings.capacity), self.head_size(), settings.vocab_size
+        if vocab_size is not None and not 0 < vocab_size <= head_size:
+            raise ModelError(f"vocab_size {vocab_size} does not fit {self._path}, whose head has {head_size} tokens.")
+        kind = self._kind(settings.kind, capacity)
+        with fitting(self._path, capacity, settings.device):
+            if kind is EngineKind.RESIDENT:
+                weights = place_weights(
+                    self._module(settings.dtype),
+                    num_positions=capacity + PAD,
+                    vocab_size=vocab_size or head_size,
+                    device=settings.device,
+                    dtype=settings.dtype,
+                )
+                return ResidentEngine(weights, capacity=capacity, num_feature_layers=settings.num_feature_layers)
+            engine_class: type[StaticEngine] | type[HuggingFaceEngine]
+            engine_class = StaticEngine if kind is EngineKind.STATIC else HuggingFaceEngine
+            return engine_class(
+                self._module(settings.dtype),
+                capacity=capacity,
+                device=settings.device,
+                dtype=settings.dtype,
+                vocab_size=vocab_size,
+                num_feature_layers=settings.num_feature_layers,
+            )
+
+    def shape(self) -> ModelShape:
+        """The numbers of a Llama-type model that decide its time and memory, from its config alone."""
+        if reason := why_unsupported(self._config, 1):
+            raise ModelError(f"no shape can be read of {self._path}: {reason}.")
+        return shape_of(self._config)
+
+    def _kind(self, wanted: EngineKind, capacity: int) -> EngineKind:
+        """The engine that can run this architecture."""
+        config = self._config
+        if wanted is EngineKind.HUGGING_FACE or not (reason := why_unsupported(config, capacity)):
+            return wanted
+        which = f"{self._path} ({config.model_type}: {reason})"
+        if wanted is EngineKind.RESIDENT:
+            raise ModelError(f"the resident engine cannot run {which}; use the hugging_face engine.")
+        warnings.warn(f"the static engine cannot run {which}; it runs on the hugging_face engine.", stacklevel=4)
+        return EngineKind.HUGGING_FACE
+
+    def _capacity(self, wanted: int | None) -> int:
+        known: int | None = getattr(self._text_config, "max_position_embeddings", None)
+        if wanted is None:
+            return min(known or LARGEST_DEFAULT_CAPACITY, LARGEST_DEFAULT_CAPACITY)
+        if wanted < 1:
+            raise ModelError(f"a capacity of {wanted} positions holds nothing; give at least 1.")
+        if known is not None and wanted > known:
+            raise ModelError(
+                f"{self._path} knows {known} positions, so a capacity of {wanted} cannot be filled; give at most {known}."
+            )
+        return wanted
+
+    @cached_property
+    def _config(self) -> Any:
+        """The transformers config, or the error that says why there is none."""
+        path, folder = self._path, Path(self._path)
+        if not folder.is_dir() and _looks_like_a_path(path):
+            raise ModelError(f"no model folder at {path}: check the path, or give an id of the Hugging Face hub.")
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{path} is not a model folder: it has no config.json. Give a folder written by save_pretrained."
+            )
+        try:
+            return AutoConfig.from_pretrained(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"the config of {path} cannot be read ({_first_line(error)}): check the name, the network, or the "
+                "transformers version."
+            ) from error
+
+    @property
+    def _text_config(self) -> Any:
+        return self._config.get_text_config(decoder=True)
+
+    def _module(self, dtype: torch.dtype) -> Any:
+        """The transformers module, on the CPU, with every weight found."""
+        path = self._path
+        try:
+            with _quiet_transformers():
+                module, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+            raise ModelError(
+                f"the weights of {path} cannot be loaded ({_first_line(error)}): the folder needs complete safetensors of "
+                "a causal language model."
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise ModelError(
+                f"{path} lacks {len(missing)} weights, for example {missing[0]}: is it a complete causal language model?"
+            )
+        return module.eval()
+
+    def _folder(self) -> Path:
+        """Where the files lie on this machine."""
+        _ = self._config
+        if Path(self._path).is_dir():
+            return Path(self._path)
+        return Path(str(cached_file(str(self._path), "config.json"))).parent
+
+
+def _looks_like_a_path(path: str | Path) -> bool:
+    """Hub ids are `name` or `owner/name`; everything else can only mean a file."""
+    text = str(path)
+    return isinstance(path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar while a model loads: two workers would draw over each other."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Recording runs: prompts, schedule, contention, sweeps, synthetic acceptance."""

@@ -1,0 +1,186 @@
+"""A sweep: every width, branch count and context of a grid, timed alone and beside the other model, as one run folder.
+
+A decoding run meets the widths that its policy asks for, in the contexts that its prompts bring. A sweep asks for all of
+them, so that calibration can tell their effects apart; the words mean nothing, only the times do. The same calls serve
+two processes on a CPU and two streams on a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from executor.pair import Session
+from executor.recording.contention import ContentionMeter
+from executor.recording.recorder import RecordSettings, open_session
+from executor.request import Request
+from executor.roles.draft_side import Draft, Forward
+from executor.roles.target import Target
+from sim.decoding.policies.base import Needs
+from traces.folder.run import Run, read_run
+from traces.folder.writer import RunWriter
+from traces.schema import FinishReason, Op, RequestRecord, Sampling
+
+_WARM_UPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a sweep asks for: each context with each number of new tokens and of branches.
+
+    contexts: cached tokens before. widths: rows of a verification. branch_counts: rows of a batched draft step.
+    num_steps: draft steps of one measurement. num_repeats: of each, after a warm-up of three.
+    """
+
+    contexts: tuple[int, ...] = (64, 256, 768)
+    widths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+    branch_counts: tuple[int, ...] = (1, 2, 4, 8)
+    num_steps: int = 4
+    num_repeats: int = 30
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "widths", "branch_counts"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise ValueError(f"{name} of a sweep must be numbers of at least 1, but got {values}.")
+        if self.num_steps < 1 or self.num_repeats < 1:
+            raise ValueError("num_steps and num_repeats of a sweep must be at least 1.")
+
+
+def record_sweep(
+    settings: RecordSettings,
+    output_dir: str | Path,
+    grid: Grid,
+    *,
+    session: Session | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Run:
+    """Time a grid with the pair of `settings` (its prompts and policies are not used); returns the run folder.
+
+    Its ops are those of a decoding run, so that `traces.fits.calibration.calibrate` reads them. One request a context.
+    """
+    needed = max(grid.contexts) + max(grid.widths) + grid.num_steps + 2
+    if needed > settings.capacity:
+        raise ValueError(
+            f"this sweep needs a capacity of {needed} tokens, but got {settings.capacity}; raise --capacity."
+        )
+    config = {**asdict(settings), "sweep": asdict(grid)}
+    writer = RunWriter(output_dir, config=config, meta={"kind": "sweep"})
+    with writer, nullcontext(session) if session is not None else open_session(settings) as session:
+        meter = ContentionMeter([session.target.pid])
+        start_s = time.perf_counter()
+        shares = []
+        for request_id, context in enumerate(grid.contexts):
+            began_s = time.perf_counter()
+            ops = _Sweeper(session, grid, context, request_id).run()
+            writer.ops([op._replace(start_s=op.start_s - start_s, end_s=op.end_s - start_s) for op in ops])
+            contention = meter.lap()
+            shares.append(contention.other_share)
+            span = (began_s - start_s, time.perf_counter() - start_s)
+            writer.request(_record_of(request_id, context, span, contention.is_clean))
+            writer.flush()
+            progress(request_id + 1, len(grid.contexts))
+        contended = {"mean_other_share": sum(shares) / len(shares), "worst_other_share": max(shares)}
+        writer.finish({"contention": contended}, meta={"devices": list(session.devices)})
+    return read_run(output_dir)
+
+
+class _Sweeper:
+    """One context's measurements."""
+
+    def __init__(self, session: Session, grid: Grid, context: int, request_id: int) -> None:
+        self._draft: Draft = session.draft
+        self._target: Target = session.target
+        self._grid, self._context, self._request_id = grid, context, request_id
+        self._draft_device, self._target_device = session.devices
+        num_ids = session.engine.vocab_size
+        self._tokens = [7 + position % (num_ids - 8) for position in range(context + max(grid.widths) + 1)]
+        self._ops: list[Op] = []
+
+    @torch.inference_mode()
+    def run(self) -> list[Op]:
+        """All of them; times are of time.perf_counter."""
+        grid, context = self._grid, self._context
+        request = Request(
+            prompt_id=f"sweep:{context}",
+            tokens=tuple(self._tokens[: context + 1]),
+            max_new_tokens=max(grid.widths) + grid.num_steps + 1,
+            sampling=Sampling(0.0),
+            ignore_eos=True,
+        )
+        self._target.begin(request)
+        self._draft.begin(request, Needs(num_alternatives=max(grid.branch_counts) + 1), None)
+        self._draft.prefill()
+        self._target.wait_prefill()
+        self._draft.take_forwards()
+        for index in range(grid.num_repeats + _WARM_UPS):
+            before = len(self._ops)
+            for width in grid.widths:
+                self._verify(width, "verify")
+            self._draft.draft(grid.num_steps + 1)
+            self._draft.submit(0)
+            self._take("draft")
+            for count in grid.branch_counts:
+                self._draft.branch((count,), grid.num_steps)
+                self._take("draft")
+                self._target.submit(self._pending(4), last=self._tokens[context], num_cached=context)
+                self._draft.branch((count,), grid.num_steps)
+                self._note_verdict(4, "verify_beside")
+                self._take("branch")
+            if index < _WARM_UPS:
+                del self._ops[before:]
+        return self._ops
+
+    def _pending(self, width: int) -> list[int]:
+        return self._tokens[self._context + 1 : self._context + width]
+
+    def _verify(self, width: int, kind: str) -> None:
+        self._target.submit(self._pending(width), last=self._tokens[self._context], num_cached=self._context)
+        self._note_verdict(width, kind)
+
+    def _note_verdict(self, width: int, kind: str) -> None:
+        verdict = self._target.wait_verdict()
+        self._ops.append(
+            Op(
+                self._request_id, 0, "target", self._target_device, kind, verdict.start_s, verdict.end_s, width, 1, 1,
+                self._context,
+            )
+        )  # fmt: skip
+
+    def _take(self, kind: str) -> None:
+        forwards: list[Forward] = self._draft.take_forwards()
+        self._ops += [
+            Op(
+                self._request_id, 0, "draft", self._draft_device, kind, forward.start_s, forward.end_s,
+                forward.num_tokens, 1, forward.num_branches, forward.context_tokens,
+            )
+            for forward in forwards
+        ]  # fmt: skip
+
+
+def _record_of(request_id: int, context: int, span: tuple[float, float], is_clean: bool) -> RequestRecord:
+    return RequestRecord(
+        request_id=request_id,
+        prompt_id=f"sweep:{context}",
+        policy="sweep",
+        repeat=0,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
+        noise_key=0,
+        arrival_s=span[0],
+        first_token_s=span[0],
+        finish_s=span[1],
+        num_prompt_tokens=context + 1,
+        num_output_tokens=0,
+        max_new_tokens=0,
+        finish_reason=FinishReason.UNFINISHED.value,
+        tokens_sha256="sweep",
+        is_clean=is_clean,
+    )

@@ -1,0 +1,1 @@
+"""A target in another process: messages, and the two ways they travel."""

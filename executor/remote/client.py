@@ -1,0 +1,246 @@
+"""The decision maker's handle on the target's process: start it, submit, wait, and notice when it dies or hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from typing import Any, NoReturn
+
+from executor.errors import ExecutorError
+from executor.models.sources.base import resolve_device
+from executor.remote.channel import Channel, Message
+from executor.remote.messages import Opcode, begin_message, read_prefill, read_verdict, score_message, verify_message
+from executor.remote.transport import Transport, make_meeting_place, open_channel
+from executor.request import Request
+from executor.roles.scoring import Scores
+from executor.roles.target import Prefill, TargetVerdict
+from traces.schema import Sampling
+
+LOAD_TIMEOUT_S = 600.0
+_STOP_S = 2.0  # for a worker to end by itself
+_LAST_WORDS_S = 5.0  # for a worker whose connection broke to end and to be read
+_LOOK_S = 0.05
+
+
+class TargetClient:
+    """The target model in a process of its own, pinned to `core` if that is given. Close it, or use it with `with`.
+
+    device, draft_device: the target's and this process's; transport: how the two talk (`executor.remote.transport`). Rows,
+    which are many numbers and never timed, go through a pipe, as does the report of a worker that fails.
+    timeout_s: longest wait for one answer; a worker that takes longer is killed and reported.
+    hrad: folder of an H-RAD predictor, which then runs in the target's process.
+    verify_width: see `executor.pair.Session`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        engine: str = "static",
+        device: str = "cpu",
+        draft_device: str = "cpu",
+        transport: Transport = Transport.MAILBOX,
+        dtype: str = "float32",
+        capacity: int = 1024,
+        vocab_size: int | None = None,
+        core: int | None = None,
+        timeout_s: float = 60.0,
+        hrad: str | None = None,
+        verify_width: int = 0,
+    ) -> None:
+        self._model, self._timeout_s = model, timeout_s
+        self._what = "loading"
+        self._num_captures = 0
+        self._channel: Channel | None = None
+        self._meeting_place = make_meeting_place()
+        self._pipe, theirs = Pipe()
+        settings = {
+            "model": model,
+            "engine": engine,
+            "device": device,
+            "draft_device": draft_device,
+            "transport": transport,
+            "dtype": dtype,
+            "capacity": capacity,
+            "vocab_size": vocab_size,
+            "core": core,
+            "hrad": hrad,
+            "verify_width": verify_width,
+            "meeting_place": str(self._meeting_place),
+            "pipe": theirs.fileno(),
+        }
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        # A plain subprocess, not multiprocessing's spawn: a user's five-line script needs no `if __name__` guard.
+        # One thread: set before numpy and torch are imported there.
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "executor.remote.worker", json.dumps(settings)],
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stderr=self._stderr,
+        )
+        theirs.close()
+        self.is_alive = True
+        try:
+            self._wait_for_pipe(LOAD_TIMEOUT_S)
+            self._read_report()
+            devices = (resolve_device(draft_device), resolve_device(device))
+            self._channel = open_channel(transport, self._meeting_place, 0, devices)
+        except ConnectionError as error:
+            self._lose(error)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
+
+    @property
+    def num_captures(self) -> int:
+        """Graphs that the worker had captured by its last answer."""
+        return self._num_captures
+
+    def begin(self, request: Request, *, predicts: bool = False) -> None:
+        """Start a request and its prefill; `wait_prefill` waits for it. predicts: whether classes are wanted."""
+        self._post(begin_message(request, predicts=predicts), "prefill")
+
+    def wait_prefill(self) -> Prefill:
+        """The end of the prefill under way."""
+        prefill, self._num_captures = read_prefill(self._wait())
+        return prefill
+
+    def submit(self, pending: Sequence[int], *, last: int, num_cached: int) -> None:
+        """Start to verify the pending tokens after the first num_cached committed ones and `last`, the newest."""
+        self._post(verify_message(pending, last=last, num_cached=num_cached), "verification")
+
+    def wait_verdict(self) -> TargetVerdict:
+        """The outcome of the verification under way."""
+        verdict, self._num_captures = read_verdict(self._wait())
+        return verdict
+
+    def score(self, tokens: Sequence[int], num_prompt: int, sampling: Sampling) -> Iterator[Scores]:
+        """The target's laws along a finished sequence, in chunks; at temperature 0 the laws at temperature 1."""
+        self._post(score_message(tokens, num_prompt, sampling), "scoring")
+        self._wait()
+        left = len(tokens) - num_prompt
+        while left > 0:
+            self._wait_for_pipe(self._timeout_s)
+            chunk: Scores = self._read_report()["scores"]
+            left -= len(chunk.probs)
+            yield chunk
+
+    def close(self) -> None:
+        """Stop the worker, by force if it does not listen; release what was shared."""
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        if self._channel is not None and self._process.poll() is None:
+            with suppress(ConnectionError, subprocess.TimeoutExpired):
+                self._channel.post(Message(Opcode.STOP))
+                self._process.wait(_STOP_S)
+        self._kill()
+        if self._channel is not None:
+            self._channel.close()
+        self._pipe.close()
+        self._stderr.close()
+        shutil.rmtree(self._meeting_place, ignore_errors=True)
+
+    def __enter__(self) -> TargetClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, message: Message, what: str) -> None:
+        self._what = what
+        try:
+            self._open_channel().post(message)
+        except ConnectionError as error:
+            self._lose(error)
+
+    def _wait(self) -> Message:
+        try:
+            message = self._open_channel().wait(self._check, self._timeout_s)
+        except TimeoutError:
+            self._give_up()
+        except ConnectionError as error:
+            self._lose(error)
+        if message.opcode == Opcode.FAILED:
+            self._read_report()
+        return message
+
+    def _open_channel(self) -> Channel:
+        if self._channel is None or not self.is_alive:
+            raise ExecutorError("the target process was closed; start a new session.")
+        return self._channel
+
+    def _wait_for_pipe(self, timeout_s: float) -> None:
+        """Wait until something can be read from the pipe, be it the worker's end."""
+        deadline = time.perf_counter() + timeout_s
+        while not self._pipe.poll(_LOOK_S):
+            self._check()
+            if time.perf_counter() > deadline:
+                self._give_up()
+
+    def _read_report(self) -> dict[str, Any]:
+        """What the worker sends through the pipe: that it has loaded, scores, or the error that it failed with."""
+        try:
+            report: dict[str, Any] = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self._lose(error)
+        if "error" in report:
+            self._fail(report["error"])
+        return report
+
+    def _check(self) -> None:
+        code = self._process.poll()
+        if code is not None:
+            self._fail(self._last_words() or f"it ended with exit code {code}")
+
+    def _give_up(self) -> NoReturn:
+        self._kill()
+        self._fail("no answer in time; it was stopped (a larger timeout_s waits longer)")
+
+    def _lose(self, error: Exception) -> NoReturn:
+        """The connection broke: most likely the worker died, and its end says more."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS_S)
+        self._check()
+        self._fail(f"the connection to it was lost ({error})")
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _last_words(self) -> str:
+        """What a dead worker said: its own report, or the last line on its standard error."""
+        try:
+            while self._pipe.poll():
+                report = self._pipe.recv()
+                if "error" in report:
+                    return str(report["error"])
+        except (EOFError, ConnectionError):
+            pass
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def _fail(self, why: str) -> NoReturn:
+        self.close()
+        raise ExecutorError(f"the target process failed during {self._what} of {self._model}: {why}")

@@ -1,0 +1,65 @@
+"""Which way messages go between the two processes: the transports by name, and how a channel is opened."""
+
+from __future__ import annotations
+
+import enum
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from executor.remote.channel import Channel
+from executor.remote.mailbox import MailboxChannel
+
+
+class Transport(enum.StrEnum):
+    """How the draft's process and the target's talk."""
+
+    MAILBOX = "mailbox"  # shared memory: two processes of one machine, whatever devices they use
+    DISTRIBUTED = "distributed"  # torch.distributed: NCCL between two GPUs, gloo otherwise
+
+
+def parse_transport(name: str) -> Transport:
+    """A transport by its name."""
+    try:
+        return Transport(name)
+    except ValueError:
+        raise ValueError(f"unknown transport {name!r}: choose {' or '.join(Transport)}.") from None
+
+
+def uses_nccl(devices: tuple[torch.device, torch.device]) -> bool:
+    """Whether two processes on these devices can talk through NCCL, which wants two different GPUs."""
+    draft, target = devices
+    return draft.type == target.type == "cuda" and draft != target
+
+
+def check_transport(transport: Transport, devices: tuple[torch.device, torch.device]) -> None:
+    """Refuse what this build of torch cannot do."""
+    if transport is Transport.MAILBOX:
+        return
+    backend = "nccl" if uses_nccl(devices) else "gloo"
+    if not (torch.distributed.is_available() and torch.distributed.is_backend_available(backend)):
+        raise ValueError(
+            f"transport distributed needs {backend} between {devices[0]} and {devices[1]}, which torch "
+            f"{torch.__version__} was built without: use mailbox."
+        )
+
+
+def make_meeting_place() -> Path:
+    """An empty folder for what two processes share, in shared memory where the system has it. Its maker removes it."""
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="specbranch-", dir=folder))
+
+
+def open_channel(
+    transport: Transport, meeting_place: Path, rank: int, devices: tuple[torch.device, torch.device]
+) -> Channel:
+    """One end of the channel; rank 0 is the draft's process, rank 1 the target's. May wait for the other one."""
+    if transport is Transport.MAILBOX:
+        return MailboxChannel(meeting_place, rank)
+    from executor.remote.distributed import DistributedChannel  # a few builds of torch lack torch.distributed
+
+    return DistributedChannel(
+        meeting_place / "store", rank, devices[rank] if uses_nccl(devices) else torch.device("cpu")
+    )

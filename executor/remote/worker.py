@@ -1,0 +1,107 @@
+"""The target's process: verifies pending tokens and says what comes next. Started by `executor.remote.client`.
+
+It owns the target model and its cache and nothing else. It takes commands from a channel, and answers with the outcome
+(number accepted, next token); token ids and a few numbers cross, never a row of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from executor.models.sources.base import resolve_device
+from executor.remote.channel import Channel, Message
+from executor.remote.messages import (
+    Opcode,
+    prefill_message,
+    read_begin,
+    read_score,
+    read_verify,
+    verdict_message,
+)
+from executor.remote.transport import Transport, open_channel
+from executor.resident.engine import ResidentEngine
+from executor.resident.shared import SharedDevice
+from executor.resident.target import GraphTarget
+from executor.roles.target import Target
+from executor.roles.target_side import TargetSide, load_target
+
+
+def main() -> None:
+    """Serve one parent until it says stop or disappears."""
+    settings = json.loads(sys.argv[1])
+    if settings["core"] is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {settings["core"]})
+    torch.set_num_threads(1)
+    pipe = Connection(int(settings["pipe"]))
+    meeting_place = Path(settings["meeting_place"])
+    parent = os.getppid()
+
+    def check_parent() -> None:
+        if os.getppid() != parent:
+            shutil.rmtree(meeting_place, ignore_errors=True)  # nobody else will
+            os._exit(1)
+
+    channel: Channel | None = None
+    try:
+        with torch.inference_mode():
+            devices = (resolve_device(settings["draft_device"]), resolve_device(settings["device"]))
+            if devices[1].type == "cuda":
+                torch.cuda.set_device(devices[1])
+            target = _load(settings)
+            pipe.send({"loaded": True})  # now both sides open the channel
+            channel = open_channel(Transport(settings["transport"]), meeting_place, 1, devices)
+            _serve(target, channel, pipe, check_parent)
+            target.close()
+            channel.close()
+    except ConnectionError:  # the parent is gone, or has closed its end, which means stop
+        shutil.rmtree(meeting_place, ignore_errors=True)
+    except BaseException as error:
+        last = traceback.format_exception_only(error)[-1].strip()
+        pipe.send({"error": last, "traceback": traceback.format_exc()})
+        if channel is not None:
+            channel.post(Message(Opcode.FAILED))
+        raise
+
+
+def _load(settings: dict[str, Any]) -> Target:
+    """The target as its engine wants to be run."""
+    names = ("engine", "device", "dtype", "capacity", "vocab_size", "hrad")
+    engine, predictor = load_target(settings["model"], **{name: settings[name] for name in names})
+    if not isinstance(engine, ResidentEngine):
+        return TargetSide(engine, predictor)
+    alone = SharedDevice.of(engine, is_shared=False)
+    return GraphTarget(engine, alone, predictor=predictor, fixed_width=settings["verify_width"] or None)
+
+
+def _serve(target: Target, channel: Channel, pipe: Connection, check_parent: Callable[[], None]) -> None:
+    while True:
+        message = channel.wait(check_parent)
+        if message.opcode == Opcode.VERIFY:
+            num_cached, last, pending = read_verify(message)
+            target.submit(pending, last=last, num_cached=num_cached)
+            channel.post(verdict_message(target.wait_verdict(), target.num_captures))
+        elif message.opcode == Opcode.BEGIN:
+            request, predicts = read_begin(message)
+            target.begin(request, predicts=predicts)
+            channel.post(prefill_message(target.wait_prefill(), target.num_captures))
+        elif message.opcode == Opcode.SCORE:
+            channel.post(Message(Opcode.DONE))
+            num_prompt, sampling, tokens = read_score(message)
+            for chunk in target.score(tokens, num_prompt, sampling):
+                pipe.send({"scores": chunk})
+        elif message.opcode == Opcode.STOP:
+            return
+
+
+if __name__ == "__main__":
+    main()

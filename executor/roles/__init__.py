@@ -1,0 +1,1 @@
+"""What a draft and a target do for one request, each behind one interface."""

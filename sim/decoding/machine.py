@@ -1,0 +1,242 @@
+"""The step machine: one loop of plan, act and settle that runs every decoding method in every world.
+
+`decode` is a generator. It yields commands (draft these tokens, submit, look, branch, settle ...) and is sent what came of
+them; it never waits, draws or computes with tokens itself. A *world* answers the commands: the executor with real models,
+the SimPy engine and trace replay with a recorded trace. Hence one policy object meets the same questions everywhere, and
+rounds can be compared field by field.
+
+    round:  plan    draft serially, while the policy wants more; submit a prefix
+            act     the target verifies  ||  the draft looks one token ahead and extends the hedges, as one batch
+            settle  outcome: commit; hedged -> a prefix of that continuation is pending; missed -> nothing is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import NamedTuple, TypeAlias
+
+from sim.decoding.policies.base import Defaults, Observation, Policy, Verdict
+from traces.schema import RollbackCase, Round, Signal
+
+ClassProbs: TypeAlias = tuple[float, float, float]
+
+
+class DraftTokens(NamedTuple):
+    """Draft this many tokens after the pending ones, one forward each (the first is free if its law is known)."""
+
+    num_tokens: int
+
+
+class Submit(NamedTuple):
+    """Hand the first `num_pending` drafted tokens to the target; later ones are withdrawn. Verification starts."""
+
+    num_pending: int
+
+
+class Look(NamedTuple):
+    """Forward the last pending token, so that the draft's law after it is known."""
+
+
+class Branch(NamedTuple):
+    """Extend every hedge by `num_steps` tokens, all rows as one batch (see `policies.base.Hedges`)."""
+
+    fanout: tuple[int, ...]
+    num_steps: int
+
+
+class Settle(NamedTuple):
+    """Wait for the target's verdict and commit it."""
+
+
+class Keep(NamedTuple):
+    """After a hit: the first `num_kept` tokens of its continuation are pending now."""
+
+    num_kept: int
+
+
+class Close(NamedTuple):
+    """The round is over; here is its record."""
+
+    round: Round
+
+
+_LOOK, _SETTLE = Look(), Settle()
+Command: TypeAlias = DraftTokens | Submit | Look | Branch | Settle | Keep | Close
+
+
+class Settled(NamedTuple):
+    """The outcome of a verification, cut at the request's end.
+
+    num_emitted: num_accepted + 1, or num_accepted when the request ended within the accepted tokens.
+    next_rank:   rank of the target's own token in the draft's noisy order at that position; -1 when unknown.
+    is_hit:      whether a hedge covered the outcome; never on the last round.
+    ahead:       signals of the hit hedge's continuation.
+    class_probs: H-RAD's prediction at the last verified position.
+    """
+
+    num_accepted: int
+    num_emitted: int
+    is_finished: bool
+    next_rank: int
+    is_hit: bool
+    ahead: tuple[Signal, ...]
+    class_probs: ClassProbs | None
+
+
+Reply: TypeAlias = list[Signal] | Signal | Settled | None
+
+
+def decode(
+    policy: Policy, *, request_id: int, max_new_tokens: int, class_probs: ClassProbs | None = None
+) -> Generator[Command, Reply, None]:
+    """Decode one request: yields commands, is sent their replies, ends after the last `Close`.
+
+    DraftTokens is answered by a list of the tokens' signals, Look by a signal, Settle by `Settled`, everything else by None.
+    class_probs: H-RAD's prediction after the prefill, if there is one.
+    """
+    pending: tuple[Signal, ...] = ()
+    frontier: Signal | None = None  # the draft's law right after `pending`, when it costs no forward
+    remaining, position, index = max_new_tokens, 0, 0
+    submitted = accepted = last_submitted = last_accepted = 0
+    was_hit, memory = False, None
+    predicts = policy.needs.classes
+    learns = getattr(type(policy), "learn", None) is not Defaults.learn  # most do not, and a verdict a round adds up
+
+    while True:
+        seen = Observation(
+            remaining, index, submitted, accepted, last_submitted, last_accepted, was_hit, class_probs, memory
+        )
+        # Plan: draft while the target waits. The target's own token is always one of the remaining, hence the - 1.
+        num_pending = carried = len(pending)
+        forwards = unused = 0
+        while (more := policy.draft_more(seen, pending)) > 0:
+            room = remaining - 1 - num_pending
+            if more > room:
+                more = room
+                if more <= 0:
+                    break
+            signals = yield DraftTokens(more)
+            assert isinstance(signals, list)
+            forwards += more if frontier is None else more - 1
+            frontier = None
+            pending = (*pending, *signals)
+            num_pending += more
+        num_serial = num_pending - carried
+        if num_serial:
+            kept = policy.keep(seen, pending)
+            if kept < num_pending:
+                kept = max(kept, 0)
+                unused = num_pending - kept
+                frontier, pending, num_pending = pending[kept], pending[:kept], kept
+
+        # Act: the target verifies; the draft works ahead on the outcomes that the policy hedges.
+        yield Submit(num_pending)
+        fanout: tuple[int, ...] = ()
+        num_steps = num_rows = 0
+        if remaining > 1 and policy.looks(seen, pending):
+            if frontier is None:
+                law = yield _LOOK
+                assert isinstance(law, Signal)
+                frontier = law
+                forwards += 1
+            fanout, num_steps = _useful(policy.hedge(seen, pending, frontier), num_pending, remaining)
+            num_rows = sum(fanout)
+            if num_rows:
+                yield Branch(fanout, num_steps)
+                forwards += num_steps
+
+        # Settle.
+        settled = yield _SETTLE
+        assert isinstance(settled, Settled)
+        num_accepted, num_emitted, is_finished, next_rank, is_hit, ahead, class_probs = settled
+        submitted, last_submitted = submitted + num_pending, num_pending
+        accepted, last_accepted = accepted + num_accepted, num_accepted
+        was_hit = is_hit
+        if learns:
+            memory = policy.learn(memory, Verdict(num_pending, num_accepted, is_hit))
+        position, remaining, index = position + num_emitted, remaining - num_emitted, index + 1
+
+        num_row_tokens = num_rows * (1 + num_steps)
+        rejected = sibling = trimmed = kept = 0
+        if num_emitted > num_accepted:
+            rejected = num_pending - num_accepted
+        else:
+            unused += num_pending - num_accepted
+        if is_hit:
+            seen = Observation(
+                remaining, index, submitted, accepted, last_submitted, last_accepted, was_hit, class_probs, memory
+            )
+            kept = _within(policy.keep(seen, ahead), min(len(ahead), remaining - 1))
+            yield Keep(kept)
+            sibling, trimmed = num_row_tokens - 1 - num_steps, num_steps - kept
+            pending, frontier = ahead[:kept], ahead[kept] if kept < len(ahead) else None
+        else:
+            unused += num_row_tokens
+            pending, frontier = (), None
+
+        case = _rollback_case(num_pending, rejected, num_rows, is_hit, sibling, trimmed, is_finished)
+        predicted_class = class_probs.index(max(class_probs)) if predicts and class_probs else -1
+        # By position, in the order of the record's fields: keywords would cost a round a tenth of its time.
+        yield Close(
+            Round(
+                request_id,
+                index - 1,
+                position - num_emitted,
+                num_serial,
+                num_pending,
+                num_accepted,
+                num_emitted,
+                fanout,
+                num_rows,
+                num_steps,
+                num_serial + num_row_tokens,
+                forwards,
+                next_rank,
+                is_hit,
+                kept,
+                rejected,
+                sibling,
+                trimmed,
+                unused,
+                case,
+                predicted_class,
+                is_finished,
+            )
+        )
+        if is_finished:
+            return
+
+
+def _within(count: int, most: int) -> int:
+    """A policy's answer, cut to what there is."""
+    return max(0, min(count, most))
+
+
+def _useful(hedges: tuple[tuple[int, ...], int], num_pending: int, remaining: int) -> tuple[tuple[int, ...], int]:
+    """Hedges without those that could not be used: after n accepted tokens `remaining - n - 1` may still be emitted."""
+    fanout, num_steps = hedges
+    if not fanout:
+        return (), 0
+    if len(fanout) != num_pending + 1:
+        raise ValueError(
+            f"a policy hedged {len(fanout)} outcomes for {num_pending} pending tokens; "
+            f"give one fan-out for each number of accepted tokens, 0 to {num_pending}."
+        )
+    fanout = tuple(count if remaining - n - 1 >= 1 else 0 for n, count in enumerate(fanout))
+    first = next((n for n, count in enumerate(fanout) if count), None)
+    if first is None:
+        return (), 0
+    return fanout, max(0, min(num_steps, remaining - first - 2))
+
+
+def _rollback_case(
+    num_pending: int, rejected: int, num_rows: int, is_hit: bool, sibling: int, trimmed: int, is_finished: bool
+) -> RollbackCase:
+    """Which of R0 to R4 a round was; a hit that both trims and drops siblings counts as trimmed."""
+    if is_hit:
+        return RollbackCase.TRIMMED if trimmed else RollbackCase.SIBLINGS if sibling else RollbackCase.NONE
+    if rejected:
+        return RollbackCase.REJECTED
+    if num_rows and not is_finished:
+        return RollbackCase.BRANCH_MISS if num_pending else RollbackCase.PRE_VERIFY_MISS
+    return RollbackCase.NONE

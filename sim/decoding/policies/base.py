@@ -1,0 +1,142 @@
+"""The questions a policy answers, and what it may know when it does.
+
+A decoding method is a choice of which outcomes (number accepted, next token) to draft for while the target verifies,
+how far, how much of the result to submit next, and what to do on an outcome nobody hedged. `sim.decoding.machine` asks; the
+simulator, trace replay and the executor put the very same frozen object to the very same questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from traces.schema import Signal
+
+
+class Observation(NamedTuple):
+    """What a policy may know at any question. No token ids, no tensors, no clock.
+
+    num_remaining: tokens the request may still emit. num_rounds: rounds done.
+    num_submitted, num_accepted: draft tokens so far. last_submitted, last_accepted: of the last round.
+    was_hit:     whether the last outcome was hedged (False before the first round).
+    class_probs: H-RAD's (reject, confidence, accept) at the last verified position, if a predictor runs.
+    memory:      what `Policy.learn` made of all verdicts so far; None at first.
+    """
+
+    num_remaining: int
+    num_rounds: int
+    num_submitted: int
+    num_accepted: int
+    last_submitted: int
+    last_accepted: int
+    was_hit: bool
+    class_probs: tuple[float, float, float] | None
+    memory: Any  # each policy gives its own immutable type
+
+
+class Hedges(NamedTuple):
+    """Outcomes to draft for: at n accepted tokens the `fanout[n]` best next tokens of the draft, each `num_steps` further.
+
+    fanout has one entry for each number of accepted tokens 0..L. For n < L the pending token itself is excluded (it
+    would have been accepted); for n = L nothing is.
+    """
+
+    fanout: tuple[int, ...]
+    num_steps: int
+
+
+NO_HEDGES = Hedges((), 0)
+
+
+class Needs(NamedTuple):
+    """What a policy wants measured: skipped otherwise, because it costs time on the draft's path.
+
+    signals: confidences of drafted tokens. num_alternatives: how many best tokens of each draft law must be kept.
+    tail_depth: how many tokens after a wrong one it may look at (a replayed trace must hold them).
+    classes: H-RAD's class probabilities after each verification.
+    drafts: whether the draft model is used at all (its prefill is skipped otherwise).
+    """
+
+    signals: bool = False
+    num_alternatives: int = 1
+    tail_depth: int = 0
+    classes: bool = False
+    drafts: bool = True
+
+
+class Verdict(NamedTuple):
+    """What verification brought, as `Policy.learn` sees it."""
+
+    num_submitted: int
+    num_accepted: int
+    was_hit: bool
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Chooses. Same inputs, same choice: no clock, no randomness, no state of its own (frozen dataclasses)."""
+
+    @property
+    def needs(self) -> Needs:
+        """What must be measured for this policy."""
+        ...
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it ever drafts while the target verifies, so that the draft must look one token ahead."""
+        ...
+
+    def looks(self, seen: Observation, pending: Sequence[Signal]) -> bool:
+        """Whether to do so in this round, while `pending` is verified; `hedge` is asked only then."""
+        ...
+
+    def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
+        """How many more tokens to draft before the target is asked; asked again after these, until it says 0."""
+        ...
+
+    def keep(self, seen: Observation, drafted: Sequence[Signal]) -> int:
+        """How many of the drafted tokens to submit: a prefix. The first one left out becomes the branch point."""
+        ...
+
+    def hedge(self, seen: Observation, pending: Sequence[Signal], frontier: Signal) -> Hedges:
+        """Which outcomes to draft for during the verification of `pending`; `frontier` is the law right after it."""
+        ...
+
+    def learn(self, memory: Any, verdict: Verdict) -> Any:
+        """The memory after one more verdict; whatever it returns arrives in `Observation.memory`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The answers of a policy that does nothing: draft nothing, submit all, hedge nothing, learn nothing."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    @property
+    def overlaps(self) -> bool:
+        return False
+
+    def looks(self, seen: Observation, pending: Sequence[Signal]) -> bool:
+        return self.overlaps
+
+    def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
+        return 0
+
+    def keep(self, seen: Observation, drafted: Sequence[Signal]) -> int:
+        return len(drafted)
+
+    def hedge(self, seen: Observation, pending: Sequence[Signal], frontier: Signal) -> Hedges:
+        return NO_HEDGES
+
+    def learn(self, memory: Any, verdict: Verdict) -> Any:
+        return None
+
+
+def check_at_least(name: str, value: float, least: float, *, instead: str) -> None:
+    """Refuse a setting below `least`; `instead` tells the reader what to use."""
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least}, but got {value}; {instead}")

@@ -1,0 +1,100 @@
+"""Policies by name: what a command line, a study file or a run folder writes for a policy object.
+
+A label is `name` or `name:setting=value,setting=value`; settings at their default may be left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
+from sim.decoding.policies.overlapped.pearl import Pearl
+from sim.decoding.policies.overlapped.probe import Probe
+from sim.decoding.policies.overlapped.saguaro import Saguaro
+from sim.decoding.policies.overlapped.specbranch import SpecBranch
+from sim.decoding.policies.serial.adaedl import AdaEdl
+from sim.decoding.policies.serial.autoregressive import Autoregressive
+from sim.decoding.policies.serial.confidence_stop import ConfidenceStop
+from sim.decoding.policies.serial.fixed_length import FixedLength
+from sim.decoding.policies.serial.product_rule import ProductRule
+from sim.decoding.policies.serial.prompt_lookup import PromptLookup
+
+POLICIES: dict[str, type[Any]] = {
+    "autoregressive": Autoregressive,
+    "fixed_length": FixedLength,
+    "confidence_stop": ConfidenceStop,
+    "adaedl": AdaEdl,
+    "product_rule": ProductRule,
+    "prompt_lookup": PromptLookup,
+    "pearl": Pearl,
+    "saguaro": Saguaro,
+    "specbranch": SpecBranch,
+    "outcome_hedging": OutcomeHedging,
+    "probe": Probe,
+}
+
+
+class PolicyError(ValueError):
+    """A policy's label cannot be read; the message says what to write instead."""
+
+
+def parse_policy(label: str) -> Policy:
+    """The policy that a label names.
+
+    >>> parse_policy("fixed_length:draft_length=6")
+    FixedLength(draft_length=6)
+    """
+    name, _, text = label.strip().partition(":")
+    settings: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise PolicyError(f"policy {label!r}: {part!r} is no setting; write name:setting=value,setting=value.")
+        settings[key.strip()] = value.strip()
+    return make_policy(name, settings)
+
+
+def make_policy(name: str, settings: dict[str, Any]) -> Policy:
+    """A policy from its name and settings, as a study file gives them; unknown names and settings are refused."""
+    kind = POLICIES.get(name)
+    if kind is None:
+        raise PolicyError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}.")
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in settings:
+        if key not in known:
+            settings_text = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            raise PolicyError(f"policy {name} has no setting {key!r}; {settings_text}.")
+    try:
+        policy = _adapter(name).validate_python(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise PolicyError(f"policy {name}: {where + ': ' if where else ''}{message}") from None
+    assert isinstance(policy, Policy)
+    return policy
+
+
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    """The validator of a policy's settings, made once."""
+    return TypeAdapter(POLICIES[name])
+
+
+def label_of(policy: Policy) -> str:
+    """The label of a policy, all settings named; `parse_policy` reads it back.
+
+    >>> label_of(FixedLength(draft_length=6))
+    'fixed_length:draft_length=6'
+    """
+    name = next((name for name, kind in POLICIES.items() if kind is type(policy)), None)
+    if name is None:
+        raise PolicyError(f"{type(policy).__name__} is not listed in sim.decoding.policies.catalog; add it there.")
+    assert dataclasses.is_dataclass(policy)
+    settings = [f"{field.name}={getattr(policy, field.name)}" for field in dataclasses.fields(policy)]
+    return f"{name}:{','.join(settings)}" if settings else name

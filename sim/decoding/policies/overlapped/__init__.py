@@ -1,0 +1,1 @@
+"""Policies that draft while the target verifies."""

@@ -1,0 +1,150 @@
+"""Trace replay: a recorded sequence answers every what-if exactly.
+
+Under shared noise the target's tokens do not depend on the policy, and a draft token is accepted exactly when it is the
+target's token, that is when the target's token has rank 0 in the draft's noisy order; a hedge with fan-out F is hit
+exactly when that rank is below F. So the rounds of any policy follow from the ranks alone (and the signals, for policies
+that look at them): they are the very rounds that the executor would run.
+"""
+
+from __future__ import annotations
+
+from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
+from sim.decoding.policies.base import Needs, Policy
+from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
+
+
+class TraceWorld:
+    """Answers the step machine's commands from one recorded request; it knows outcomes, not times."""
+
+    def __init__(self, trace: RequestTrace, needs: Needs) -> None:
+        check_answers(trace, needs)
+        self.trace = trace
+        self._num_tokens = trace.num_tokens
+        self._num_alternatives = needs.num_alternatives
+        self._signals = trace.signals if needs.signals else None
+        self._classes = trace.class_probs if needs.classes else None
+        self._mismatches = next_mismatches(trace.ranks)
+        self.position = 0  # committed tokens
+        self.num_pending = 0
+        self.fanout: tuple[int, ...] = ()
+        self.num_steps = 0
+        self._knows_frontier = False  # whether the draft's law right after the pending tokens is known
+
+    @property
+    def first_classes(self) -> tuple[float, float, float] | None:
+        """H-RAD's prediction after the prefill."""
+        return self._classes[0] if self._classes else None
+
+    def answer(self, command: Command) -> Reply:
+        """What came of a command."""
+        if isinstance(command, Settle):
+            return self._settle()
+        if isinstance(command, DraftTokens):
+            first = self.num_pending
+            self.num_pending += command.num_tokens
+            self._knows_frontier = False
+            return (
+                [UNKNOWN_SIGNAL] * command.num_tokens
+                if self._signals is None
+                else self._signals_at(first, command.num_tokens)
+            )
+        if isinstance(command, Submit):
+            self._knows_frontier |= command.num_pending < self.num_pending
+            self.num_pending = command.num_pending
+            self.fanout, self.num_steps = (), 0
+        elif isinstance(command, Look):
+            self._knows_frontier = True
+            return self._signals_at(self.num_pending, 1)[0]
+        elif isinstance(command, Branch):
+            self.fanout, self.num_steps = command
+        elif isinstance(command, Keep):
+            self.num_pending = command.num_kept
+            self._knows_frontier = command.num_kept < self.num_steps
+        return None
+
+    def _settle(self) -> Settled:
+        start, num_tokens = self.position, self._num_tokens
+        stop = min(self._mismatches[start], start + self.num_pending)
+        num_accepted = stop - start
+        if stop == num_tokens:  # the request ended within the accepted tokens; the verdict's class lies past the end
+            self.position = stop
+            return Settled(num_accepted, num_accepted, True, -1, False, (), None)
+        num_pending, self.num_pending = self.num_pending, 0
+        self.position = position = stop + 1
+        is_finished = position == num_tokens
+        rank = self.trace.ranks[stop]
+        is_known = rank < self._num_alternatives and (num_accepted < num_pending or self._knows_frontier)
+        self._knows_frontier = False
+        is_hit = False
+        if self.fanout and not is_finished:
+            # At n < L the pending token (rank 0) is not among the hedged ones: ranks 1 to F are; at n = L ranks 0 to F - 1.
+            is_hit = rank < self.fanout[num_accepted] + (num_accepted < num_pending)
+        return Settled(
+            num_accepted,
+            num_accepted + 1,
+            is_finished,
+            rank if is_known else -1,
+            is_hit,
+            tuple(self._signals_at(0, self.num_steps)) if is_hit else (),
+            self._classes[position] if self._classes else None,
+        )
+
+    def _signals_at(self, offset: int, count: int) -> list[Signal]:
+        """Signals of the draft's tokens number offset .. offset + count - 1 after the committed ones."""
+        if self._signals is None:
+            return [UNKNOWN_SIGNAL] * count
+        start = self.position
+        mismatch = self._mismatches[start]
+        num_on_path = self.trace.num_tokens
+        signals = []
+        for position in range(start + offset, start + offset + count):
+            if position <= mismatch and position < num_on_path:
+                signals.append(self._signals[position])
+            else:  # after the draft's own wrong token, or past the end of the request
+                depth = position - mismatch - (mismatch < num_on_path)
+                signals.append(self.trace.tails[mismatch][depth])
+        return signals
+
+
+def next_mismatches(ranks: tuple[int, ...]) -> list[int]:
+    """For every position 0..N the first position from there on where the draft's token is wrong; N when there is none."""
+    num = len(ranks)
+    found = [num] * (num + 1)
+    for position in range(num - 1, -1, -1):
+        found[position] = position if ranks[position] else found[position + 1]
+    return found
+
+
+def check_answers(trace: RequestTrace, needs: Needs) -> None:
+    """Refuse a policy whose questions the trace cannot answer."""
+    where = f"the trace of request {trace.request_id} ({trace.prompt_id})"
+    if needs.signals and not trace.signals:
+        raise ValueError(f"{where} holds no draft confidences, which this policy reads; record it with alignment on.")
+    if needs.signals and needs.tail_depth > trace.tail_depth:
+        raise ValueError(
+            f"{where} holds {trace.tail_depth} draft tokens after a wrong one, but this policy may look at "
+            f"{needs.tail_depth}; use a shorter maximum length or record with --tail-depth {needs.tail_depth}."
+        )
+    if needs.classes and not trace.class_probs:
+        raise ValueError(f"{where} holds no H-RAD classes, which this policy reads; record it with a predictor.")
+
+
+def replay(policy: Policy, trace: RequestTrace) -> list[Round]:
+    """The rounds that `policy` runs on a recorded request, without times."""
+    world = TraceWorld(trace, policy.needs)
+    machine = decode(
+        policy,
+        request_id=trace.request_id,
+        max_new_tokens=trace.max_new_tokens,
+        class_probs=world.first_classes,
+    )
+    rounds: list[Round] = []
+    reply: Reply = None
+    while True:
+        try:
+            command = machine.send(reply)
+        except StopIteration:
+            return rounds
+        if isinstance(command, Close):
+            rounds.append(command.round)
+        reply = world.answer(command)

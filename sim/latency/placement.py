@@ -1,0 +1,175 @@
+"""Where the two models run: on two devices with a link between them, or on one device that they share.
+
+A placement changes times only: under shared noise no outcome depends on it. On a shared device the verification and
+what the draft does meanwhile slow each other down by the interference factor f while both run; a round that overlaps v
+seconds of verification with a seconds of drafting then takes max(v, a) + (f - 1) min(v, a). f = 1 is as good as two
+devices, f = 2 as bad as taking turns, more than 2 is worse than that. Since max + (f - 1) min = (2 - f) max + (f - 1)
+(max + min), the time of any sequence of rounds is that same mixture of its time on two devices and its time taking
+turns. Where two devices were measured to slow each other down (`Calibration.beside`), f = 1 is as bad as they are; taking
+turns there is none of that.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sim.latency.base import Conditions, LatencyModel, OpShape
+from sim.sweep.lockstep import Ints, RoundArrays
+from sim.sweep.timer import RoundTimer
+from traces.fits.cold_start import ColdStart
+from traces.schema import RequestTrace
+
+Floats = NDArray[np.float64]
+BYTES_PER_TOKEN = 4  # an id; under shared noise no row of the vocabulary crosses the link
+
+
+class PlacementKind(enum.StrEnum):
+    """How many devices there are."""
+
+    TWO_DEVICES = "two_devices"
+    SHARED_DEVICE = "shared_device"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Devices and the link between them.
+
+    interference: slow-down of both models while both run on a shared device; measured, or 2 for taking turns.
+    link_latency_s: one way; a round crosses twice. link_bytes_per_s: token ids only cross, so that it hardly matters.
+    """
+
+    kind: PlacementKind = PlacementKind.TWO_DEVICES
+    interference: float = 2.0
+    link_latency_s: float = 0.0
+    link_bytes_per_s: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if not self.interference >= 1:
+            raise ValueError(
+                f"interference must be at least 1, but got {self.interference}; 1 is none, 2 taking turns."
+            )
+        if not 0 <= self.link_latency_s < float("inf"):
+            raise ValueError(f"link_latency_s must be at least 0 seconds, but got {self.link_latency_s}.")
+        if not self.link_bytes_per_s > 0:
+            raise ValueError(f"link_bytes_per_s must be positive, but got {self.link_bytes_per_s}.")
+        if self.kind is PlacementKind.SHARED_DEVICE and self.link_latency_s:
+            raise ValueError("a shared_device has no link; leave link_latency_s out or use two_devices.")
+
+    @property
+    def label(self) -> str:
+        """For tables: two_devices, two_devices:link_latency_s=0.001, shared_device:interference=1.3."""
+        if self.kind is PlacementKind.SHARED_DEVICE:
+            return f"{self.kind}:interference={self.interference:g}"
+        return f"{self.kind}:link_latency_s={self.link_latency_s:g}" if self.link_latency_s else str(self.kind)
+
+    @property
+    def share_of_turns(self) -> float:
+        """Weight f - 1 of the time taking turns; 0 on two devices."""
+        return self.interference - 1 if self.kind is PlacementKind.SHARED_DEVICE else 0.0
+
+
+@dataclass(frozen=True)
+class AdjustedLatency:
+    """Another latency model with the draft's forwards scaled and the link's way there and back added to verifications.
+
+    draft_factor: on every forward of the draft: its prefill, its cold starts and the reading of its signals included.
+    link: the placement whose link is crossed, None for a method that does not draft.
+    """
+
+    base: LatencyModel
+    draft_factor: float = 1.0
+    link: Placement | None = None
+
+    @property
+    def cold_start(self) -> ColdStart:
+        found = self.base.cold_start
+        return replace(found, first_s=found.first_s * self.draft_factor)
+
+    def under(self, conditions: Conditions) -> AdjustedLatency:
+        return replace(self, base=self.base.under(conditions))
+
+    def mean_s(self, op: OpShape) -> float:
+        return self.base.mean_s(op) * self._factor(op.actor, op.kind) + float(self._crossing_s(op.kind, op.num_tokens))
+
+    def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
+        return self.base.draw_s(op, rng) * self._factor(op.actor, op.kind) + float(
+            self._crossing_s(op.kind, op.num_tokens)
+        )
+
+    def mean_array(
+        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+    ) -> Floats:
+        means = self.base.mean_array(kind, num_tokens, num_branches, context_tokens, actor=actor)
+        found: Floats = means * self._factor(actor, kind) + self._crossing_s(kind, num_tokens)
+        return found
+
+    def _factor(self, actor: str, kind: str) -> float:
+        return self.draft_factor if actor == "draft" or kind in ("draft", "look", "branch") else 1.0
+
+    def _crossing_s(self, kind: str, num_tokens: ArrayLike) -> Floats:
+        """There with the pending tokens, back with the count accepted and the target's token."""
+        if self.link is None or kind != "verify":
+            return np.zeros(np.shape(num_tokens))
+        num_bytes = BYTES_PER_TOKEN * (np.asarray(num_tokens, float) + 1)
+        crossing: Floats = 2 * self.link.link_latency_s + num_bytes / self.link.link_bytes_per_s
+        return crossing
+
+
+def cost_ratio_of(latency: LatencyModel, context_tokens: int) -> float:
+    """c = target forward over one token / draft forward over one token, at a context length."""
+    target = latency.mean_s(OpShape("target", "verify", 1, 1, context_tokens))
+    draft = latency.mean_s(OpShape("draft", "draft", 1, 1, context_tokens))
+    if not draft > 0:
+        raise ValueError("a draft forward takes no time in this calibration, so that it has no cost ratio.")
+    return target / draft
+
+
+def adjusted(
+    latency: LatencyModel, placement: Placement, *, cost_ratio: float | None, context_tokens: int, drafts: bool
+) -> LatencyModel:
+    """The latency of a scenario: the draft scaled to a cost ratio (None: as it is), the link added for methods that
+    draft.
+    """
+    factor = 1.0 if cost_ratio is None else cost_ratio_of(latency, context_tokens) / cost_ratio
+    has_link = drafts and placement.kind is PlacementKind.TWO_DEVICES and placement.link_latency_s > 0
+    if factor == 1.0 and not has_link:
+        return latency
+    return AdjustedLatency(latency, factor, placement if has_link else None)
+
+
+class PlacedTimer:
+    """`sim.sweep.timer.RoundTimer` for a placement: the mixture of its times on two devices and taking turns."""
+
+    def __init__(
+        self,
+        latency: LatencyModel,
+        traces: Sequence[RequestTrace],
+        placement: Placement,
+        conditions: Conditions,
+    ) -> None:
+        """conditions: of the policies whose rounds are timed, were each model on its own device."""
+        self.share = placement.share_of_turns
+        beside = latency.under(conditions)
+        in_turns = latency.under(conditions._replace(overlaps=False))
+        self._apart = RoundTimer(beside, traces)
+        self._turns = RoundTimer(in_turns, traces, same_device=True)
+        self.prefill_s: Floats = mixed(self._apart.prefill_s, self._turns.prefill_s, self.share)
+
+    def times_of(self, rounds: RoundArrays, request: Ints, position: Ints) -> tuple[Floats, Floats, Floats]:
+        """Seconds of each round, and of the draft and the target in it (of their work, were each on its own device)."""
+        apart_s, draft_s, verify_s = self._apart.times_of(rounds, request, position)
+        if not self.share:
+            return apart_s, draft_s, verify_s
+        turns_s, _, _ = self._turns.times_of(rounds, request, position)
+        return mixed(apart_s, turns_s, self.share), draft_s, verify_s
+
+
+def mixed(apart_s: Floats, turns_s: Floats, share: float) -> Floats:
+    """(1 - share) apart + share turns: see the head of this file, share = f - 1."""
+    found: Floats = apart_s + share * (turns_s - apart_s)
+    return found

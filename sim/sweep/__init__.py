@@ -1,0 +1,1 @@
+"""Many policies at once: rounds in lockstep as arrays, held equal to the engine."""

@@ -1,0 +1,120 @@
+"""The loop closed on real models: identity claims hold, errors are taken apart, and a broken claim is seen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.check.identity import compare_rounds
+from analysis.check.validate import PolicyCheck, _regret, validate_run
+from executor.pair import Session
+from executor.recording.recorder import RecordSettings, record
+from traces.folder.run import Run, read_run
+
+
+@pytest.fixture(scope="module")
+def validated(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("validated") / "run"
+    validate_run(recorded, folder, ["fixed_length:draft_length=3", "pearl:draft_length=5"], num_prompts=2)
+    return folder
+
+
+def test_the_summary_holds_what_was_promised(validated: Path) -> None:
+    found = json.loads((validated / "summary.json").read_text())["validation"]
+    assert {entry["policy"] for entry in found["policies"]} == {
+        "autoregressive",
+        "fixed_length:draft_length=3",
+        "pearl:draft_length=5",
+    }
+    for entry in found["policies"]:
+        assert entry["measured_interval"][0] <= entry["measured_tokens_per_s"] <= entry["measured_interval"][1]
+        assert entry["relative_error"] == pytest.approx(
+            entry["predicted_tokens_per_s"] / entry["measured_tokens_per_s"] - 1
+        )
+        assert entry["relative_error"] == pytest.approx(entry["latency_error"] + entry["acceptance_error"])
+    errors = [abs(entry["relative_error"]) for entry in found["policies"]]
+    assert found["mean_abs_relative_error"] == pytest.approx(sum(errors) / len(errors))
+    assert found["worst_abs_relative_error"] == max(errors)
+    assert found["regret"] >= 0
+    assert found["tokens_identical"] is True
+    assert found["rounds_identical"] is True
+    assert "mean_other_share" in found["contention"]
+
+
+def test_the_validation_uses_prompts_that_were_not_recorded(recorded: Path, validated: Path) -> None:
+    old = set(read_run(recorded).requests.prompt_id)
+    requests = read_run(validated).requests
+    tested = requests[~requests.prompt_id.isin(old)]
+    assert set(tested.policy) == {"autoregressive", "fixed_length:draft_length=3", "pearl:draft_length=5"}
+    assert set(requests[requests.prompt_id.isin(old)].policy) == set(read_run(recorded).requests.policy)
+
+
+def test_rounds_that_differ_are_seen(validated: Path) -> None:
+    run = read_run(validated)
+    assert compare_rounds(run).is_identical
+    whole = run.rounds_of
+    run.rounds_of = lambda request_id: [  # type: ignore[method-assign]
+        turn._replace(num_drafted=turn.num_drafted + 1) if turn.round == 1 and request_id == 0 else turn
+        for turn in whole(request_id)
+    ]
+    assert not compare_rounds(run).is_identical
+
+
+def test_tokens_that_differ_are_seen(recorded: Path) -> None:
+    from traces.metrics.speeds import mismatched_prompts
+
+    requests: pd.DataFrame = read_run(recorded).requests
+    assert mismatched_prompts(requests) == []
+    requests.loc[0, "tokens_sha256"] = "something else"
+    assert mismatched_prompts(requests)
+
+
+def test_regret_is_what_the_choice_lost() -> None:
+    def check(policy: str, predicted: float, measured: float) -> PolicyCheck:
+        return PolicyCheck(
+            policy=policy,
+            temperature=0.0,
+            predicted_tokens_per_s=predicted,
+            predicted_interval=(predicted, predicted),
+            measured_tokens_per_s=measured,
+            measured_interval=(measured, measured),
+            relative_error=predicted / measured - 1,
+            latency_error=0.0,
+            acceptance_error=0.0,
+            speedup_over_autoregressive=None,
+            speedup_interval=(1.0, 1.0),
+            predicted_speedup=None,
+        )
+
+    assert _regret([check("a", 10, 8), check("b", 9, 10)], 0.0) == pytest.approx(10 / 8 - 1)
+    assert _regret([check("a", 10, 10), check("b", 9, 8)], 0.0) == 0.0
+
+
+def test_a_recording_can_be_stopped_and_read(session: Session, tmp_path: Path) -> None:
+    calls = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    settings = RecordSettings(num_prompts=2, max_new_tokens=16, capacity=512)
+    with pytest.raises(KeyboardInterrupt):
+        record(settings, tmp_path / "cut", session=session, progress=stop)
+    run: Run = read_run(tmp_path / "cut")
+    assert not run.is_complete
+    assert len(run.requests) >= 1
+    assert set(run.rounds.request_id) >= set(run.requests.request_id)
+
+
+def test_repeats_and_stop_strings_are_recorded(session: Session, tmp_path: Path) -> None:
+    settings = RecordSettings(
+        num_prompts=1, max_new_tokens=16, repeats=2, temperatures=(1.0,), stop_strings=("return",), capacity=512
+    )
+    run = record(settings, tmp_path / "run", session=session)
+    assert sorted(run.requests.repeat.unique()) == [0, 1]
+    assert replace(settings).stop_strings == tuple(run.config["stop_strings"])

@@ -1,0 +1,186 @@
+"""The command line as a stranger meets it: it starts without torch, and bad input is one clear line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from analysis.cli.main import app
+from tests.analysis.command import call
+from tests.analysis.made_up_run import write_run
+from traces.folder.writer import RunWriter
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of a command, in this process."""
+    code = call(*arguments)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["explore", "--help"], ["simulate", "--help"], ["record", "--help"]])
+def test_help_answers_without_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom analysis.cli.main import main\n"
+        f"sys.argv = ['specbranch', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "loaded = {'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Usage" in told.stdout
+
+
+def test_simulation_and_exploration_run_without_torch(tmp_path: Path, recorded: Path) -> None:
+    script = (
+        "import sys\nfrom analysis.cli.main import main\n"
+        "def call(*arguments):\n    sys.argv = ['specbranch', *arguments]\n    main()\n"
+        f"call('calibrate', '--run', {str(recorded)!r}, '--output', {str(tmp_path / 'c.json')!r})\n"
+        f"call('simulate', '--run', {str(recorded)!r}, '--output-dir', {str(tmp_path / 's')!r}, '--policy', 'pearl')\n"
+        f"call('roofline', '--output', {str(tmp_path / 'r.json')!r}, '--target', 'llama-3.1-8b', '--draft', 'llama-68m')\n"
+        f"call('explore', '--run', {str(recorded)!r}, '--output-dir', {str(tmp_path / 'e')!r}, '--policy', 'pearl')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "s" / "00-pearl" / "summary.json").exists()
+    assert (tmp_path / "e" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["record", "--policy", "magic"], "unknown policy 'magic'"),
+        (["record", "--policy", "fixed_length:draft_length=0"], "draft_length must be at least 1"),
+        (["record", "--temperature", "-1"], "temperature must be at least 0"),
+        (["record", "--prompts", "nowhere.jsonl"], "no prompts at nowhere.jsonl"),
+        (["record", "--target", "nowhere/at-all"], "nowhere/at-all"),
+        (["validate", "--run", "missing-run"], "missing-run"),
+        (["simulate", "--run", "missing-run", "--policy", "pearl"], "missing-run"),
+        (["explore", "--run", "missing-run"], "missing-run"),
+        (["record", "--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    code, errors = _run(capsys, *arguments, "--output-dir", str(tmp_path / "out"))
+    assert code != 0
+    line = errors.strip()
+    assert line.startswith("error: ")
+    assert told in line
+    assert "\n" not in line
+
+
+def test_a_foreign_folder_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    code, errors = _run(capsys, "calibrate", "--run", str(tmp_path / "foreign"))
+    assert code != 0
+    assert str(tmp_path / "foreign") in errors
+
+
+def test_nothing_is_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for command in (["record"], ["demo", "--quick"], ["compare", "--quick"]):
+        code, errors = _run(capsys, *command, "--output-dir", str(tmp_path))
+        assert code != 0
+        assert "name a new folder" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/version").exists(), reason="needs a place root cannot write")
+def test_an_unwritable_place_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, errors = _run(capsys, "record", "--output-dir", "/proc/specbranch-run")
+    assert code != 0
+    assert "/proc/specbranch-run" in errors
+    assert "\n" not in errors.strip()
+
+
+def test_a_pair_with_two_vocabularies_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    from executor.recording.recorder import resolve_model
+
+    other = tmp_path / "other"
+    shutil.copytree(resolve_model("embedded", "draft"), other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.__getitem__)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, errors = _run(capsys, "record", "--draft", str(other), "--output-dir", str(tmp_path / "out"))
+    assert code != 0
+    assert "vocabular" in errors
+    assert "\n" not in errors.strip()
+
+
+def test_a_truncated_run_is_refused_or_read_as_far_as_it_goes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recorded: Path
+) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(recorded, broken)
+    path = broken / "ops.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    code, errors = _run(capsys, "calibrate", "--run", str(broken), "--output", str(tmp_path / "c.json"))
+    assert code != 0
+    assert "ops.parquet" in errors
+
+
+def test_an_unfinished_run_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "cut", config={}, meta={}) as writer:
+        writer.flush()
+    code, errors = _run(capsys, "calibrate", "--run", str(tmp_path / "cut"))
+    assert code != 0
+    assert "cut" in errors
+
+
+def test_every_command_is_documented() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert command.callback.__doc__, command.name
+
+
+@pytest.mark.parametrize(
+    ("study", "told"),
+    [
+        ("{policies: [pearl], polices: []}", "unknown key 'polices'"),
+        ("{policies: [{method: pearl, settings: {draft_length: {first: 5, last: 2}}}]}", "range from 5 to 2 is empty"),
+        ("{policies: [{method: confidence_stop, settings: {max_length: [4, 40]}}]}", "may look at 39"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_one_line_and_no_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, study: str, told: str
+) -> None:
+    write_run(tmp_path / "run", num_requests=2, num_tokens=20)
+    (tmp_path / "study.yaml").write_text(study)
+    places = ["--trace", str(tmp_path / "run"), "--output-dir", str(tmp_path / "out")]
+    code, error = _run(capsys, "explore", "--study", str(tmp_path / "study.yaml"), *places)
+    assert code == 1
+    assert error.startswith("error: ")
+    assert told in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_warning_is_one_line_without_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def warn_and_fail(path: str) -> None:
+        warnings.warn("two\nlines", stacklevel=1)
+        raise ValueError("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("traces.folder.run.read_run", warn_and_fail)
+        code, error = _run(capsys, "calibrate", "--run", str(tmp_path))
+    assert (code, error) == (1, "warning: two lines\nerror: enough\n")

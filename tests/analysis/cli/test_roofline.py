@@ -1,0 +1,105 @@
+"""From shapes and a data sheet to a study: the roofline command, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from transformers import LlamaConfig
+
+from analysis.cli.planning.roofline import Planned, shape_of_model
+from sim.decoding.closed_forms import sps_speedup
+from sim.decoding.model_shapes import named_shape
+from tests.analysis.command import call
+from tests.analysis.made_up_run import write_run
+from traces.fits.calibration import Calibration
+
+PLANNED = Planned(target="llama-3.1-70b", draft="llama-3.2-1b", num_devices=4)
+
+
+def test_a_pair_nobody_ran_is_explored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = tmp_path / "new" / "planned.json", write_run(tmp_path / "run", num_requests=60, num_tokens=120)
+    pair = ("--target", "llama-3.1-70b", "--draft", "llama-3.2-1b", "--num-devices", "4", "--host-us", "0")
+    assert call("roofline", "--output", str(file), *pair) == 0
+    told = capsys.readouterr().out
+    assert "4 x h100" in told
+    assert "--placement shared_device" in told
+    options = [
+        "--run",
+        str(run),
+        "--calibration",
+        str(file),
+        "--alignment",
+        "geometric:alpha=0.8",
+        "--temperature",
+        "1",
+    ]
+    policies = [f"fixed_length:draft_length={length}" for length in (2, 4, 8)]
+    flags = [word for policy in policies for word in ("--policy", policy)]
+    assert call("explore", "--output-dir", str(tmp_path / "e"), *options, *flags) == 0
+    table = pd.read_parquet(tmp_path / "e" / "results.parquet").set_index("policy")
+    latency = PLANNED.latency()
+    ratio = latency.mean_array("verify", 1, 1, 160) / latency.mean_array("draft", 1, 1, 160)
+    for policy, length in zip(policies, (2, 4, 8), strict=True):
+        expected = float(sps_speedup(0.8, length, ratio))  # flat verification, as the bytes bind
+        assert table.speedup[policy] == pytest.approx(expected, rel=0.06), policy
+    effects = json.loads((tmp_path / "e" / "summary.json").read_text())["exploration"]["sensitivity"]
+    assert {effect["group"] for effect in effects} <= {"draft", "verify", "host"}
+    assert call("roofline", "--output", str(file), *pair) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_settings_reach_the_calibration(tmp_path: Path) -> None:
+    def base_s(group: str, **settings: object) -> float:
+        file = tmp_path / "one.json"
+        file.unlink(missing_ok=True)
+        flags = [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
+        assert call("roofline", "--output", str(file), "--target", "llama-3.1-8b", "--draft", "llama-68m", *flags) == 0
+        return Calibration.load(file).fits[group].coefficients[0]
+
+    assert base_s("host", host_us=70) == pytest.approx(7e-5)
+    idle = base_s("verify", layer_us=0)
+    assert base_s("verify", layer_us=10) - idle == pytest.approx(32 * 1e-5)
+    assert base_s("verify", layer_us=0, bits=4) == pytest.approx(idle / 4, rel=1e-3)
+    assert base_s("verify", layer_us=0, bandwidth_share=0.45) == pytest.approx(2 * idle, rel=1e-6)
+    assert base_s("verify", layer_us=0, hardware="h200") == pytest.approx(idle * 3.35 / 4.8, rel=1e-6)
+    assert base_s("draft", layer_us=0, draft_hardware="l4") == pytest.approx(
+        base_s("draft", layer_us=0) * 3.35 / 0.3, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_devices": 1}, "the pair needs 144 GB with 1024 tokens"),
+        ({"num_devices": 1, "draft_hardware": "l4"}, "the target needs 141 GB"),
+        ({"hardware": "abacus"}, "no device is called 'abacus'"),
+        ({"target": "llama-9"}, "no model shape is called 'llama-9'; choose one of"),
+        ({"bits": 0.0}, "more than 0 and at most 64 bits"),
+        ({"context_tokens": 0}, "at least 1 token"),
+    ],
+)
+def test_impossible_plans_are_one_clear_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Planned(**{"target": "llama-3.1-70b", "draft": "llama-3.2-1b", "num_devices": 4, **settings}).latency()  # type: ignore[arg-type]
+
+
+def test_a_folder_gives_its_shape(tmp_path: Path) -> None:
+    llama = named_shape("llama-3.2-1b")
+    LlamaConfig(
+        num_hidden_layers=llama.num_layers,
+        hidden_size=llama.hidden_size,
+        intermediate_size=llama.intermediate_size,
+        num_attention_heads=llama.num_heads,
+        num_key_value_heads=llama.num_kv_heads,
+        head_dim=llama.head_dim,
+        vocab_size=llama.vocab_size,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    found = shape_of_model(str(tmp_path))
+    assert (found.num_parameters, found.kv_numbers) == (llama.num_parameters, llama.kv_numbers)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"no shape can be read of .*gpt2"):
+        shape_of_model(str(tmp_path))

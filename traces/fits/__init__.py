@@ -1,0 +1,1 @@
+"""Models fitted to recorded runs: latencies, signals, acceptance."""

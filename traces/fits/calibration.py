@@ -1,0 +1,371 @@
+"""From a recorded run to fitted models: how long each operation takes, with the error of the fit.
+
+calibration = calibrate(read_run(folder))
+print(calibration.report())
+calibration.save("calibration.json")
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
+from traces.fits.cold_start import ColdStart, fit_cold_start
+from traces.fits.latency import TERMS, LatencyFit, draw_ratios, fit_latency
+from traces.folder.run import Run
+from traces.schema import SCHEMA_VERSION
+
+__all__ = [
+    "Calibration",
+    "JointAcceptance",
+    "LatencyFit",
+    "RoundCheck",
+    "calibrate",
+    "fit_acceptance",
+    "group_of",
+    "groups_of",
+]
+
+GROUPS = ("draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host")
+_GROUP_OF = {
+    ("draft", "draft"): "draft",
+    ("draft", "look"): "draft",
+    ("draft", "branch"): "draft",
+    ("draft", "read"): "read",
+    ("draft", "read_ahead"): "read",
+    ("target", "verify"): "verify",
+    ("target", "verify_beside"): "verify",
+    ("target", "predict"): "predict",
+    ("draft", "prefill"): "draft_prefill",
+    ("target", "prefill"): "target_prefill",
+    ("host", "host"): "host",
+}
+
+
+AHEAD_KINDS = ("look", "branch")  # the draft's forwards during a verification
+NUM_COLD = 4  # draft forwards of a round that a wait slows down noticeably
+LEAST_OPS = 30  # operations of one kind below which their mean is not compared
+
+
+def group_of(actor: str, kind: str) -> str:
+    """The group that an operation is fitted in: every forward of the draft that is no prefill is one law."""
+    try:
+        return _GROUP_OF[actor, kind]
+    except KeyError:
+        raise ValueError(f"no latency is fitted for {actor!r} {kind!r}; known are {sorted(_GROUP_OF)}.") from None
+
+
+def groups_of(ops: pd.DataFrame) -> NDArray[np.str_]:
+    """(ops,) `group_of` of each, asked once for each actor and kind."""
+    codes, distinct = pd.MultiIndex.from_frame(ops[["actor", "kind"]]).factorize()
+    found: NDArray[np.str_] = np.array([group_of(*pair) for pair in distinct], dtype=np.str_)[codes]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundCheck:
+    """Whole rounds: drafting, then the longer of verification and drafting ahead, then the host; mean seconds."""
+
+    predicted_s: float
+    measured_s: float
+    num_rounds: int
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, minus 1."""
+        return self.predicted_s / self.measured_s - 1 if self.measured_s else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Fitted latencies of one pair on one machine. fits: of GROUPS, those that the run has operations of.
+
+    cold_start: what the first draft forwards of a round take more than later ones.
+    drafting: how much longer a verification takes where a draft runs between verifications and uses the same caches.
+    beside: how much longer still while the draft works at the same time, on the same memory.
+    draft_beside: likewise, how much longer a forward of the draft takes while the target verifies. 1 when not recorded.
+    """
+
+    fits: Mapping[str, LatencyFit]
+    round_check: RoundCheck | None
+    num_requests: int
+    num_unclean: int
+    cold_start: ColdStart = field(default_factory=ColdStart)
+    drafting: float = 1.0
+    beside: float = 1.0
+    draft_beside: float = 1.0
+    schema_version: int = SCHEMA_VERSION
+
+    def fit_of(self, group: str) -> LatencyFit:
+        """The law of one group, with a clear refusal when nothing of it was recorded."""
+        if group not in self.fits:
+            raise ValueError(
+                f"this calibration saw no {group} operation (it has {', '.join(self.fits) or 'none'}); "
+                "calibrate from a run that has some."
+            )
+        return self.fits[group]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_bytes(TypeAdapter(Calibration).dump_json(self, indent=1) + b"\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote."""
+        try:
+            found = TypeAdapter(Calibration).validate_json(Path(path).read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+            raise ValueError(f"{path} is no calibration: {reason}; write one with Calibration.save.") from error
+        if found.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {found.schema_version}, this code reads {SCHEMA_VERSION}; calibrate again."
+            )
+        return found
+
+    def report(self) -> str:
+        """The fit as a small table, in milliseconds: coefficients with their 95% intervals, and how well they fit."""
+        lines = [f"{'operation':<16}{'n':>7}{'R2':>7}{'error':>8}   ms [95%]"]
+        for group, fit in self.fits.items():
+            r2 = "-" if fit.r2 is None else f"{fit.r2:.3f}"
+            lines.append(f"{group:<16}{fit.num_ops:>7}{r2:>7}{fit.error:>8.1%}")
+            for term, value, (low, high) in zip(TERMS, fit.coefficients, fit.intervals, strict=True):
+                if term not in fit.left_out:
+                    lines.append(f"  {term:<36}   {1e3 * value:.5g} [{1e3 * low:.5g}, {1e3 * high:.5g}]")
+            if fit.left_out:
+                lines.append(f"  not identified, left out: {', '.join(fit.left_out)}")
+        if self.cold_start.first_s:
+            first_s, decay, full_s = self.cold_start.first_s, self.cold_start.decay, self.cold_start.full_s
+            after = f"after a wait of {1e3 * full_s:.3g} ms or more" if full_s else "after every wait"
+            lines.append(
+                f"cold start of a round's drafting: +{1e3 * first_s:.3g} ms {after}, each forward {decay:.2g} of the last"
+            )
+        if self.drafting != 1:
+            lines.append(f"verification where a draft runs in between: {self.drafting:.3f} of plain decoding's")
+        if self.beside != 1:
+            lines.append(f"verification beside a working draft: {self.beside:.3f} of one without")
+        if self.draft_beside != 1:
+            lines.append(f"draft forward beside a verification: {self.draft_beside:.3f} of one alone")
+        if self.round_check:
+            check = self.round_check
+            lines.append(
+                f"round: predicted {1e3 * check.predicted_s:.4g} ms, measured {1e3 * check.measured_s:.4g} ms "
+                f"({check.error:+.1%}), n = {check.num_rounds}"
+            )
+        lines.append(f"{self.num_requests} requests; {self.num_unclean} more were disturbed and left out")
+        return "\n".join(lines)
+
+
+def calibrate(run: Run, *, seed: int = 0) -> Calibration:
+    """Fit every group of operations of a run. Requests that were not clean (contention, throttling) are left out.
+
+    seed: of the bootstrap and of the draws in the round check.
+    """
+    requests, ops = run.requests, run.ops
+    unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
+    groups = groups_of(ops)
+    is_clean = ~ops["request_id"].isin(unclean).to_numpy()
+    if missing := sorted(set(groups.tolist()) - set(groups[is_clean].tolist())):
+        # Better a calibration that says so than none: the report counts the disturbed requests.
+        which = (
+            "every request" if len(unclean) == len(requests) else f"every request with {', '.join(missing)} operations"
+        )
+        warnings.warn(f"{run.folder}: {which} was disturbed by other load; fitted all the same.", stacklevel=2)
+        unclean, is_clean = unclean.iloc[:0], np.ones(len(ops), bool)
+    elif len(unclean):
+        warnings.warn(
+            f"{run.folder}: {len(unclean)} of {len(requests)} requests were disturbed and are left out.", stacklevel=2
+        )
+    ops, groups = ops[is_clean].reset_index(drop=True), groups[is_clean]
+    rounds = run.rounds[~run.rounds["request_id"].isin(unclean)]
+    if ops.empty:
+        raise ValueError(f"{run.folder} holds no operation of an undisturbed request; record it again on free cores.")
+    rng = np.random.default_rng(seed)
+    ops = ops.assign(group=groups, seconds=ops["end_s"] - ops["start_s"], order=_order_in_round(ops, groups == "draft"))
+    drafting, beside = _verify_factors(ops)
+    slowed = np.where(ops["kind"] == "verify_beside", drafting * beside, np.where(_is_drafting(ops), drafting, 1.0))
+    slowed[ops["actor"] != "target"] = 1.0
+    fits = {group: _fit(ops[groups == group], slowed[groups == group], rng) for group in GROUPS if group in groups}
+    cold_start, draft_beside = ColdStart(), 1.0
+    before = ops.assign(wait_s=np.inf, num_before=0)
+    if "draft" in fits and "verify" in fits:
+        before = _rounds_before(ops, fits["draft"], fits["verify"], slowed)
+        fits["draft"], cold_start, draft_beside = _fit_draft(before[groups == "draft"], fits["draft"], rng)
+        slowed[ops["kind"].isin(AHEAD_KINDS)] = draft_beside
+    waking_s = _waking_seconds(before, cold_start)
+    return Calibration(
+        fits=fits,
+        round_check=check_rounds(fits, ops, rounds, rng, slowed, waking_s),
+        num_requests=int(ops["request_id"].nunique()),
+        num_unclean=len(unclean),
+        cold_start=cold_start,
+        drafting=drafting,
+        beside=beside,
+        draft_beside=draft_beside,
+    )
+
+
+def _fit(part: pd.DataFrame, slowed: NDArray[np.float64], rng: np.random.Generator) -> LatencyFit:
+    """The law of some operations of one group. slowed: how much longer each took than it would have alone."""
+    is_host = part["group"].iloc[0] == "host"
+    return fit_latency(
+        part["seconds"] / slowed,
+        part["num_tokens"],
+        part["num_branches"],
+        part["context_tokens"],
+        part["request_id"],
+        least=0 if is_host else 1,
+        rng=rng,
+    )
+
+
+def _is_drafting(ops: pd.DataFrame) -> NDArray[np.bool_]:
+    """(ops,) whether an operation's request runs a draft at all."""
+    drafting = ops.loc[ops["group"] == "draft", "request_id"].unique()
+    found: NDArray[np.bool_] = ops["request_id"].isin(drafting).to_numpy()
+    return found
+
+
+def _verify_factors(ops: pd.DataFrame) -> tuple[float, float]:
+    """How much longer a verification takes where a draft runs between verifications, and how much longer still while
+    one runs beside it; each at the widths that were measured both ways, 1 where there are none."""
+    verify = ops[ops["group"] == "verify"]
+    is_beside, is_drafting = verify["kind"] == "verify_beside", _is_drafting(ops)[verify.index]
+    alone, between, beside = verify[~is_drafting], verify[is_drafting & ~is_beside], verify[is_beside]
+    drafting = _factor(between, alone)
+    return drafting or 1.0, _factor(beside, between) or _factor(beside, alone) or 1.0
+
+
+def _factor(slow: pd.DataFrame, fast: pd.DataFrame) -> float | None:
+    """Mean seconds of the one over the other, never below 1, over the widths with enough of both; None without any."""
+    pairs = pd.concat([part.groupby("num_tokens")["seconds"].agg(["mean", "size"]) for part in (slow, fast)], axis=1)
+    table = pairs.dropna().to_numpy()
+    table = table[(table[:, [1, 3]] >= LEAST_OPS).all(axis=1)]
+    if not len(table):
+        return None
+    weights = np.minimum(table[:, 1], table[:, 3])
+    return max(1.0, float((table[:, 0] / table[:, 2]) @ weights / weights.sum()))
+
+
+def _rounds_before(
+    ops: pd.DataFrame, draft: LatencyFit, verify: LatencyFit, slowed: NDArray[np.float64]
+) -> pd.DataFrame:
+    """The operations with columns wait_s and num_before, of the round before each one's as `ColdStart` counts them.
+
+    Before a request's first round lies the target's prefill, for which the draft waits: infinity.
+    """
+    is_ahead = ops["kind"].isin(AHEAD_KINDS).to_numpy()
+    is_verify = (ops["group"] == "verify").to_numpy()
+    mean_s = np.where(is_verify, _means(verify, ops) * slowed, np.where(is_ahead, _means(draft, ops), 0.0))
+    mean_s = np.where(ops["kind"].isin(["read_ahead", "predict"]), ops["seconds"], mean_s)
+    rounds = (
+        pd.DataFrame(
+            {
+                "request_id": ops["request_id"],
+                "round": ops["round"] + 1,
+                "wait_s": np.where(ops["actor"] == "target", mean_s, -mean_s),
+                "num_before": (ops["group"] == "draft").astype(int),
+            }
+        )
+        .groupby(["request_id", "round"])
+        .sum()
+    )
+    found = ops.join(rounds, on=["request_id", "round"])
+    is_first = found["wait_s"].isna() | (found["round"] <= 0)
+    return found.assign(
+        wait_s=found["wait_s"].clip(lower=0).mask(is_first, np.inf), num_before=found["num_before"].mask(is_first, 0)
+    )
+
+
+def _fit_draft(draft: pd.DataFrame, rough: LatencyFit, rng: np.random.Generator) -> tuple[LatencyFit, ColdStart, float]:
+    """Law of a warm forward working alone, cold start, and slow-down beside a verification, from all its forwards.
+
+    rough: their law all together. Without enough warm forwards it stands, and what made it slow cannot be told.
+    """
+    is_ahead, is_warm = draft["kind"].isin(AHEAD_KINDS).to_numpy(), (draft["order"] >= NUM_COLD).to_numpy()
+    is_single = ((draft["num_tokens"] == 1) & (draft["num_branches"] == 1)).to_numpy()
+    if (is_single & is_warm).sum() < LEAST_OPS:
+        return rough, ColdStart(), 1.0
+
+    def slow_down(seconds: NDArray[np.float64], chosen: NDArray[np.bool_]) -> float:
+        ahead, alone = ((seconds / means)[chosen & side] for side in (is_ahead, ~is_ahead))
+        return max(1.0, float(ahead.mean() / alone.mean())) if min(len(ahead), len(alone)) >= LEAST_OPS else 1.0
+
+    seconds, means = draft["seconds"].to_numpy(), _means(rough, draft)
+    beside = slow_down(seconds, is_single & is_warm)
+    slowed = np.where(is_ahead, beside, 1.0)
+    law = _fit(draft[is_warm], slowed[is_warm], rng)
+    means = _means(law, draft)
+    centred = seconds - (means - means[is_single].mean()) * slowed
+    single = draft[is_single]
+    cold_start = fit_cold_start(centred[is_single], single["order"], single["wait_s"], single["num_before"])
+    warm_s = np.maximum(seconds - _waking_seconds(draft, cold_start), 0.1 * means)
+    beside = slow_down(warm_s, is_single)
+    return _fit(draft.assign(seconds=warm_s), np.where(is_ahead, beside, 1.0), rng), cold_start, beside
+
+
+def _waking_seconds(before: pd.DataFrame, cold_start: ColdStart) -> NDArray[np.float64]:
+    """(ops,) the cold start's part of each operation; before: as `_rounds_before` gives them."""
+    share = cold_start.share_after(before["wait_s"], before["num_before"]) * cold_start.decay ** before["order"]
+    found: NDArray[np.float64] = np.where(before["group"] == "draft", cold_start.first_s * share, 0.0)
+    return found
+
+
+def _means(fit: LatencyFit, ops: pd.DataFrame) -> NDArray[np.float64]:
+    return fit.mean_array(ops["num_tokens"], ops["num_branches"], ops["context_tokens"])
+
+
+def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """How many of the chosen operations of its round came before each of them; 0 for others."""
+    order = np.zeros(len(ops), np.intp)
+    part = ops[chosen].sort_values("start_s", kind="stable")
+    order[part.index] = part.groupby(["request_id", "round"]).cumcount()
+    return order
+
+
+def check_rounds(
+    fits: Mapping[str, LatencyFit],
+    ops: pd.DataFrame,
+    rounds: pd.DataFrame,
+    rng: np.random.Generator,
+    slowed: NDArray[np.float64],
+    waking_s: NDArray[np.float64],
+) -> RoundCheck | None:
+    """Predicted and measured mean time of whole rounds; None without rounds. ops: with their group; slowed, waking_s:
+    factor and further seconds of each.
+
+    Drawn, not composed of means: the mean of the longer of two is more than the longer of two means.
+    """
+    if rounds.empty:
+        return None
+    seconds = waking_s.copy()
+    for group, fit in fits.items():
+        chosen = (ops["group"] == group).to_numpy()
+        drawn = draw_ratios(fit.ratios, int(chosen.sum()), rng)
+        seconds[chosen] += _means(fit, ops[chosen]) * drawn * slowed[chosen]
+    lanes = ops["kind"].map(
+        {
+            **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},
+            **{"verify": "verify", "verify_beside": "verify", "predict": "verify", "host": "host"},
+        }
+    )
+    whole = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
+    sums = whole.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
+    sums = sums.reindex(columns=["serial", "ahead", "verify", "host"]).fillna(0.0)
+    predicted = sums["serial"] + sums[["ahead", "verify"]].max(axis=1) + sums["host"]
+    measured = rounds.set_index(["request_id", "round"])
+    both = predicted.index.intersection(measured.index)
+    if not len(both):
+        return None
+    times = (measured["end_s"] - measured["start_s"]).loc[both]
+    return RoundCheck(
+        predicted_s=float(predicted.loc[both].mean()), measured_s=float(times.mean()), num_rounds=len(both)
+    )

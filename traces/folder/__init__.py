@@ -1,0 +1,1 @@
+"""Run folders on disk: reading, writing, and a timeline for Perfetto."""

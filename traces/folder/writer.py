@@ -1,0 +1,217 @@
+"""Write a run folder (`traces.folder.run` says what is in it): part by part while a run goes on, whole when it ends."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from os import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from traces.folder.run import COMPLETE, INCOMPLETE, PARTS, RunError, read_table, reason_of
+from traces.folder.tables import TABLE_NAMES, alignment_of, table_of, tails_of
+from traces.schema import SCHEMA_VERSION, Op, RequestRecord, RequestTrace, Round, RoundTimes
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a place that holds something already; runs are never overwritten."""
+    try:
+        is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise RunError(f"cannot look into {folder}: {reason_of(error)}; name another place.") from error
+    if is_taken:
+        raise RunError(f"{folder} already holds something, and runs are never overwritten; name a new folder.")
+
+
+class RunWriter:
+    """Writes one run folder. As a context manager it flushes what was recorded, also when the run fails; a run that failed
+    before anything was recorded leaves no folder, so that it can be tried again.
+
+    Records are kept in memory until `flush`; `finish` makes the folder complete.
+
+    config: every setting resolved. meta: devices, seed, noise rule, contention ... (versions, commit, date are added).
+    """
+
+    def __init__(self, folder: str | Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._num_parts = 0
+        self._is_finished = False
+        self._rows: dict[str, list[tuple[Any, ...]]] = {"ops": [], "rounds": [], "requests": []}
+        self._tables: dict[str, list[Any]] = {"alignment": [], "tails": []}
+        self._meta = {**_surroundings(), **meta, "schema_version": SCHEMA_VERSION, "status": INCOMPLETE}
+        config_text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+        meta_text = _json(self._meta)
+        check_new_folder(self.folder)
+        try:
+            (self.folder / PARTS).mkdir(parents=True)
+        except OSError as error:
+            raise RunError(
+                f"cannot create the run folder {self.folder}: {reason_of(error)}; name another place."
+            ) from error
+        self._write_text("config.yaml", config_text)
+        self._write_text("meta.json", meta_text)
+
+    def ops(self, ops: Sequence[Op]) -> None:
+        """Record operations."""
+        self._extend("ops", ops)
+
+    def rounds(self, rounds: Sequence[tuple[Round, RoundTimes]]) -> None:
+        """Record rounds with their times."""
+        self._extend("rounds", [(*settled, *times) for settled, times in rounds])
+
+    def request(self, request: RequestRecord) -> None:
+        """Record a request."""
+        self._extend("requests", [request])
+
+    def trace(self, trace: RequestTrace, columns: Mapping[str, Any] | None = None) -> None:
+        """Record the alignment and tails of a request, whose `RequestRecord` goes to `request`.
+
+        columns: more of each committed position (`traces.folder.tables.EXTRA_COLUMNS`): N entries, (N, k) for the lists.
+        """
+        self._check_open()
+        self._tables["alignment"].append(alignment_of(trace, columns or {}))
+        self._tables["tails"].append(tails_of(trace))
+
+    def flush(self) -> None:
+        """Write what was recorded since the last flush as one part file a table; a killed run leaves these."""
+        self._check_open()
+        for name in TABLE_NAMES:
+            table = self._recorded(name)
+            if len(table):
+                self._write_table(f"{PARTS}/{name}-{self._num_parts:05d}.parquet", table)
+            (self._rows[name] if name in self._rows else self._tables[name]).clear()
+        self._num_parts += 1
+
+    def finish(self, summary: Mapping[str, Any], *, meta: Mapping[str, Any] | None = None) -> None:
+        """Merge the parts, write summary.json and mark the run complete. meta: what was learnt on the way.
+
+        Not-a-number and infinity become null in summary.json, which strict JSON readers refuse otherwise.
+        """
+        self.flush()
+        for name in TABLE_NAMES:
+            parts = [read_table(path, name) for path in sorted((self.folder / PARTS).glob(f"{name}-*.parquet"))]
+            self._write_table(f"{name}.parquet", pa.concat_tables([table_of(name, []), *parts]))
+        self._write_text("summary.json", _json(summary))
+        self._meta.update(meta or {}, schema_version=SCHEMA_VERSION, status=COMPLETE)
+        self._write_text("meta.json", _json(self._meta))
+        self._is_finished = True
+        for path in (self.folder / PARTS).iterdir():
+            path.unlink()
+        (self.folder / PARTS).rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_finished:
+            return
+        if error is not None and self._is_empty:
+            self._remove()
+        else:
+            self.flush()
+
+    @property
+    def _is_empty(self) -> bool:
+        return not (self._num_parts or any(self._rows.values()) or any(self._tables.values()))
+
+    def _remove(self) -> None:
+        """Take back what `__init__` made; other files that somebody put there stay."""
+        for path in (self.folder / "config.yaml", self.folder / "meta.json"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.folder / PARTS).rmdir()
+            self.folder.rmdir()
+
+    def _extend(self, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._check_open()
+        self._rows[name].extend(rows)
+
+    def _check_open(self) -> None:
+        if self._is_finished:
+            raise RunError(f"the run {self.folder} is finished and takes no more records; write another run.")
+
+    def _recorded(self, name: str) -> Any:
+        if name in self._rows:
+            return table_of(name, self._rows[name])
+        return pa.concat_tables([table_of(name, []), *self._tables[name]])
+
+    def _write_table(self, name: str, table: Any) -> None:
+        path = self.folder / name
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            pq.write_table(table.combine_chunks(), temporary)
+            replace(temporary, path)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {reason_of(error)}; what was flushed before is readable.") from error
+
+    def _write_text(self, name: str, text: str) -> None:
+        path = self.folder / name
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            replace(temporary, path)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {path}: {reason_of(error)}; free some space or name another place."
+            ) from error
+
+
+def _surroundings() -> dict[str, Any]:
+    """Where and when a run was made: versions, platform, commit and date. Imports nothing heavy."""
+    versions = {"python": platform.python_version()}
+    for name in ("numpy", "pandas", "pyarrow", "torch", "transformers"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "platform": platform.platform(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of this very source, with -dirty when it was changed; None when it is not under git."""
+    try:
+        here = Path(__file__).resolve()
+        for words in (["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--dirty", "--abbrev=40"]):
+            done = subprocess.run(
+                ["git", *words], cwd=here.parent, capture_output=True, text=True, timeout=10, check=True
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, enums, tuples, paths and numpy numbers as what YAML and JSON can hold."""
+    try:
+        return to_jsonable_python(value, inf_nan_mode="null", fallback=_of_numpy)
+    except (PydanticSerializationError, TypeError) as error:
+        raise RunError(f"a run's settings cannot be written: {reason_of(error)}; use plain values.") from error
+
+
+def _of_numpy(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no plain value")
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,1 @@
+"""Numbers of a run: counts of rounds, speeds with intervals."""
