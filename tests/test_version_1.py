@@ -31,17 +31,17 @@ SPECBRANCH = (
     "prior_length=0,signal=max_prob"
 )
 MEASURED = {
-    "autoregressive": 13.078516498608726,
-    "probe:max_length=4,max_branches=2": 5.117517999403408,
-    SPECBRANCH: 4.060064041349089,
-    ADAEDL: 25.30996375725182,
+    "autoregressive": 64.23602258909703,
+    "probe:max_length=4,max_branches=2": 43.75206043150882,
+    SPECBRANCH: 49.786892444865586,
+    ADAEDL: 70.16887965281344,
 }
 EXPLORED = {
-    "autoregressive": 20.110117752858297,
-    "fixed_length:draft_length=3": 8.160753864128395,
-    "pearl:draft_length=3": 7.072410190827253,
-    SPECBRANCH: 5.012573321461162,
-    ADAEDL: 9.938135725338936,
+    "autoregressive": 68.23735739369917,
+    "fixed_length:draft_length=3": 61.12691090764946,
+    "pearl:draft_length=3": 52.29445487238801,
+    SPECBRANCH: 46.68937556877218,
+    ADAEDL: 68.91047133959941,
 }
 
 
@@ -61,8 +61,8 @@ def test_its_tables_are_whole(run: Run) -> None:
     assert ranks[5] == 2
     assert others[:7] == (4, 0, 1, 0, 32, 3, 0)
     assert [(trace.tail_depth, len(trace.class_probs), len(trace.tails)) for trace in run.traces()] == [
-        (4, 25, 5),
-        (4, 25, 14),
+        (8, 25, 5),
+        (8, 25, 14),
     ]
 
 
