@@ -14,7 +14,8 @@ from rich.console import Console
 from analysis.check.validate import PolicyCheck, Validation, validate_run
 from analysis.cli.progress import progress_bar
 from analysis.cli.tables import print_speeds, print_validation, short_label
-from analysis.explore.exploration import Exploration, default_grid, explore_run
+from analysis.explore.exploration import Exploration, explore_run
+from analysis.study.candidates import default_grid
 from traces.fits.calibration import calibrate
 from traces.folder.perfetto import write_timeline
 from traces.folder.writer import check_new_folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
 from traces.metrics.counts import count_rounds
 from traces.metrics.speeds import measured_speeds
+from traces.progress import Report, Stages, silent, silent_stages
 from traces.schema import RequestTrace
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ class ComparedPolicy:
 class Choose(Protocol):
     """Chooses a label for each family, on traces of one temperature."""
 
-    def __call__(
-        self, traces: Sequence[RequestTrace], latency: LatencyModel, *, progress: Callable[[int, int], None]
-    ) -> Mapping[str, str]:
+    def __call__(self, traces: Sequence[RequestTrace], latency: LatencyModel, *, progress: Report) -> Mapping[str, str]:
         """Family -> label."""
         ...
 
@@ -81,7 +80,7 @@ def choose_policies(
     *,
     with_classes: bool = False,
     is_small: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> dict[str, str]:
     """For each family the label with the highest predicted speed on traces of one temperature. Outcome hedging comes last,
     and the choices of the methods that it contains are among its candidates, so that it is never behind one of them."""
@@ -102,7 +101,7 @@ def choose_lookup(
     traces: Sequence[RequestTrace],
     latency: LatencyModel,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> dict[str, str]:
     """The longest draft of prompt lookup with the highest predicted speed, on traces of a lookup, and the baseline."""
     policies = [PromptLookup(length) for length in (1, 2, 3, 4, 6, 8, 10)]
@@ -161,7 +160,7 @@ def compare(
     repeats: int = 1,
     is_quick: bool = False,
     seed: int = 0,
-    progress: Callable[[str], Any] = lambda title: None,
+    progress: Stages = silent_stages,
 ) -> list[ComparedPolicy]:
     """Record and calibrate on some prompts, choose each family's settings on the simulator, run all of them on others.
 
@@ -199,7 +198,7 @@ def _compare_pair(
     choose: Choose,
     *,
     repeats: int,
-    progress: Callable[[str], Any],
+    progress: Stages,
     others: Sequence[ComparedPolicy] = (),
 ) -> list[ComparedPolicy]:
     """The comparison with one draft. others: rows that stand in the same table."""

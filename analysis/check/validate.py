@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
 from traces.folder.run import Run, read_run
 from traces.metrics.speeds import measured_speeds, mismatched_prompts
+from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
 BUSY_SHARE = 0.10  # cores kept busy by others above which no claim about speed is made
@@ -150,7 +151,7 @@ def validate_run(
     num_prompts: int = 16,
     repeats: int = 1,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> Validation:
     """Execute policies on prompts that the run does not hold, predict them from the run, and write both down.
 

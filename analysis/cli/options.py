@@ -12,16 +12,41 @@ from rich.console import Console
 # Beside a terminal nothing limits the width of a table.
 console = Console(width=None if sys.stdout.isatty() else 120)
 
-OutputDir = Annotated[Path, typer.Option("--output-dir", help="New folder for the results; never overwritten.")]
-RunDir = Annotated[Path, typer.Option("--run", help="Run folder of `specbranch record`.")]
+OutputDir = Annotated[Path, typer.Option(help="Write the results to this new folder; nothing is ever overwritten.")]
+RunDir = Annotated[Path, typer.Option("--run", help="Read this run folder of `specbranch record`.")]
 Policies = Annotated[
     list[str] | None,
-    typer.Option("--policy", help="Policy label such as fixed_length:draft_length=4; give it once for each policy."),
+    typer.Option(
+        "--policy", help="Use this policy, such as fixed_length:draft_length=4; give it once for each policy."
+    ),
 ]
-CalibrationFile = Annotated[Path | None, typer.Option(help="calibration.json; fitted from the run by default.")]
-Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="Sampling temperature; repeatable.")]
-Target = Annotated[str, typer.Option(help="Target model: Hugging Face id, folder, or `embedded`.")]
-Draft = Annotated[str, typer.Option(help="Draft: id, folder, `embedded`, `embedded_small` or `prompt_lookup`.")]
-DraftModel = Annotated[str, typer.Option(help="Draft model: id, folder, `embedded` or `embedded_small`.")]
-Capacity = Annotated[int, typer.Option(help="Tokens a model's cache can hold.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+CalibrationFile = Annotated[
+    Path | None, typer.Option(help="Take latencies from this file; by default they are fitted from the run.")
+]
+Temperatures = Annotated[
+    list[float] | None, typer.Option("--temperature", help="Sample at this temperature; give it once for each one.")
+]
+Seed = Annotated[int, typer.Option(help="Everything random follows from this seed.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Do less, so that it ends in under a minute.")]
+
+Target = Annotated[str, typer.Option(help="The target model is this Hugging Face id or folder, or `embedded`.")]
+Draft = Annotated[
+    str, typer.Option(help="The draft is this id or folder, or `embedded`, `embedded_small` or `prompt_lookup`.")
+]
+DraftModel = Annotated[
+    str, typer.Option(help="The draft model is this id or folder, or `embedded` or `embedded_small`.")
+]
+Engine = Annotated[str, typer.Option(help="Run the models on this engine: static or hugging_face.")]
+Device = Annotated[str, typer.Option(help="Run the models on this device: cpu, cuda or cuda:N.")]
+DType = Annotated[str, typer.Option(help="Compute in this number format: float32, float16 or bfloat16.")]
+Capacity = Annotated[int, typer.Option(help="Each model's cache holds this many tokens.")]
+
+HeldOutPrompts = Annotated[str, typer.Option(help="Use these prompts: `held_out`, or a .jsonl file.")]
+NumPrompts = Annotated[int, typer.Option(help="Use this many prompts.")]
+SkipPrompts = Annotated[int, typer.Option(help="Leave out this many prompts at the beginning.")]
+MaxNewTokens = Annotated[int, typer.Option(help="End each answer after this many tokens.")]
+Repeats = Annotated[int, typer.Option(help="Run every prompt this many times.")]
+
+DataDir = Annotated[Path, typer.Option("--data", help="Read this folder of `specbranch hrad collect`.")]
+NumEpochs = Annotated[int, typer.Option(help="Go through the data this many times.")]
+Widths = Annotated[tuple[int, int], typer.Option(help="The two hidden layers have these numbers of units.")]

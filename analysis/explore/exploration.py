@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from traces.fits.acceptance.fit import LEAST_REQUESTS, AcceptanceReport, assess_
 from traces.folder.run import read_run
 from traces.folder.writer import RunWriter
 from traces.metrics.speeds import Speed, speeds_summary
+from traces.progress import Report, silent
 from traces.schema import num_tokens
 
 BASELINE = "autoregressive"
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,6 @@ class Exploration:
         return front.sort_values("tokens_per_s", ascending=False)
 
 
-def default_grid(longest: int = 8) -> list[str]:
-    """Labels of the methods over draft lengths and thresholds."""
-    lengths = range(1, longest + 1)
-    return [
-        "autoregressive",
-        *(f"fixed_length:draft_length={length}" for length in lengths),
-        *(
-            f"confidence_stop:threshold={threshold},max_length={length}"
-            for length in (4, 6, 8)
-            for threshold in (0.2, 0.4, 0.6, 0.8)
-        ),
-        *(f"pearl:draft_length={length}" for length in range(2, longest + 5, 1)),
-    ]
-
-
 def explore_run(
     run_dir: Path,
     output_dir: Path,
@@ -108,7 +93,7 @@ def explore_study(
     calibration: Path | None = None,
     workers: Workers | None = None,
     is_sensitive: bool = True,
-    progress: Report | None = None,
+    progress: Report = silent,
 ) -> Exploration:
     """Answer a study from a recorded run. Writes results.parquet (a row for each policy and scenario),
     sensitivity.parquet and summary.json to a new folder; a killed run goes on from OUTPUT.partial when called again.
@@ -126,7 +111,7 @@ def explore_study(
         wait()
     store = TaskStore(output_dir, "\n".join([study.fingerprint(), *(question.digest() for question in questions)]))
 
-    tasks = _Tasks(questions, study, store, workers, progress or (lambda done, total: None))
+    tasks = _Tasks(questions, study, store, workers, progress)
     found = tasks.search_all()
     scored = [
         (question, timing, result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from analysis.papers.operating_points import OperatingPoint, published_points
 from analysis.papers.textbook_grid import MAX_BRANCHES, dsi_map, textbook_policies, with_reductions
 from sim.decoding.acceptance_models import Geometric
 from sim.decoding.policies.catalog import parse_policy
+from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
 METHODS = ("autoregressive", "fixed_length", "pearl", "specbranch", "saguaro", "dsi", "outcome_hedging")
@@ -52,9 +53,7 @@ class Effort:
     seed: int = 0
 
 
-def simulate_published(
-    effort: Effort, *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[PublishedRow]:
+def simulate_published(effort: Effort, *, progress: Report = silent) -> list[PublishedRow]:
     """One row a point. Branches are free, and so is everything but the two models' forwards."""
     points, rows = published_points(), []
     for index, point in enumerate(points):
@@ -69,7 +68,7 @@ def map_of_methods(
     effort: Effort,
     *,
     branch_costs: Sequence[float] = (0.0,),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> list[pd.DataFrame]:
     """For each branch cost the columns alpha, cost_ratio, method, setting, speedup: every method at its best settings in
     every cell. DSI alone has more than one target server, and no branches that could cost anything."""

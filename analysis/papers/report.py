@@ -1,8 +1,10 @@
-"""The published operating points for people: a page in Markdown, and figures of where each method wins."""
+"""The published operating points for people: a folder with a page in Markdown, figures of where each method wins, and a
+summary."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +13,44 @@ from rich.table import Table
 
 from analysis.figures.plots import NAMES, break_even_map
 from analysis.papers.maps import winners
-from analysis.papers.published import METHODS, PublishedRow
+from analysis.papers.published import METHODS, Effort, PublishedRow, as_record, map_of_methods, simulate_published
+from traces.folder.writer import RunWriter, check_new_folder
+from traces.progress import Stages, silent_stages
 
+ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+COST_RATIOS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
+BRANCH_COSTS = {"branches are free": 0.0, "each further branch adds 10% to a draft forward": 0.1}
 ON_ONE_TARGET = tuple(method for method in METHODS if method != "dsi")
 RIVALS = tuple(method for method in ON_ONE_TARGET if method != "outcome_hedging")
 SPECULATIVE = tuple(method for method in METHODS if method != "autoregressive")
+
+
+def write_published(
+    output_dir: Path,
+    effort: Effort,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    cost_ratios: Sequence[float] = COST_RATIOS,
+    progress: Stages = silent_stages,
+) -> list[PublishedRow]:
+    """Simulate everything and write a new folder; ValueError if it holds something."""
+    check_new_folder(output_dir)
+    with progress("published points") as report:
+        rows = simulate_published(effort, progress=report)
+    with progress("over speed ratio and acceptance") as report:
+        tables = map_of_methods(alphas, cost_ratios, effort, branch_costs=tuple(BRANCH_COSTS.values()), progress=report)
+    maps = dict(zip(BRANCH_COSTS, tables, strict=True))
+    config = {**asdict(effort), "alphas": list(alphas), "cost_ratios": list(cost_ratios)}
+    with RunWriter(output_dir, config=config, meta={"kind": "published"}) as writer:
+        (output_dir / "published.md").write_text(published_page(rows, maps), encoding="utf-8")
+        draw_maps(output_dir / "where_each_wins.png", maps)
+        writer.finish(
+            {
+                "published": [as_record(row) for row in rows],
+                "where_each_wins": {title: table.to_dict("records") for title, table in maps.items()},
+            }
+        )
+    return rows
 
 
 def print_published(console: Console, rows: Sequence[PublishedRow]) -> None:

@@ -33,6 +33,21 @@ def cost_ratios(latency: LatencyModel, context_tokens: int) -> CostRatios:
     return CostRatios(seconds("draft", "draft", 1) / target, max(0.0, margin / target))
 
 
+def default_grid(longest: int = 8) -> list[str]:
+    """Labels of the methods over draft lengths and thresholds."""
+    lengths = range(1, longest + 1)
+    return [
+        "autoregressive",
+        *(f"fixed_length:draft_length={length}" for length in lengths),
+        *(
+            f"confidence_stop:threshold={threshold},max_length={length}"
+            for length in (4, 6, 8)
+            for threshold in (0.2, 0.4, 0.6, 0.8)
+        ),
+        *(f"pearl:draft_length={length}" for length in range(2, longest + 5, 1)),
+    ]
+
+
 def family_grids(
     traces: Sequence[RequestTrace], latency: LatencyModel, *, with_classes: bool = False, is_small: bool = False
 ) -> Mapping[str, list[str]]:

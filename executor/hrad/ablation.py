@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from executor.hrad.dataset import Dataset, with_last_layers
 from executor.hrad.evaluation import Quality, check_apart, quality
 from executor.hrad.predictor import Predictor
 from executor.hrad.training import TrainingSettings, train
+from traces.progress import Report, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ def ablate_layers(
     layers: Sequence[int],
     settings: TrainingSettings,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> list[LayerResult]:
     """A result for each K, in the order given. Both data sets must hold at least the largest K."""
     cut = [(with_last_layers(training, count), with_last_layers(evaluation, count)) for count in layers]

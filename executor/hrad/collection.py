@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from executor.models.loading import fingerprint, load_engine, load_tokenizer
 from executor.recording.prompts import load_prompts
 from executor.recording.recorder import RecordSettings, record, resolve_model
 from traces.folder.run import Run
+from traces.progress import Report, silent
 
 SOURCES = {"training": Purpose.TRAINING, "held_out": Purpose.EVALUATION}
 
@@ -72,7 +72,7 @@ def collect(
     settings: CollectSettings,
     output_dir: str | Path,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> Dataset:
     """Decode and look; writes the run folder `run` and the dataset into output_dir. progress counts requests."""
     run = record(

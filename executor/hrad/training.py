@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from executor.hrad.dataset import Dataset, Purpose
 from executor.hrad.predictor import CLASS_NAMES, HradError, PredictorCard, make_network
+from traces.progress import Report, silent
 
 _SMALLEST_SPREAD = 1e-3  # inputs that never vary are left as they are
 
@@ -59,7 +60,7 @@ def train(
     dataset: Dataset,
     settings: TrainingSettings | None = None,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> Trained:
     """Train on a dataset of the pair; progress(epoch, num_epochs)."""
     settings = settings or TrainingSettings()

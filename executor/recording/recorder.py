@@ -28,6 +28,7 @@ from sim.decoding.policies.serial.prompt_lookup import check_drafter
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
 from traces.metrics.speeds import measured_speeds, mismatched_prompts, speeds_summary
+from traces.progress import Report, silent
 from traces.schema import Op, RequestRecord, RequestTrace, RoundTimes, Sampling
 
 EMBEDDED = Path(__file__).parents[1] / "embedded_pair" / "weights"
@@ -168,7 +169,7 @@ def record(
     output_dir: str | Path,
     *,
     session: Session | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
     conclude: Callable[[Run], dict[str, object]] = lambda run: {},
     wants: Callable[[str, Request], bool] = lambda policy, request: True,
     arrange: Callable[[list[Request]], list[Request]] = lambda requests: requests,

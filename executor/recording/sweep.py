@@ -8,7 +8,6 @@ two processes on a CPU and two streams on a GPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from executor.roles.target import Target
 from sim.decoding.policies.base import Needs
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
+from traces.progress import Report, silent
 from traces.schema import FinishReason, Op, RequestRecord, Sampling
 
 _WARM_UPS = 3
@@ -58,7 +58,7 @@ def record_sweep(
     grid: Grid,
     *,
     session: Session | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> Run:
     """Time a grid with the pair of `settings` (its prompts and policies are not used); returns the run folder.
 

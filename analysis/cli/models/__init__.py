@@ -1,1 +1,1 @@
-"""Commands that train and judge models."""
+"""Commands that run models: record, validate, compare, demo, pair train."""

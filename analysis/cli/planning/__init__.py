@@ -1,1 +1,1 @@
-"""Commands that need no model."""
+"""Commands that answer from data alone, without a model."""

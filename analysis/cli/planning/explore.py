@@ -1,99 +1,169 @@
-"""The explore command: a study from a file and flags, run, and told in a few lines."""
+"""`specbranch explore`: a study from a file and flags, answered in a few lines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
+import typer
 
-from analysis.cli.progress import progress_bar
-from analysis.cli.tables import print_speeds, short_label
-from analysis.explore.exploration import Exploration, default_grid, explore_study
-from analysis.explore.scale_out import Workers
-from analysis.study.study import Study, StudyError, make_study, read_study
+from analysis.cli.options import CalibrationFile, OutputDir, Policies, Temperatures, console
 
-MOST_SCENARIOS = 6  # printed; all of them are in the results
+if TYPE_CHECKING:
+    from analysis.explore.exploration import Exploration
+    from analysis.study.study import Study
 
-
-def study_of(
-    study_file: Path | None,
-    policies: Sequence[str] | None,
-    conditions: Mapping[str, Any],
-    *,
-    objectives: Sequence[str] | None = None,
-    trials: int = 0,
-    sampler: str | None = None,
-    seed: int | None = None,
-) -> Study:
-    """The study of a file (or the default grid) with what flags say in its place; None and 0 say nothing."""
-    base: dict[str, Any] = {"policies": default_grid()}
-    if study_file is not None:
-        base = read_study(study_file).as_dict()
-    if policies:
-        base["policies"] = list(policies)
-    base["conditions"] = dict(base.get("conditions", {})) | {name: v for name, v in conditions.items() if v}
-    if objectives:
-        base["objectives"] = list(objectives)
-    if trials or sampler:
-        search = dict(base.get("search", {}))
-        chosen = sampler or (search["kind"] if search.get("kind", "grid") != "grid" else "tpe")
-        base["search"] = search | {"kind": chosen} | ({"trials": trials} if trials else {})
-    if seed is not None:
-        base["seed"] = seed
-    return make_study(base, where=str(study_file or "flags"))
+MAX_SCENARIOS = 6  # printed; all of them are in the results
 
 
-def explore_and_print(
-    console: Console,
-    run: Path,
-    output_dir: Path,
-    *,
-    study_file: Path | None,
-    policies: Sequence[str] | None,
-    calibration: Path | None,
-    conditions: Mapping[str, Any],
-    objectives: Sequence[str] | None,
-    trials: int,
-    sampler: str | None,
-    workers: int,
-    backend: str,
-    scheduler: str | None,
-    seed: int | None,
-    top: int,
-) -> Exploration:
-    """Explore, and print the best policies, how sure that is and what it hangs on."""
-    study = study_of(study_file, policies, conditions, objectives=objectives, trials=trials, sampler=sampler, seed=seed)
-    if backend not in ("processes", "dask"):
-        raise StudyError(f"unknown backend {backend!r}; known are processes and dask.")
-    where = Workers(count=workers, backend="dask" if backend == "dask" else "processes", scheduler=scheduler)
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags:
+    """What flags say of a study, in the place of what its file says. None, 0 and empty leave it as it is.
+
+    conditions: values of `analysis.study.study.Conditions` by name. trials: of Optuna, for which a sampler alone suffices.
+    """
+
+    file: Path | None = None
+    policies: Sequence[str] | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    objectives: Sequence[str] | None = None
+    trials: int = 0
+    sampler: str | None = None
+    seed: int | None = None
+
+    def study(self) -> Study:
+        """The file's study, or that of the default grid, with the flags' values; StudyError where they make none."""
+        from analysis.study.candidates import default_grid
+        from analysis.study.study import make_study, read_study
+
+        settings: dict[str, Any] = (
+            {"policies": default_grid()} if self.file is None else read_study(self.file).as_dict()
+        )
+        if self.policies:
+            settings["policies"] = list(self.policies)
+        conditions = {name: values for name, values in self.conditions.items() if values}
+        settings["conditions"] = dict(settings.get("conditions", {})) | conditions
+        if self.objectives:
+            settings["objectives"] = list(self.objectives)
+        if self.trials or self.sampler:
+            search = dict(settings.get("search", {}))
+            kind = self.sampler or (search["kind"] if search.get("kind", "grid") != "grid" else "tpe")
+            settings["search"] = search | {"kind": kind} | ({"trials": self.trials} if self.trials else {})
+        if self.seed is not None:
+            settings["seed"] = self.seed
+        return make_study(settings, where=str(self.file or "flags"))
+
+
+def explore(
+    run: Annotated[Path, typer.Option("--run", "--trace", help="Read this run folder of `specbranch record`.")],
+    output_dir: OutputDir,
+    study: Annotated[Path | None, typer.Option(help="Answer this YAML study; the flags below change it.")] = None,
+    policy: Policies = None,
+    calibration: CalibrationFile = None,
+    temperature: Temperatures = None,
+    placement: Annotated[
+        list[str] | None, typer.Option(help="Run on two_devices or a shared_device; give it once for each one.")
+    ] = None,
+    interference: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Two models on a shared device slow each other down by this factor, 1 to 2; give it once for each value."
+        ),
+    ] = None,
+    link_latency: Annotated[
+        list[float] | None,
+        typer.Option(help="Each way between two devices takes this many ms; give it once for each value."),
+    ] = None,
+    cost_ratio: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="A target forward takes this many draft forwards, whatever was measured; give it once for each value."
+        ),
+    ] = None,
+    alignment: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Outcomes are recorded, resampled, geometric:alpha=0.7, hazard or markov; give it once for each value."
+        ),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Judge by speed, rollback, energy (busy seconds a token) or memory; give it once for each value."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Search with Optuna among so many policies; 0 tries the whole grid.")] = 0,
+    sampler: Annotated[str | None, typer.Option(help="Optuna uses this sampler: tpe (the default) or nsga2.")] = None,
+    workers: Annotated[int, typer.Option(help="Work in this many processes.")] = 1,
+    backend: Annotated[str, typer.Option(help="Work in processes of this machine, or on dask.")] = "processes",
+    scheduler: Annotated[str | None, typer.Option(help="The Dask scheduler has this address.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Everything random follows from this seed; by default from the study's.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Print this many of the best policies.")] = 10,
+) -> None:
+    """Try many policies on the simulator, calibrated from a run; a killed one goes on when called again."""
+    from analysis.cli.progress import progress_bar
+    from analysis.explore.exploration import explore_study
+    from analysis.explore.scale_out import Workers
+
+    flags = StudyFlags(
+        file=study,
+        policies=policy,
+        conditions={
+            "temperatures": temperature,
+            "placements": placement,
+            "interference": interference,
+            "link_latency_s": link_latency and [1e-3 * value for value in link_latency],
+            "cost_ratios": cost_ratio,
+            "alignments": alignment,
+        },
+        objectives=objective,
+        trials=trials,
+        sampler=sampler,
+        seed=seed,
+    )
+    where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     with progress_bar(console, "policies") as report:
-        found = explore_study(run, output_dir, study, calibration=calibration, workers=where, progress=report)
-    for scenario, ranking in list(found.rankings.items())[:MOST_SCENARIOS]:
-        rows = found.table.scenario == scenario
-        speeds = [speed for speed, chosen in zip(found.speeds, rows, strict=True) if chosen]
-        best = sorted(speeds, key=lambda speed: -speed.tokens_per_s)[:top]
-        print_speeds(console, f"Best of {len(speeds)} policies, predicted, {scenario}", best)
-        sure = f"best with probability {ranking.probability_best:.2f} over prompts"
-        if ranking.runner_up is not None and ranking.gain is not None and ranking.gain_interval is not None:
-            low, high = ranking.gain_interval
-            sure += f"; against {short_label(ranking.runner_up)} {ranking.gain:+.1%} ({low:+.1%} to {high:+.1%})"
-        console.print(f"{sure}; expected regret {ranking.expected_regret:.2%}", highlight=False)
-    if len(found.rankings) > MOST_SCENARIOS:
-        console.print(f"{len(found.rankings) - MOST_SCENARIOS} more scenarios are in results.parquet")
-    if found.effects:
-        worst = found.effects[0]
+        explored = explore_study(
+            run, output_dir, flags.study(), calibration=calibration, workers=where, progress=report
+        )
+    _print_exploration(explored, output_dir, top)
+
+
+def _print_exploration(explored: Exploration, output_dir: Path, top: int) -> None:
+    """The best policies, how sure that is and what it depends on."""
+    for scenario in list(explored.rankings)[:MAX_SCENARIOS]:
+        _print_scenario(explored, scenario, top)
+    if len(explored.rankings) > MAX_SCENARIOS:
+        console.print(f"{len(explored.rankings) - MAX_SCENARIOS} more scenarios are in results.parquet")
+    if explored.effects:
+        worst = explored.effects[0]
         console.print(
             f"most sensitive to {worst.group} {worst.term}: at the end of its interval the choice loses {worst.regret:.2%}",
             highlight=False,
         )
-    for assessed in found.acceptance:
+    for assessed in explored.acceptance:
         console.print(assessed.text(), highlight=False, markup=False)
-    reused = f", {found.num_reused_tasks} tasks taken from before" if found.num_reused_tasks else ""
+    reused = f", {explored.num_reused_tasks} tasks taken from before" if explored.num_reused_tasks else ""
     console.print(
-        f"{found.num_policies} policies on {found.num_tokens} recorded tokens in {found.wall_s:.1f} s{reused}; "
+        f"{explored.num_policies} policies on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s{reused}; "
         f"results: {output_dir}",
         highlight=False,
     )
-    return found
+
+
+def _print_scenario(explored: Exploration, scenario: str, top: int) -> None:
+    from analysis.cli.tables import print_speeds, short_label
+
+    rows, ranking = explored.table.scenario == scenario, explored.rankings[scenario]
+    speeds = [speed for speed, is_here in zip(explored.speeds, rows, strict=True) if is_here]
+    best = sorted(speeds, key=lambda speed: -speed.tokens_per_s)[:top]
+    print_speeds(console, f"Best of {len(speeds)} policies, predicted, {scenario}", best)
+    sure = f"best with probability {ranking.probability_best:.2f} over prompts"
+    if ranking.runner_up is not None and ranking.gain is not None and ranking.gain_interval is not None:
+        low, high = ranking.gain_interval
+        sure += f"; against {short_label(ranking.runner_up)} {ranking.gain:+.1%} ({low:+.1%} to {high:+.1%})"
+    console.print(f"{sure}; expected regret {ranking.expected_regret:.2%}", highlight=False)

@@ -1,78 +1,76 @@
-"""The roofline command: what a pair would take on hardware one does not have, as a calibration for explore and simulate."""
+"""`specbranch roofline`: what a pair would take on hardware you do not have."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from sim.decoding.model_shapes import SHAPES, ModelShape, named_shape
-from sim.latency.roofline import Hardware, RooflineLatency, as_calibration, check_memory
+from analysis.cli.options import console
 
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A pair and its devices, as on the command line. draft_hardware: empty when the draft lives on the target's."""
-
-    target: str
-    draft: str
-    hardware: str = "h100"
-    num_devices: int = 1
-    draft_hardware: str = ""
-    bits: float = 16.0
-    context_tokens: int = 1024
-    bandwidth_share: float = 0.9
-    peak_share: float = 0.7
-    layer_s: float = 2e-5
-    host_s: float = 5e-4
-    uncertainty: float = 0.2
-
-    def latency(self) -> RooflineLatency:
-        """The roofline, refused when the pair does not fit its devices."""
-        if not 0 < self.bits <= 64:
-            raise ValueError(f"a weight has more than 0 and at most 64 bits, but got {self.bits:g}.")
-        if self.context_tokens < 1:
-            raise ValueError(f"a context holds at least 1 token, but got {self.context_tokens}.")
-        target_device = self._device(self.hardware, self.num_devices)
-        found = RooflineLatency(
-            target=shape_of_model(self.target),
-            draft=shape_of_model(self.draft),
-            target_hardware=target_device,
-            draft_hardware=self._device(self.draft_hardware, 1) if self.draft_hardware else target_device,
-            host_s=self.host_s,
-            bytes_per_weight=self.bits / 8,
-        )
-        check_memory(found, self.context_tokens, is_shared=not self.draft_hardware)
-        return found
-
-    def _device(self, name: str, num_devices: int) -> Hardware:
-        return Hardware.named(
-            name,
-            num_devices=num_devices,
-            bandwidth_share=self.bandwidth_share,
-            peak_share=self.peak_share,
-            layer_s=self.layer_s,
-        )
+if TYPE_CHECKING:
+    from analysis.study.planned import Planned
 
 
-def shape_of_model(name: str) -> ModelShape:
-    """A shape by its short name, or of a Hugging Face id or folder by its config."""
-    if name in SHAPES or ("/" not in name and not Path(name).exists()):
-        return named_shape(name)
-    from executor.models.sources.hugging_face import HuggingFaceSource
+def roofline(
+    output: Annotated[
+        Path, typer.Option(help="Write to this new file; give it to explore or simulate as --calibration.")
+    ],
+    target: Annotated[
+        str, typer.Option(help="The target has this shape, such as llama-3.1-70b, or that of an id or folder.")
+    ],
+    draft: Annotated[str, typer.Option(help="The draft has this shape, or that of an id or folder.")],
+    hardware: Annotated[
+        str, typer.Option(help="The target runs on this device: h100, a100-80gb, l40s, mi300x ...")
+    ] = "h100",
+    num_devices: Annotated[int, typer.Option(help="This many devices share the target's matrices.")] = 1,
+    draft_hardware: Annotated[
+        str, typer.Option(help="The draft runs on one such device of its own; by default on the target's.")
+    ] = "",
+    bits: Annotated[float, typer.Option(help="Each weight takes this many bits.")] = 16.0,
+    context: Annotated[int, typer.Option(help="The cache typically holds this many tokens.")] = 1024,
+    bandwidth_share: Annotated[
+        float, typer.Option(help="Memory reaches this share of the data sheet's bandwidth.")
+    ] = 0.9,
+    peak_share: Annotated[float, typer.Option(help="Products reach this share of the data sheet's 16-bit peak.")] = 0.7,
+    layer_us: Annotated[
+        float, typer.Option(help="Launches and collectives take this many microseconds in each layer.")
+    ] = 20.0,
+    host_us: Annotated[float, typer.Option(help="The host works this many microseconds in each round.")] = 500.0,
+    uncertainty: Annotated[
+        float, typer.Option(help="Each of these may be wrong by this share; a study says what depends on it.")
+    ] = 0.2,
+) -> None:
+    """Latencies of a pair on hardware you do not have, from weights, bandwidth and peak, for explore and simulate."""
+    from analysis.study.planned import Planned
 
-    return HuggingFaceSource(name).shape()
+    planned = Planned(
+        target=target,
+        draft=draft,
+        hardware=hardware,
+        num_devices=num_devices,
+        draft_hardware=draft_hardware,
+        bits=bits,
+        context_tokens=context,
+        bandwidth_share=bandwidth_share,
+        peak_share=peak_share,
+        layer_s=1e-6 * layer_us,
+        host_s=1e-6 * host_us,
+        uncertainty=uncertainty,
+    )
+    planned.save(output)
+    _print_forwards(planned)
+    console.print(f"calibration: {output}; try policies with: specbranch explore --trace RUN --calibration {output}")
+    if not draft_hardware:
+        console.print("both models on the same devices: add --placement shared_device --interference 1.5")
 
 
-def plan_and_print(console: Console, planned: Planned, output: Path) -> None:
-    """Write the calibration to a new file, and print what it amounts to."""
-    if output.exists():
-        raise ValueError(f"{output} exists already; name another place with --output.")
+def _print_forwards(planned: Planned) -> None:
+    """What some forwards take, and on which device."""
+    from rich.table import Table
+
     latency = planned.latency()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    as_calibration(latency, context_tokens=planned.context_tokens, uncertainty=planned.uncertainty).save(output)
 
     def ms(kind: str, num_tokens: int, num_rows: int = 1) -> float:
         return 1e3 * float(latency.mean_array(kind, num_tokens, num_rows, planned.context_tokens))
@@ -92,6 +90,3 @@ def plan_and_print(console: Console, planned: Planned, output: Path) -> None:
         table.add_row(what, f"{ms(kind, num_tokens, num_rows):.3g}", place)
     console.print(table)
     console.print(f"target over draft: {ms('verify', 1) / ms('draft', 1):.1f}", highlight=False)
-    console.print(f"calibration: {output}; try policies with: specbranch explore --trace RUN --calibration {output}")
-    if not planned.draft_hardware:
-        console.print("both models on the same devices: add --placement shared_device --interference 1.5")

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from analysis.cli.main import app
+from analysis.cli.main import app, hrad_app, pair_app
 from tests.analysis.command import call
 from tests.analysis.made_up_run import write_run
 from traces.folder.writer import RunWriter
@@ -148,9 +150,34 @@ def test_an_unfinished_run_says_so(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_every_command_is_documented() -> None:
-    for command in app.registered_commands:
+    for command in [*app.registered_commands, *hrad_app.registered_commands, *pair_app.registered_commands]:
         assert command.callback is not None
         assert command.callback.__doc__, command.name
+
+
+def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
+    commands: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    for group in ("hrad", "pair"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
+    assert len(commands) == 15
+    for name, command in commands.items():
+        for option in command.params:
+            text = getattr(option, "help", "")
+            assert text, f"{name} --{option.name}"
+            assert text[0].isupper(), f"{name} --{option.name}: {text}"
+            assert text.endswith("."), f"{name} --{option.name}: {text}"
+
+
+def test_the_list_of_commands_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nimport analysis.cli.main\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'scipy', 'pydantic', 'matplotlib', 'pyarrow', 'simpy'}\n"
+        "loaded = heavy & set(sys.modules)\nassert not loaded, loaded\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from analysis.cli.models.hrad import hrad_app
+from analysis.cli.main import hrad_app
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
-from analysis.cli.planning.roofline import Planned, shape_of_model
+from analysis.study.planned import Planned, shape_of_model
 from sim.decoding.closed_forms import sps_speedup
 from sim.decoding.model_shapes import named_shape
 from tests.analysis.command import call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.cli.planning.published import write_published
 from analysis.papers.maps import simulated_map, winners
 from analysis.papers.operating_points import SSD_DRAFT_LENGTH, SSD_HIT_RATE, published_points
 from analysis.papers.published import METHODS, Clairvoyant, Effort, as_record, map_of_methods, simulate_published
-from analysis.papers.report import print_published, published_page
+from analysis.papers.report import print_published, published_page, write_published
 from analysis.papers.textbook_grid import textbook_policies, with_reductions
 from sim.decoding.closed_forms import outcome_cache_speedup, pearl_speedup, sps_speedup
 from sim.decoding.policies.catalog import label_of, parse_policy
@@ -121,12 +119,7 @@ def test_simulation_stands_beside_the_published_numbers_and_says_why_they_differ
 def test_the_command_writes_a_page_a_figure_and_a_summary(tmp_path: Path) -> None:
     folder = tmp_path / "out"
 
-    def quietly(title: str) -> nullcontext[object]:
-        return nullcontext(lambda done, total: None)
-
-    write_published(
-        folder, Effort(num_requests=2, num_tokens=40), alphas=[0.5, 0.8], cost_ratios=[2.0, 8.0], progress=quietly
-    )
+    write_published(folder, Effort(num_requests=2, num_tokens=40), alphas=[0.5, 0.8], cost_ratios=[2.0, 8.0])
     summary = json.loads((folder / "summary.json").read_text())
     assert len(summary["published"]) == 14
     assert all(len(rows) == 4 * len(METHODS) for rows in summary["where_each_wins"].values())

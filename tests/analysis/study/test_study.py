@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.cli.planning.explore import study_of
+from analysis.cli.planning.explore import StudyFlags
 from analysis.study.study import Family, Objective, Range, StudyError, make_study, read_study
 
 STUDIES = Path(__file__).parents[3] / "examples" / "studies"
@@ -116,16 +116,20 @@ def test_placements_are_links_and_interferences() -> None:
 
 
 def test_flags_take_the_place_of_what_the_file_says() -> None:
-    study = study_of(
-        STUDIES / "placements.yaml", ["pearl"], {"cost_ratios": [4.0], "placements": None}, trials=30, seed=7
-    )
+    study = StudyFlags(
+        file=STUDIES / "placements.yaml",
+        policies=["pearl"],
+        conditions={"cost_ratios": [4.0], "placements": None},
+        trials=30,
+        seed=7,
+    ).study()
     assert (study.labels(), study.seed) == (["pearl:draft_length=6"], 7)
     assert study.conditions.all_cost_ratios() == [4.0]
     assert (study.search.kind, study.search.trials) == ("tpe", 30)
     assert study.conditions.interference == [1.3, 2.0]
     assert study.objectives[0] is Objective.SPEED
-    searched = study_of(None, None, {}, objectives=["speed", "energy"], sampler="nsga2")
+    searched = StudyFlags(objectives=["speed", "energy"], sampler="nsga2").study()
     assert searched.objectives == [Objective.SPEED, Objective.ENERGY]
     assert (searched.search.kind, searched.search.trials) == ("nsga2", 200)
     with pytest.raises(StudyError, match="objectives"):
-        study_of(None, None, {}, objectives=["fun"])
+        StudyFlags(objectives=["fun"]).study()

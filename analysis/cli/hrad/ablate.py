@@ -1,0 +1,88 @@
+"""`specbranch hrad ablate`: how many of the target's blocks a predictor needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from analysis.cli.options import (
+    Capacity,
+    DataDir,
+    Device,
+    DraftModel,
+    DType,
+    Engine,
+    HeldOutPrompts,
+    MaxNewTokens,
+    NumEpochs,
+    NumPrompts,
+    OutputDir,
+    Seed,
+    SkipPrompts,
+    Target,
+    Widths,
+    console,
+)
+
+
+def ablate(
+    data: DataDir,
+    output_dir: OutputDir,
+    layers: Annotated[
+        list[int] | None, typer.Option(help="Look at this many of the last blocks; give it once for each.")
+    ] = None,
+    target: Target = "embedded",
+    draft: DraftModel = "embedded",
+    prompts: HeldOutPrompts = "held_out",
+    num_prompts: NumPrompts = 60,
+    skip_prompts: SkipPrompts = 0,
+    max_new_tokens: MaxNewTokens = 96,
+    num_epochs: NumEpochs = 20,
+    widths: Widths = (256, 64),
+    seed: Seed = 0,
+    engine: Engine = "static",
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    capacity: Capacity = 1024,
+) -> None:
+    """Train and judge a predictor for each number of the target's last blocks, on the same positions."""
+    from analysis.cli.progress import progress_bar
+    from executor.hrad.ablation import ablate_layers
+    from executor.hrad.collection import CollectSettings
+    from executor.hrad.collection import collect as collect_data
+    from executor.hrad.dataset import Purpose, load_dataset, with_last_layers
+    from executor.hrad.report import print_ablation
+    from executor.hrad.training import TrainingSettings
+
+    training, wanted = load_dataset(data), tuple(layers or (1, 4, 8))
+    for count in wanted:
+        with_last_layers(training, count)  # refused before anything is decoded
+    settings = CollectSettings(
+        purpose=Purpose.EVALUATION,
+        target=target,
+        draft=draft,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        skip_prompts=skip_prompts,
+        temperatures=training.meta.temperatures,
+        max_new_tokens=max_new_tokens,
+        draft_length=training.meta.draft_length,
+        num_feature_layers=max(wanted),
+        seed=seed,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        capacity=capacity,
+    )
+    with progress_bar(console, "decoding") as report:
+        evaluation = collect_data(settings, output_dir, progress=report)
+    with progress_bar(console, "training") as report:
+        chosen = TrainingSettings(widths=widths, num_epochs=num_epochs, seed=seed)
+        results = ablate_layers(training, evaluation, wanted, chosen, progress=report)
+    print_ablation(console, results)
+    text = json.dumps([asdict(result) for result in results], indent=2) + "\n"
+    (output_dir / "ablation.json").write_text(text, encoding="utf-8")
+    console.print(f"ablation: {output_dir}")

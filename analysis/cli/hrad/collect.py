@@ -1,0 +1,73 @@
+"""`specbranch hrad collect`: features of the target and what became of drafts there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from analysis.cli.options import (
+    Capacity,
+    Device,
+    DraftModel,
+    DType,
+    Engine,
+    MaxNewTokens,
+    NumPrompts,
+    OutputDir,
+    Seed,
+    SkipPrompts,
+    Target,
+    Temperatures,
+    console,
+)
+
+
+def collect(
+    output_dir: OutputDir,
+    target: Target = "embedded",
+    draft: DraftModel = "embedded",
+    prompts: Annotated[str, typer.Option(help="Use these prompts: `training`, or a .jsonl file.")] = "training",
+    num_prompts: NumPrompts = 120,
+    skip_prompts: SkipPrompts = 0,
+    temperature: Temperatures = None,
+    max_new_tokens: MaxNewTokens = 96,
+    draft_length: Annotated[
+        int, typer.Option(help="Classes tell how much of a draft of so many tokens is accepted.")
+    ] = 8,
+    num_feature_layers: Annotated[
+        int, typer.Option(help="Take features from this many of the target's last blocks.")
+    ] = 4,
+    seed: Seed = 0,
+    engine: Engine = "static",
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    capacity: Capacity = 1024,
+) -> None:
+    """Decode training prompts with a pair and write down features and how far drafts were right."""
+    from analysis.cli.progress import progress_bar
+    from executor.hrad.collection import CollectSettings
+    from executor.hrad.collection import collect as collect_data
+    from executor.hrad.predictor import CLASS_NAMES
+
+    settings = CollectSettings(
+        target=target,
+        draft=draft,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        skip_prompts=skip_prompts,
+        temperatures=tuple(temperature or CollectSettings().temperatures),
+        max_new_tokens=max_new_tokens,
+        draft_length=draft_length,
+        num_feature_layers=num_feature_layers,
+        seed=seed,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        capacity=capacity,
+    )
+    with progress_bar(console, "decoding") as report:
+        dataset = collect_data(settings, output_dir, progress=report)
+    shares = ", ".join(f"{name} {(dataset.labels == index).mean():.1%}" for index, name in enumerate(CLASS_NAMES))
+    console.print(f"{len(dataset)} positions: {shares}")
+    console.print(f"data: {output_dir}")

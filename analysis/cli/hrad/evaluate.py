@@ -1,0 +1,95 @@
+"""`specbranch hrad evaluate`: a predictor beside the baselines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis.cli.options import (
+    Capacity,
+    DataDir,
+    Device,
+    DraftModel,
+    DType,
+    Engine,
+    HeldOutPrompts,
+    MaxNewTokens,
+    NumPrompts,
+    OutputDir,
+    Seed,
+    SkipPrompts,
+    Target,
+    console,
+)
+
+
+def evaluate(
+    predictor: Annotated[Path, typer.Option(help="Judge the predictor of this folder of `specbranch hrad train`.")],
+    data: DataDir,
+    output_dir: OutputDir,
+    target: Target = "embedded",
+    draft: DraftModel = "embedded",
+    prompts: HeldOutPrompts = "held_out",
+    num_prompts: NumPrompts = 60,
+    skip_prompts: SkipPrompts = 0,
+    max_new_tokens: MaxNewTokens = 96,
+    markdown: Annotated[Path | None, typer.Option(help="Write the result to this Markdown page as well.")] = None,
+    seed: Seed = 0,
+    engine: Engine = "static",
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    capacity: Capacity = 1024,
+) -> None:
+    """Judge a predictor beside the baselines, on prompts that it was not trained on."""
+    import torch
+
+    from analysis.cli.progress import progress_bar
+    from executor.hrad.collection import CollectSettings, prompt_keys
+    from executor.hrad.collection import collect as collect_data
+    from executor.hrad.dataset import Purpose, load_dataset
+    from executor.hrad.evaluation import check_prompts_apart, measure_cost
+    from executor.hrad.evaluation import evaluate as judge
+    from executor.hrad.predictor import check_pair, load_predictor
+    from executor.hrad.report import as_markdown, print_evaluation
+    from executor.models.loading import load_engine
+    from executor.recording.recorder import resolve_model
+
+    loaded, training = load_predictor(predictor, device), load_dataset(data)
+    target_path = resolve_model(target, "target")
+    check_pair(loaded.card, target_path, resolve_model(draft, "draft"))
+    settings = CollectSettings(
+        purpose=Purpose.EVALUATION,
+        target=target,
+        draft=draft,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        skip_prompts=skip_prompts,
+        temperatures=loaded.card.temperatures,
+        max_new_tokens=max_new_tokens,
+        draft_length=loaded.card.draft_length,
+        num_feature_layers=loaded.card.num_feature_layers,
+        seed=seed,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        capacity=capacity,
+    )
+    check_prompts_apart(loaded.card, prompt_keys(settings))
+    with progress_bar(console, "decoding") as report:
+        evaluation = collect_data(settings, output_dir, progress=report)
+    torch.set_num_threads(1)  # as the target's process runs
+    timed = load_engine(target_path, engine=engine, device=device, dtype=dtype, capacity=capacity)
+    evaluated = judge(loaded, training, evaluation, cost=measure_cost(loaded, timed), seed=seed)
+    print_evaluation(console, evaluated)
+    text = json.dumps(asdict(evaluated), indent=2) + "\n"
+    (output_dir / "evaluation.json").write_text(text, encoding="utf-8")
+    if markdown is not None:
+        command = (
+            f"specbranch hrad evaluate --predictor {predictor} --data DATA --output-dir NEW --num-prompts {num_prompts}"
+        )
+        markdown.write_text(as_markdown(evaluated, loaded.card, command), encoding="utf-8")
+    console.print(f"evaluation: {output_dir}")

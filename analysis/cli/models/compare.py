@@ -1,0 +1,47 @@
+"""`specbranch compare`: every method on the same prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from analysis.cli.options import Draft, MaxNewTokens, OutputDir, Quick, Repeats, Seed, Target, Temperatures, console
+
+
+def compare(
+    output_dir: OutputDir,
+    target: Target = "embedded",
+    draft: Draft = "embedded",
+    hrad: Annotated[
+        str, typer.Option(help="Predict acceptance with the H-RAD predictor of this folder, or `embedded`.")
+    ] = "",
+    temperature: Temperatures = None,
+    num_prompts: Annotated[
+        int, typer.Option(help="Calibrate on this many prompts, and measure on as many others.")
+    ] = 32,
+    max_new_tokens: MaxNewTokens = 96,
+    repeats: Repeats = 1,
+    seed: Seed = 0,
+    quick: Quick = False,
+) -> None:
+    """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
+    from analysis.check.compare import compare as compare_methods
+    from analysis.check.compare import print_comparison
+    from analysis.cli.progress import progress_bar
+
+    rows = compare_methods(
+        output_dir,
+        target=target,
+        draft=draft,
+        hrad=hrad,
+        temperatures=temperature or ([1.0] if quick else [0.0, 1.0]),
+        num_prompts=min(num_prompts, 6) if quick else num_prompts,
+        max_new_tokens=min(max_new_tokens, 48) if quick else max_new_tokens,
+        repeats=repeats,
+        is_quick=quick,
+        seed=seed,
+        progress=lambda title: progress_bar(console, title),
+    )
+    print_comparison(console, rows)
+    console.print(f"run folders: {output_dir}")

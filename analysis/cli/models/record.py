@@ -1,0 +1,130 @@
+"""`specbranch record`: run a pair for real."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from analysis.cli.options import (
+    Capacity,
+    Draft,
+    DType,
+    MaxNewTokens,
+    NumPrompts,
+    OutputDir,
+    Policies,
+    Repeats,
+    Seed,
+    SkipPrompts,
+    Target,
+    Temperatures,
+    console,
+)
+
+
+def record(
+    output_dir: OutputDir,
+    target: Target = "embedded",
+    draft: Draft = "embedded",
+    policy: Policies = None,
+    temperature: Temperatures = None,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most probable tokens only; 0 takes all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the most probable tokens up to this mass only; 1 takes all.")
+    ] = 1.0,
+    prompts: Annotated[
+        str, typer.Option(help="Use these prompts: `held_out`, `training`, or a .jsonl file.")
+    ] = "held_out",
+    num_prompts: NumPrompts = 16,
+    skip_prompts: SkipPrompts = 0,
+    max_new_tokens: MaxNewTokens = 96,
+    repeats: Repeats = 1,
+    seed: Seed = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End an answer where this text appears; give it once for each text.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option(help="Go on after an end-of-sequence token, up to the limit of tokens.")
+    ] = False,
+    tail_depth: Annotated[int, typer.Option(help="Record this many draft tokens after each wrong one.")] = 16,
+    engine: Annotated[
+        str, typer.Option(help="Run the models on this engine: static, hugging_face, or resident (GPUs, graphs).")
+    ] = "static",
+    device: Annotated[
+        str, typer.Option(help="Run both models (or the draft alone) on this device: cpu, cuda or cuda:N.")
+    ] = "cpu",
+    target_device: Annotated[str, typer.Option(help="Run the target on this device, if it is another one.")] = "",
+    transport: Annotated[
+        str,
+        typer.Option(
+            help="Two processes talk through this: mailbox (shared memory) or distributed (torch: NCCL, gloo)."
+        ),
+    ] = "mailbox",
+    dtype: DType = "float32",
+    capacity: Capacity = 1024,
+    verify_width: Annotated[
+        int, typer.Option(help="Verify this many rows every time (resident engine only); 0 takes as many as needed.")
+    ] = 0,
+    draft_sms: Annotated[
+        int, typer.Option(help="Let the draft use this many multiprocessors of a shared GPU; 0 lets it use all.")
+    ] = 0,
+    acceptance: Annotated[
+        str,
+        typer.Option(
+            help="Decide outcomes by a law, geometric:alpha=0.8 or run:FOLDER, not by the models' own tokens."
+        ),
+    ] = "",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Time a grid of contexts, widths and branches instead of decoding.")
+    ] = False,
+) -> None:
+    """Run a pair for real and write down everything that happened."""
+    from analysis.cli.progress import progress_bar
+    from analysis.cli.tables import print_speeds
+    from executor.recording.recorder import RecordSettings
+    from executor.recording.recorder import record as record_run
+    from executor.recording.synthetic import SyntheticAcceptance
+    from traces.metrics.speeds import measured_speeds
+
+    defaults = RecordSettings()
+    settings = RecordSettings(
+        target=target,
+        draft=draft,
+        policies=tuple(policy or defaults.policies),
+        temperatures=tuple(temperature or defaults.temperatures),
+        top_k=top_k,
+        top_p=top_p,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        skip_prompts=skip_prompts,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        seed=seed,
+        stop_strings=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        tail_depth=tail_depth,
+        engine=engine,
+        device=device,
+        target_device=target_device,
+        transport=transport,
+        dtype=dtype,
+        capacity=capacity,
+        verify_width=verify_width,
+        draft_sms=draft_sms,
+        acceptance=acceptance,
+    )
+    if sweep:
+        from executor.recording.sweep import Grid, record_sweep
+
+        with progress_bar(console, "sweeping") as report:
+            record_sweep(settings, output_dir, Grid(), progress=report)
+        console.print(f"run folder: {output_dir}; fit it with: specbranch calibrate --run {output_dir}")
+        return
+    synthetic = SyntheticAcceptance(acceptance) if acceptance else None
+    with progress_bar(console, "recording") as report:
+        run = record_run(settings, output_dir, progress=report, synthetic=synthetic)
+    print_speeds(console, "Measured", measured_speeds(run.requests, run.rounds))
+    identical = {True: "yes", False: "NO", None: "not claimed, acceptance is synthetic"}
+    console.print(f"tokens identical under every policy: {identical[run.summary['tokens_identical']]}")
+    console.print(f"run folder: {output_dir}")

@@ -1,0 +1,39 @@
+"""`specbranch validate`: hold the simulator to real runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from analysis.cli.options import CalibrationFile, OutputDir, Policies, Repeats, RunDir, Seed, console
+
+
+def validate(
+    run: RunDir,
+    output_dir: OutputDir,
+    policy: Policies = None,
+    calibration: CalibrationFile = None,
+    num_prompts: Annotated[int, typer.Option(help="Run this many prompts, none of which the run holds.")] = 16,
+    repeats: Repeats = 1,
+    seed: Seed = 0,
+) -> None:
+    """Run policies for real on prompts that were not recorded, and compare with the prediction."""
+    from analysis.check.validate import validate_run
+    from analysis.cli.progress import progress_bar
+    from analysis.cli.tables import print_validation
+
+    with progress_bar(console, "measuring") as report:
+        validation = validate_run(
+            run,
+            output_dir,
+            policy
+            or ["autoregressive", "fixed_length:draft_length=2", "fixed_length:draft_length=4", "pearl:draft_length=6"],
+            calibration=calibration,
+            num_prompts=num_prompts,
+            repeats=repeats,
+            seed=seed,
+            progress=report,
+        )
+    print_validation(console, validation)
+    console.print(f"run folder: {output_dir}")

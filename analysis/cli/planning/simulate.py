@@ -1,0 +1,23 @@
+"""`specbranch simulate`: replay a run under other policies."""
+
+from __future__ import annotations
+
+from analysis.cli.options import CalibrationFile, OutputDir, Policies, RunDir, Seed, console
+
+
+def simulate(
+    run: RunDir,
+    output_dir: OutputDir,
+    policy: Policies = None,
+    calibration: CalibrationFile = None,
+    seed: Seed = 0,
+) -> None:
+    """Replay a recorded run under other policies in simulated time; writes a run folder for each."""
+    from analysis.cli.tables import print_speeds
+    from analysis.explore.simulation import simulate_run
+
+    if not policy:
+        raise ValueError("no policy to simulate; give --policy, such as --policy pearl:draft_length=6.")
+    speeds = simulate_run(run, output_dir, policy, calibration=calibration, seed=seed)
+    print_speeds(console, "Simulated", speeds)
+    console.print(f"run folders: {output_dir}")
