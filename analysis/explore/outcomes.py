@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from analysis.explore.evaluation import Evaluated
 from analysis.study.study import Objective
-from traces.metrics.speeds import Speed, resampling_weights
+from traces.metrics.bootstrap import Estimates, ratio_of_sums, resampling_weights
+from traces.metrics.speeds import Speed, speeds_of
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +67,6 @@ def score(
     *,
     temperature: float,
     objectives: Sequence[Objective],
-    num_unclean: int = 0,
     seed: int = 0,
 ) -> Scored:
     """Policies under one timing. prompts: of each request; requests of one prompt are drawn together."""
@@ -75,34 +75,22 @@ def score(
     group[np.arange(len(prompts)), of_request] = 1.0
     weights = resampling_weights(len(names), seed=seed)
     tokens, seconds = found.counts["num_emitted"] @ group, found.seconds["decode_s"][timing] @ group
-    base_tokens, base_seconds = (
-        baseline.counts["num_emitted"][0] @ group,
-        baseline.seconds["decode_s"][timing, 0] @ group,
-    )
-    resampled = (weights @ tokens.T) / (weights @ seconds.T)
-    base_resampled = (weights @ base_tokens) / (weights @ base_seconds)
-    rates = tokens.sum(axis=1) / seconds.sum(axis=1)
-    base_rate = float(base_tokens.sum() / base_seconds.sum())
-    intervals = np.quantile(resampled, [0.025, 0.975], axis=0)
-    gains = np.quantile(resampled / base_resampled[:, None], [0.025, 0.975], axis=0)
-    per_forward = found.counts["num_emitted"].sum(axis=1) / found.counts["num_rounds"].sum(axis=1)
-    speeds = tuple(
-        Speed(
-            policy=label,
-            temperature=temperature,
-            tokens_per_s=float(rates[row]),
-            interval=(float(intervals[0, row]), float(intervals[1, row])),
-            speedup=float(rates[row] / base_rate),
-            speedup_interval=(float(gains[0, row]), float(gains[1, row])),
-            num_prompts=len(names),
-            num_requests=len(prompts),
-            num_unclean=num_unclean,
-            tokens_per_target_forward=float(per_forward[row]),
-        )
-        for row, label in enumerate(found.labels)
+    base = baseline.counts["num_emitted"][:1] @ group, baseline.seconds["decode_s"][timing, :1] @ group
+    rates = ratio_of_sums(tokens, seconds, weights)
+    speeds = speeds_of(
+        found.labels,
+        rates,
+        rates.over(ratio_of_sums(*base, weights)),
+        temperature=temperature,
+        num_prompts=len(names),
+        num_requests=len(prompts),
+        num_unclean=0,
+        tokens_per_target_forward=found.counts["num_emitted"].sum(axis=1) / found.counts["num_rounds"].sum(axis=1),
     )
     columns = [objective_values(objective, found, timing) for objective in objectives]
-    return Scored(labels=found.labels, speeds=speeds, resampled=resampled, objectives=np.stack(columns, axis=1))
+    return Scored(
+        labels=found.labels, speeds=tuple(speeds), resampled=rates.resampled, objectives=np.stack(columns, axis=1)
+    )
 
 
 def objective_values(objective: Objective, found: Evaluated, timing: int) -> Floats:
@@ -143,13 +131,14 @@ def rank(scored: Scored) -> Ranking:
     # Most wins besides the best; by speed among those that never win.
     order = np.lexsort((-np.array([speed.tokens_per_s for speed in scored.speeds]), -wins))
     second = int(next(row for row in order if row != best))
-    ratio = rates[:, best] / rates[:, second]
-    low, high = np.quantile(ratio, [0.025, 0.975])
+    first, other = (Estimates(np.array([scored.speeds[row].tokens_per_s]), rates[:, [row]]) for row in (best, second))
+    gain = first.over(other)
+    ((low, high),) = gain.intervals()
     return Ranking(
         best=scored.labels[best],
         probability_best=float(wins[best]),
         expected_regret=regret,
         runner_up=scored.labels[second],
-        gain=scored.speeds[best].tokens_per_s / scored.speeds[second].tokens_per_s - 1,
-        gain_interval=(float(low) - 1, float(high) - 1),
+        gain=float(gain.values[0]) - 1,
+        gain_interval=(low - 1, high - 1),
     )

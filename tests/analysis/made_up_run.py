@@ -43,6 +43,7 @@ def write_run(
     *,
     num_requests: int = 12,
     num_tokens: int = 60,
+    sequences_per_prompt: int = 1,
     temperatures: tuple[float, ...] = (1.0,),
     seed: int = 0,
 ) -> Path:
@@ -55,7 +56,7 @@ def write_run(
             for index in range(num_requests):
                 trace = model.sample(num_tokens, request_id, rng)
                 writer.trace(trace)
-                writer.request(record_of(trace, f"prompt-{index}"))
+                writer.request(record_of(trace, f"prompt-{index // sequences_per_prompt}"))
                 writer.ops(operations(request_id, rng))
                 request_id += 1
         writer.finish({})

@@ -111,11 +111,11 @@ def summarise_rounds(rounds: Sequence[tuple[Round, RoundTimes]], requests: Seque
     """Metrics of a run from its records. A request decodes from the start of its first round until it finishes."""
     starts: dict[int, float] = {}
     ends: dict[int, float] = {}
-    for done, times in rounds:
-        starts[done.request_id] = min(times.start_s, starts.get(done.request_id, times.start_s))
-        ends[done.request_id] = max(times.end_s, ends.get(done.request_id, times.end_s))
+    for round_, times in rounds:
+        starts[round_.request_id] = min(times.start_s, starts.get(round_.request_id, times.start_s))
+        ends[round_.request_id] = max(times.end_s, ends.get(round_.request_id, times.end_s))
     return Summary(
-        **_sums(done for done, _ in rounds),
+        **_sums(round_ for round_, _ in rounds),
         num_requests=len(requests),
         total_s=time_covered_s([(request.arrival_s, request.finish_s) for request in requests]),
         decode_s=time_covered_s([(start_s, ends[request_id]) for request_id, start_s in starts.items()]),
@@ -140,17 +140,17 @@ def time_covered_s(intervals: Sequence[tuple[float, float]]) -> float:
 
 def _sums(rounds: Iterable[Round]) -> dict[str, int]:
     sums = dict.fromkeys(Counts.__dataclass_fields__, 0)
-    for done in rounds:
+    for round_ in rounds:
         sums["num_rounds"] += 1
-        sums["num_emitted"] += done.num_emitted
-        sums["num_submitted"] += done.num_pending
-        sums["num_accepted"] += done.num_accepted
-        sums["num_rejected"] += done.num_rejected
-        sums["num_drafted"] += done.num_drafted
-        sums["num_lost"] += done.num_rejected + done.num_sibling + done.num_trimmed + done.num_unused
-        sums["num_draft_forwards"] += done.num_draft_forwards
-        sums["num_hedged_rounds"] += bool(done.num_branches) and not done.is_finished
-        sums["num_hits"] += done.is_hit
+        sums["num_emitted"] += round_.num_emitted
+        sums["num_submitted"] += round_.num_pending
+        sums["num_accepted"] += round_.num_accepted
+        sums["num_rejected"] += round_.num_rejected
+        sums["num_drafted"] += round_.num_drafted
+        sums["num_lost"] += round_.num_rejected + round_.num_sibling + round_.num_trimmed + round_.num_unused
+        sums["num_draft_forwards"] += round_.num_draft_forwards
+        sums["num_hedged_rounds"] += bool(round_.num_branches) and not round_.is_finished
+        sums["num_hits"] += round_.is_hit
     return sums
 
 

@@ -1,8 +1,20 @@
-"""How fast each policy ran, with its uncertainty: a function of a run's requests and rounds.
+"""How fast each policy ran, with its uncertainty: the one estimator of measured, simulated and explored speeds.
 
-Speed is decode tokens a second: all output tokens over all seconds from the end of the prefill to the last token. Intervals
-and speed-ups come from a bootstrap over prompts, the same resampled prompts for every policy (prompts differ far more than
-repeats do, and policies are compared on the same ones).
+The speed of a policy is its decode tokens a second over a set of prompts, a ratio of sums:
+
+    speed = sum over prompts of tokens(prompt) / sum over prompts of seconds(prompt)
+
+where seconds run from the end of the prefill to the last token. A prompt that was decoded to several sequences (other noise)
+counts with the sum of them. A prompt that was decoded again, to the same sequences (`repeat`), counts with the median of its
+repeats, of tokens and of seconds: repeats differ by disturbances of the machine alone, and these only ever make a run longer.
+So a simulation, which repeats nothing, is a plain ratio of sums.
+
+Intervals and speed-ups come from a bootstrap over prompts (`traces.metrics.bootstrap`): all sequences and repeats of a prompt
+are drawn together, and the same prompts for every policy.
+
+Two estimators stood here before: measured and predicted runs took the median of all requests of a prompt, explorations their
+sum. Either is kept where it was right. A median over different sequences was not, since it pairs the tokens of one with the
+seconds of another; nor would a sum over repeats be, in which one disturbed repeat weighs as much as the others.
 """
 
 from __future__ import annotations
@@ -12,9 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-NUM_RESAMPLES = 1000
+from traces.metrics.bootstrap import Estimates, Floats, ratio_of_sums, resampling_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,50 +66,68 @@ def request_seconds(requests: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFram
 def measured_speeds(
     requests: pd.DataFrame, rounds: pd.DataFrame, *, baseline: str = "autoregressive", seed: int = 0
 ) -> list[Speed]:
-    """Speeds of every policy and temperature of a run, in order of appearance. Repeats of a prompt enter by their median."""
+    """Speeds of every policy and temperature of a run, in order of appearance.
+
+    requests, rounds: the tables of a run folder, or of a simulation (`analysis.check.predict.frames_of`). seed: of the
+    bootstrap. Policies may have run on different prompts; a speed-up is over those that the baseline ran on as well.
+    Raises ValueError when no request has rounds.
+    """
     table = request_seconds(requests, rounds)
     speeds = []
     for temperature, cell in table.groupby("temperature", sort=True):
         grids = {str(policy): _by_prompt(rows) for policy, rows in cell.groupby("policy", sort=False)}
         prompts = sorted(set.union(*(set(grid.index) for grid in grids.values())))
         weights = pd.DataFrame(resampling_weights(len(prompts), seed=seed), columns=prompts)
-        base = grids.get(baseline)
+        base = grids.get(baseline, cell.iloc[:0])
         for policy, grid in grids.items():
             rows = cell[cell.policy == policy]
-            rate, resampled = _rates(grid, weights)
-            gain, gain_interval = None, None
-            shared = grid.index.intersection(base.index) if base is not None else grid.index[:0]
-            if base is not None and len(shared):
-                (own, own_resampled), (plain, plain_resampled) = (
-                    _rates(each.loc[shared], weights) for each in (grid, base)
-                )
-                gain, gain_interval = own / plain, interval_of(own_resampled / plain_resampled)
-            speeds.append(
-                Speed(
-                    policy=policy,
-                    temperature=float(str(temperature)),
-                    tokens_per_s=rate,
-                    interval=interval_of(resampled),
-                    speedup=gain,
-                    speedup_interval=gain_interval,
-                    num_prompts=len(grid),
-                    num_requests=len(rows),
-                    num_unclean=int((~rows.is_clean.astype(bool)).sum()),
-                    tokens_per_target_forward=float(rows.tokens.sum() / rows.num_rounds.sum()),
-                )
+            shared = grid.index.intersection(base.index)
+            gains = _rates(grid.loc[shared], weights).over(_rates(base.loc[shared], weights)) if len(shared) else None
+            speeds += speeds_of(
+                [policy],
+                _rates(grid, weights),
+                gains,
+                temperature=float(str(temperature)),
+                num_prompts=len(grid),
+                num_requests=len(rows),
+                num_unclean=int((~rows.is_clean.astype(bool)).sum()),
+                tokens_per_target_forward=np.array([rows.tokens.sum() / rows.num_rounds.sum()]),
             )
     return speeds
 
 
-def resampling_weights(num: int, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> NDArray[np.float64]:
-    """Bootstrap weights (num_resamples, num): how often each prompt is drawn; the same for every policy."""
-    return np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(float)
-
-
-def interval_of(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Central interval of resampled values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def speeds_of(
+    policies: Sequence[str],
+    rates: Estimates,
+    gains: Estimates | None,
+    *,
+    temperature: float,
+    num_prompts: int,
+    num_requests: int,
+    num_unclean: int,
+    tokens_per_target_forward: Floats,
+) -> list[Speed]:
+    """Estimates as records. rates, gains (over the baseline; None without one), tokens_per_target_forward: of each policy."""
+    no_gains = ([None] * len(policies),) * 2
+    speedups = (gains.values.tolist(), gains.intervals()) if gains else no_gains
+    values = zip(
+        policies, rates.values.tolist(), rates.intervals(), *speedups, tokens_per_target_forward.tolist(), strict=True
+    )
+    return [
+        Speed(
+            policy=policy,
+            temperature=temperature,
+            tokens_per_s=rate,
+            interval=interval,
+            speedup=speedup,
+            speedup_interval=speedup_interval,
+            num_prompts=num_prompts,
+            num_requests=num_requests,
+            num_unclean=num_unclean,
+            tokens_per_target_forward=per_forward,
+        )
+        for policy, rate, interval, speedup, speedup_interval, per_forward in values
+    ]
 
 
 def mismatched_prompts(requests: pd.DataFrame) -> list[str]:
@@ -107,20 +136,17 @@ def mismatched_prompts(requests: pd.DataFrame) -> list[str]:
     return [str(key[0]) for key in counts[counts > 1].index]
 
 
-def _by_prompt(rows: pd.DataFrame) -> pd.DataFrame:
-    """Tokens and median decode seconds of each prompt."""
-    return rows.groupby("prompt_id").agg(tokens=("tokens", "median"), decode_s=("decode_s", "median"))
-
-
-def _rates(grid: pd.DataFrame, weights: pd.DataFrame) -> tuple[float, NDArray[np.float64]]:
-    """Tokens a second, and its resampled values (those in which any of the prompts was drawn)."""
-    tokens, seconds = grid.tokens.to_numpy(float), grid.decode_s.to_numpy(float)
-    drawn = weights[list(grid.index)].to_numpy()
-    total = drawn @ seconds
-    rates = np.divide(drawn @ tokens, total, out=np.full(len(total), tokens.sum() / seconds.sum()), where=total > 0)
-    return float(tokens.sum() / seconds.sum()), rates
-
-
 def speeds_summary(speeds: Sequence[Speed]) -> list[Mapping[str, object]]:
     """Speeds as plain values for summary.json."""
     return [dict(vars(speed)) for speed in speeds]
+
+
+def _by_prompt(rows: pd.DataFrame) -> pd.DataFrame:
+    """Tokens and decode seconds of each prompt: sums over its sequences, then medians over its repeats."""
+    return rows.groupby(["prompt_id", "repeat"])[["tokens", "decode_s"]].sum().groupby("prompt_id").median()
+
+
+def _rates(grid: pd.DataFrame, weights: pd.DataFrame) -> Estimates:
+    """Tokens a second of one policy on the prompts of a grid. weights: (resamples, prompts), with prompts as columns."""
+    tokens, seconds = (grid[name].to_numpy(float)[None] for name in ("tokens", "decode_s"))
+    return ratio_of_sums(tokens, seconds, weights[list(grid.index)].to_numpy())

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from traces.metrics.speeds import interval_of, measured_speeds, mismatched_prompts, resampling_weights
+from traces.metrics.bootstrap import ratio_of_sums, resampling_weights
+from traces.metrics.speeds import measured_speeds, mismatched_prompts
 
 
 def _run(seconds: dict[str, list[float]], tokens: int = 10) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -50,9 +51,34 @@ def test_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     covered = 0
     for _ in range(200):
         times = rng.gamma(4.0, 0.25, 30)
-        low, high = interval_of((resampling_weights(30, seed=2) @ times) / 30)
+        ((low, high),) = ratio_of_sums(times[None], np.ones((1, 30)), resampling_weights(30, seed=2)).intervals()
         covered += low <= 1.0 <= high
     assert 170 <= covered <= 200
+
+
+def test_a_disturbed_repeat_does_not_count() -> None:
+    requests, rounds = _run({"autoregressive": [1.0, 3.0, 1.0, 3.0, 1.0, 300.0]})
+    requests["prompt_id"], requests["repeat"] = ["p0", "p1"] * 3, [0, 0, 1, 1, 2, 2]
+    (speed,) = measured_speeds(requests, rounds)
+    assert speed.tokens_per_s == pytest.approx(20 / 4)
+    assert (speed.num_prompts, speed.num_requests) == (2, 6)
+
+
+def test_sequences_of_one_prompt_are_summed_and_drawn_together() -> None:
+    """A median over different sequences would pair the tokens of one with the seconds of another: 10 / 2 here."""
+    requests, rounds = _run({"autoregressive": [1.0, 2.0, 9.0]})
+    requests["prompt_id"], requests["num_output_tokens"] = "p0", [10, 40, 1]
+    (speed,) = measured_speeds(requests, rounds)
+    assert speed.tokens_per_s == pytest.approx(51 / 12)
+    assert speed.interval == pytest.approx((51 / 12, 51 / 12))  # there is but one prompt to draw
+
+
+def test_a_policy_without_some_prompts_is_compared_on_the_shared_ones() -> None:
+    requests, rounds = _run({"autoregressive": [1.0, 3.0, 5.0], "fast": [0.5, 1.0, 1.0]})
+    kept = ~((requests.policy == "fast") & (requests.prompt_id == "p0"))
+    fast = next(speed for speed in measured_speeds(requests[kept], rounds) if speed.policy == "fast")
+    assert fast.tokens_per_s == pytest.approx(20 / 2)
+    assert fast.speedup == pytest.approx(8 / 2)
 
 
 def test_a_missing_baseline_gives_no_speedup() -> None:
