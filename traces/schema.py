@@ -172,6 +172,8 @@ class RequestTrace:
     tails:      position -> signals of the draft's own continuation from there, `tail_depth` of them.
     tail_depth: how many draft tokens after a wrong one (or after the last committed one) were recorded.
     class_probs: (N + 1,) H-RAD class probabilities before each position, or empty.
+    known_ranks: how many ranks the trace tells apart: smaller ones are exact, and this one stands for itself and all larger
+    ones. An engine that says only what was accepted knows 1 (the draft's token, or another). None: all ranks are exact.
     """
 
     request_id: int
@@ -185,6 +187,7 @@ class RequestTrace:
     tails: Mapping[int, tuple[Signal, ...]] = field(default_factory=dict)
     tail_depth: int = 0
     class_probs: tuple[tuple[float, float, float], ...] = ()
+    known_ranks: int | None = None
 
     def __post_init__(self) -> None:
         num = len(self.ranks)
@@ -195,6 +198,10 @@ class RequestTrace:
         if self.class_probs and len(self.class_probs) != num + 1:
             raise ValueError(
                 f"request {self.request_id}: class_probs has {len(self.class_probs)} entries, but {num + 1} are needed."
+            )
+        if self.known_ranks is not None and max(self.ranks) > self.known_ranks:
+            raise ValueError(
+                f"request {self.request_id} has rank {max(self.ranks)}, but known_ranks tells only {self.known_ranks} apart."
             )
 
     @property

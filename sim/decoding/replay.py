@@ -116,7 +116,10 @@ def next_mismatches(ranks: tuple[int, ...]) -> list[int]:
 
 
 def check_answers(trace: RequestTrace, needs: Needs) -> None:
-    """Refuse a policy whose questions the trace cannot answer."""
+    """Refuse a policy whose questions the trace cannot answer.
+
+    Raises ValueError, which names what is missing: signals, tails, classes or ranks.
+    """
     where = f"the trace of request {trace.request_id} ({trace.prompt_id})"
     if needs.signals and not trace.signals:
         raise ValueError(f"{where} holds no draft confidences, which this policy reads; record it with alignment on.")
@@ -127,6 +130,11 @@ def check_answers(trace: RequestTrace, needs: Needs) -> None:
         )
     if needs.classes and not trace.class_probs:
         raise ValueError(f"{where} holds no H-RAD classes, which this policy reads; record it with a predictor.")
+    if trace.known_ranks is not None and needs.num_alternatives > trace.known_ranks:
+        raise ValueError(
+            f"{where} tells only the draft's {trace.known_ranks} best tokens apart, but this policy hedges up to "
+            f"{needs.num_alternatives} of them; record the pair with `specbranch record`, or leave such policies out."
+        )
 
 
 def replay(policy: Policy, trace: RequestTrace) -> list[Round]:

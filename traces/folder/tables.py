@@ -126,6 +126,8 @@ def alignment_of(trace: RequestTrace, extra: Mapping[str, Any]) -> Any:
     extra: of EXTRA_COLUMNS, one entry a committed position (2-D arrays for the lists).
     """
     num = trace.num_tokens
+    if trace.known_ranks is not None:  # read again, its ranks would pass for exact ones
+        raise ValueError(f"request {trace.request_id} knows its ranks in part only; a run folder cannot say so.")
     for name, values in extra.items():
         if name not in EXTRA_COLUMNS:
             raise ValueError(f"alignment has no column {name!r}; it takes {', '.join(EXTRA_COLUMNS)}.")

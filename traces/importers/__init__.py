@@ -1,0 +1,1 @@
+"""Readers of traces that other programs wrote, one file a format."""
