@@ -76,6 +76,7 @@ def run_request(
     noise: NoiseTable | None,
     eos_ids: frozenset[int],
     decode_text: Callable[[list[int]], str],
+    decode_whole: Callable[[list[int]], str] | None = None,
     devices: tuple[str, str] = ("cpu", "cpu"),
     is_recording: bool = True,
     outcomes: Outcomes | None = None,
@@ -88,7 +89,7 @@ def run_request(
     are written down (switched off to measure what that costs).
     """
     done = Decoded(request, start_s=time.perf_counter())
-    ends = EndFinder(request, eos_ids, decode_text)
+    ends = EndFinder(request, eos_ids, decode_text, decode_whole)
     num_prompt = len(request.tokens)
     needs = policy.needs
 
@@ -146,7 +147,7 @@ def run_request(
 def _settle(done: Decoded, draft: Draft, verdict: TargetVerdict, ends: EndFinder) -> Settled:
     """Commit a verdict, cut at the request's end."""
     emitted = [*draft.pending[: verdict.num_accepted], verdict.next_token]
-    num_emitted, reason = ends.find(done.tokens, emitted)
+    num_emitted, reason = ends.find(len(done.tokens), emitted)
     num_accepted = min(verdict.num_accepted, num_emitted)
     done.tokens += emitted[:num_emitted]
     if reason is not None:

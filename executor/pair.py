@@ -152,6 +152,10 @@ class Session:
         """Text of generated tokens."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
+    def decode_whole(self, tokens: list[int]) -> str:
+        """Text of generated tokens with special tokens written out."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
+
     @torch.inference_mode()
     def run(
         self,
@@ -184,6 +188,7 @@ class Session:
                 noise=None if self._shared is not None else self._noise(request),
                 eos_ids=self.eos_ids,
                 decode_text=self.decode_text,
+                decode_whole=self.decode_whole,
                 devices=self.devices,
                 is_recording=is_recording,
                 outcomes=outcomes,

@@ -21,7 +21,7 @@ from executor.pair import Session
 from executor.recording.contention import ContentionMeter
 from executor.recording.prompts import load_prompts
 from executor.remote.transport import parse_transport
-from executor.request import Request
+from executor.request import Request, check_stops
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of, parse_policy
 from sim.decoding.policies.serial.prompt_lookup import check_drafter
@@ -100,6 +100,7 @@ class RecordSettings:
             raise ValueError("policies is empty; name at least one, such as autoregressive.")
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, but got {self.repeats}.")
+        check_stops(self.stop_strings)
         parse_transport(self.transport)
         for label in self.policies:
             parse_policy(label)

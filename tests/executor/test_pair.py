@@ -90,10 +90,10 @@ def test_global_random_state_is_untouched(session: Session) -> None:
 def test_ends_are_found_in_order() -> None:
     request = Request(prompt_id="p", tokens=(1,), max_new_tokens=5, sampling=Sampling())
     ends = EndFinder(request, frozenset({9}), lambda tokens: "")
-    assert ends.find([1, 2], [3]) == (1, None)
-    assert ends.find([1, 2], [3, 9, 4]) == (2, FinishReason.EOS)
-    assert ends.find([1, 2], [3, 4, 5, 6]) == (3, FinishReason.MAX_TOKENS)
-    assert ends.find([1, 2], [3, 4, 9]) == (3, FinishReason.EOS)
+    assert ends.find(2, [3]) == (1, None)
+    assert ends.find(2, [3, 9, 4]) == (2, FinishReason.EOS)
+    assert ends.find(2, [3, 4, 5, 6]) == (3, FinishReason.MAX_TOKENS)
+    assert ends.find(2, [3, 4, 9]) == (3, FinishReason.EOS)
 
 
 @TRANSPORTS
