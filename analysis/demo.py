@@ -15,7 +15,8 @@ from analysis.check.validate import PolicyCheck, Validation, validate_run
 from analysis.cli.progress import progress_bar
 from analysis.cli.tables import print_speeds, print_validation, short_label
 from analysis.explore.exploration import Exploration, explore_run
-from analysis.study.candidates import default_grid
+from analysis.study.candidates import default_grid, validated_policies
+from sim.decoding.policies.catalog import parse_policy
 from traces.fits.calibration import calibrate
 from traces.folder.perfetto import write_timeline
 from traces.folder.writer import check_new_folder
@@ -72,14 +73,17 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
     print_speeds(console, "Best, predicted", [explored.best_at(t) for t in size.temperatures])
 
     console.rule("4. run the best ones for real, on prompts that were not recorded")
-    labels = [
-        f"{method}:draft_length={length}" for method in ("fixed_length", "pearl") for length in size.draft_lengths
-    ]
-    labels = [label for label in labels if label != "pearl:draft_length=1"]
-    labels += [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
+    best_labels = [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
+    policies = validated_policies(size.draft_lengths, [length for length in size.draft_lengths if length > 1])
+    policies += map(parse_policy, best_labels)
     with progress_bar(console, "measuring") as report:
         validation = validate_run(
-            folder / "recorded", folder / "validated", labels, num_prompts=size.num_measured, seed=seed, progress=report
+            folder / "recorded",
+            folder / "validated",
+            policies,
+            num_prompts=size.num_measured,
+            seed=seed,
+            progress=report,
         )
     print_validation(console, validation)
 

@@ -9,39 +9,32 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from analysis.check.identity import compare_rounds
 from analysis.check.predict import predict, speed_of
-from analysis.study.candidates import family_grids
-from sim.decoding.policies.catalog import label_of, parse_policy
-from sim.decoding.policies.reductions import as_outcome_hedging
-from sim.decoding.policies.serial.prompt_lookup import PromptLookup
+from analysis.study.candidates import (
+    CALIBRATION_POLICIES,
+    HRAD_CALIBRATION_POLICIES,
+    LOOKUP_CALIBRATION_POLICIES,
+    choose_lookup,
+    choose_policies,
+)
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import label_of
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
-from sim.sweep.sweep import sweep
 from traces.fits.calibration import calibrate
 from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
 from traces.metrics.counts import count_rounds
 from traces.metrics.speeds import measured_speeds
-from traces.progress import Report, Stages, silent, silent_stages
+from traces.progress import Report, Stages, silent_stages
 from traces.schema import RequestTrace
 
 if TYPE_CHECKING:
     from executor.recording.recorder import RecordSettings
-
-# What calibrates the draft's batched forwards beside its single ones, and the target's at every width.
-CALIBRATION_POLICIES = (
-    "autoregressive",
-    "probe",
-    "saguaro:draft_length=3,fan_out=3",
-    "outcome_hedging:slope=0,intercept=0.4,draft_length=4,max_branches=24,least_reach=0",
-)
-HRAD_CALIBRATION_POLICIES = ("specbranch:draft_length=3,max_branches=2",)  # what the predictions take
-LOOKUP_CALIBRATION_POLICIES = ("autoregressive", "prompt_lookup:max_length=10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,63 +60,28 @@ class ComparedPolicy:
 
 
 class Choose(Protocol):
-    """Chooses a label for each family, on traces of one temperature."""
+    """Chooses a policy for each family, on traces of one temperature."""
 
-    def __call__(self, traces: Sequence[RequestTrace], latency: LatencyModel, *, progress: Report) -> Mapping[str, str]:
-        """Family -> label."""
+    def __call__(
+        self, traces: Sequence[RequestTrace], latency: LatencyModel, *, progress: Report
+    ) -> Mapping[str, Policy]:
+        """Family -> policy."""
         ...
 
 
-def choose_policies(
-    traces: Sequence[RequestTrace],
-    latency: LatencyModel,
-    *,
-    with_classes: bool = False,
-    is_small: bool = False,
-    progress: Report = silent,
-) -> dict[str, str]:
-    """For each family the label with the highest predicted speed on traces of one temperature. Outcome hedging comes last,
-    and the choices of the methods that it contains are among its candidates, so that it is never behind one of them."""
-    grids = family_grids(traces, latency, with_classes=with_classes, is_small=is_small)
-    chosen: dict[str, str] = {}
-    for index, (family, labels) in enumerate(grids.items()):
-        policies = [parse_policy(label) for label in labels]
-        if family == "outcome_hedging":
-            reduced = [as_outcome_hedging(parse_policy(label)) for label in chosen.values()]
-            policies += [policy for policy in reduced if policy is not None]
-        best = int(np.argmax(sweep(policies, traces, latency).decode_tokens_per_s))
-        chosen[family] = label_of(policies[best])
-        progress(index + 1, len(grids))
-    return chosen
-
-
-def choose_lookup(
-    traces: Sequence[RequestTrace],
-    latency: LatencyModel,
-    *,
-    progress: Report = silent,
-) -> dict[str, str]:
-    """The longest draft of prompt lookup with the highest predicted speed, on traces of a lookup, and the baseline."""
-    policies = [PromptLookup(length) for length in (1, 2, 3, 4, 6, 8, 10)]
-    best = int(np.argmax(sweep(policies, traces, latency).decode_tokens_per_s))
-    progress(1, 1)
-    return {"autoregressive": "autoregressive", "prompt_lookup": label_of(policies[best])}
-
-
 def compare_run(
-    measured: Run, families: Mapping[float, Mapping[str, str]], traces: Sequence[RequestTrace], latency: LatencyModel
+    measured: Run, families: Mapping[float, Mapping[str, Policy]], traces: Sequence[RequestTrace], latency: LatencyModel
 ) -> list[ComparedPolicy]:
-    """The table of a measured run: families[temperature][family] is the label that ran for it."""
+    """The table of a measured run: families[temperature][family] is the policy that ran for it."""
     speeds = measured_speeds(measured.requests, measured.rounds)
     identical = _identical_tokens(measured)
     replayed = compare_rounds(measured)
     rows = []
     for temperature, chosen in families.items():
         usable = [trace for trace in traces if trace.temperature == temperature]
-        labels = list(dict.fromkeys(label_of(parse_policy(label)) for label in chosen.values()))
-        predicted = predict([parse_policy(label) for label in labels], usable, latency, seed=0).speeds
-        for family, label in chosen.items():
-            label = label_of(parse_policy(label))
+        predicted = predict(list(dict.fromkeys(chosen.values())), usable, latency, seed=0).speeds
+        for family, policy in chosen.items():
+            label = label_of(policy)
             speed = speed_of(speeds, label, temperature)
             counts = count_rounds(_rounds_of(measured, label, temperature))
             rows.append(
@@ -216,7 +174,7 @@ def _compare_pair(
             usable = [trace for trace in traces if trace.temperature == temperature]
             with progress(f"choosing settings at T = {temperature:g}") as report:
                 families[temperature] = choose(usable, latency, progress=report)
-        labels = dict.fromkeys(label for chosen in families.values() for label in chosen.values())
+        labels = dict.fromkeys(label_of(policy) for chosen in families.values() for policy in chosen.values())
         rows: list[ComparedPolicy] = []
 
         def conclude(measured: Run) -> dict[str, object]:
@@ -225,9 +183,7 @@ def _compare_pair(
 
         measuring = replace(settings, policies=tuple(labels), skip_prompts=settings.num_prompts, repeats=repeats)
         wanted = {
-            (label_of(parse_policy(label)), temperature)
-            for temperature, chosen in families.items()
-            for label in chosen.values()
+            (label_of(policy), temperature) for temperature, chosen in families.items() for policy in chosen.values()
         }
         with progress("measuring") as report:
             record(

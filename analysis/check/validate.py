@@ -12,7 +12,9 @@ from pydantic import TypeAdapter
 from analysis.check.identity import compare_rounds
 from analysis.check.predict import predict, speed_of
 from analysis.explore.simulation import load_calibration
+from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of, parse_policy
+from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
@@ -145,7 +147,7 @@ def _regret(checks: Sequence[PolicyCheck], temperature: float) -> float:
 def validate_run(
     run_dir: Path,
     output_dir: Path,
-    labels: Sequence[str],
+    policies: Sequence[Policy],
     *,
     calibration: Path | None = None,
     num_prompts: int = 16,
@@ -167,7 +169,7 @@ def validate_run(
     recorded = read_run(run_dir)
     base = TypeAdapter(RecordSettings).validate_python(recorded.config)
     anchors = [] if calibration is not None else [label_of(parse_policy(label)) for label in base.policies]
-    tested = list(dict.fromkeys(label_of(parse_policy(label)) for label in ["autoregressive", *labels]))
+    tested = list(dict.fromkeys(map(label_of, [Autoregressive(), *policies])))
     num_anchored = min(num_prompts, base.num_prompts) if anchors else 0
     settings = replace(
         base,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.explore.engine_runs import simulated_requests
+from analysis.study.candidates import typical_context
 from analysis.study.study import policy_of
 from sim.decoding.policies.base import Policy
 from sim.latency.base import Conditions, LatencyModel
@@ -135,11 +136,6 @@ def speeds_under(
         times = _timed(timing, policies, workload, latency, swept.rounds, request, position)
         speeds.append(tokens / times[0].sum(axis=1))
     return np.array(speeds)
-
-
-def typical_context(traces: Sequence[RequestTrace]) -> int:
-    """Tokens in the cache half-way through a mean request."""
-    return int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
 
 
 def _places(rounds: RoundArrays, arrays: TraceArrays) -> tuple[Ints, Ints]:

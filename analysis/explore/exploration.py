@@ -20,6 +20,8 @@ from analysis.explore.simulation import load_calibration
 from analysis.explore.task_store import TaskStore
 from analysis.study.questions import Question, make_questions, traces_of
 from analysis.study.study import Conditions, Study
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import label_of
 from traces.fits.acceptance.fit import LEAST_REQUESTS, AcceptanceReport, assess_acceptance
 from traces.folder.run import read_run
 from traces.folder.writer import RunWriter
@@ -72,16 +74,15 @@ class Exploration:
 def explore_run(
     run_dir: Path,
     output_dir: Path,
-    labels: Sequence[str],
+    policies: Sequence[Policy],
     *,
     calibration: Path | None = None,
     temperatures: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Exploration:
     """Predict every policy on a run's traces, with drawn latencies; writes a new folder as `explore_study` does."""
-    study = Study(
-        policies=list(labels), conditions=Conditions(temperatures=list(temperatures or ())), latency="drawn", seed=seed
-    )
+    conditions = Conditions(temperatures=list(temperatures or ()))
+    study = Study(policies=list(map(label_of, policies)), conditions=conditions, latency="drawn", seed=seed)
     return explore_study(run_dir, output_dir, study, calibration=calibration, is_sensitive=False)
 
 

@@ -14,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.explore.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
-from analysis.explore.evaluation import Timing, typical_context
+from analysis.explore.evaluation import Timing
 from analysis.explore.simulation import load_calibration
 from analysis.figures import plots
 from analysis.papers.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
+from analysis.study.candidates import mapped_policies, typical_context
 from analysis.study.questions import Question, make_questions, traces_of
 from analysis.study.study import make_study
 from sim.decoding.acceptance_models import Chained
@@ -36,13 +37,6 @@ METHODS = ("fixed_length", "pearl", "saguaro", "specbranch")
 NUM_POSITIONS = 8
 BRANCHES = 4  # of the oracle that stands for SpecBranch
 LEAST_GAIN = 0.01  # over autoregressive decoding, to win a region of a map
-MAPPED = (
-    "autoregressive",
-    *(f"fixed_length:draft_length={length}" for length in (1, 2, 3, 4, 6, 8)),
-    *(f"pearl:draft_length={length}" for length in (2, 3, 4, 6, 8, 12)),
-    *(f"saguaro:draft_length={length}" for length in (2, 4, 6, 8)),
-    *(f"specbranch:draft_length={length},uses_hrad=false" for length in (2, 4, 6, 8)),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +217,7 @@ def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
         return None
     chain = fit_hazard(told.traces)
     depth = min(trace.tail_depth for trace in told.traces)
-    policies = [policy for policy in map(parse_policy, MAPPED) if policy.needs.tail_depth <= depth]
+    policies = [policy for policy in mapped_policies() if policy.needs.tail_depth <= depth]
     table = simulated_map(
         policies,
         np.linspace(0.2, 0.9, 8).tolist(),

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.explore.bounds import clairvoyant
-from analysis.papers.maps import simulated_map
+from analysis.papers.maps import dsi_map, simulated_map, with_reductions
 from analysis.papers.operating_points import OperatingPoint, published_points
-from analysis.papers.textbook_grid import MAX_BRANCHES, dsi_map, textbook_policies, with_reductions
+from analysis.study.candidates import clairvoyant_policies, textbook_policies
 from sim.decoding.acceptance_models import Geometric
-from sim.decoding.policies.catalog import parse_policy
 from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
@@ -111,14 +110,8 @@ def as_record(row: PublishedRow) -> dict[str, Any]:
 def _row_of(point: OperatingPoint, effort: Effort) -> PublishedRow:
     alphas, ratios = [point.alpha], [point.cost_ratio]
     table = map_of_methods(alphas, ratios, effort)[0].set_index("method")
-    reach = max(2, round(point.cost_ratio))
-    knowing = [
-        parse_policy(f"specbranch:draft_length={length},max_branches={MAX_BRANCHES},epsilon=0.5,uses_hrad=false,{rest}")
-        for length in (reach - 1, reach)
-        for rest in ("on_miss=overlap", *(f"prior_length={prior}" for prior in (1, 3, length)))
-    ]
     known = simulated_map(
-        knowing,
+        clairvoyant_policies(point.cost_ratio),
         alphas,
         ratios,
         model_of=Clairvoyant,

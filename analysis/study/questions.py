@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from analysis.explore.evaluation import Packed, Timing, Workload, typical_context
+from analysis.explore.evaluation import Packed, Timing, Workload
 from analysis.study.alignments import aligned_traces
-from analysis.study.candidates import TYPICAL_SPEEDUP, cost_ratios
+from analysis.study.candidates import measured_settings, typical_context
 from analysis.study.study import Family, Study, StudyError, policy_of
 from sim.decoding.policies.base import Needs
 from sim.decoding.policies.catalog import POLICIES
@@ -24,7 +24,6 @@ from sim.decoding.replay import check_answers
 from sim.latency.fitted import FittedLatency
 from sim.latency.placement import cost_ratio_of
 from traces.fits.calibration import Calibration
-from traces.fits.signals import fit_ranks, fit_signal
 from traces.schema import RequestTrace
 
 
@@ -144,17 +143,7 @@ def make_questions(
 def _measured(study: Study, traces: Sequence[RequestTrace], latency: FittedLatency) -> dict[str, dict[str, Any]]:
     """Settings that follow from measurements, for the families that ask for them."""
     methods = {entry.method for entry in study.policies if isinstance(entry, Family) and entry.is_measured}
-    if not methods:
-        return {}
-    costs, margin, ranks = cost_ratios(latency, typical_context(traces)), fit_signal(traces), fit_ranks(traces)
-    values = {
-        "guess_by": "margin",
-        "intercept": round(margin.intercept, 4),
-        "slope": round(margin.slope, 4),
-        "least_reach": round(TYPICAL_SPEEDUP * costs.marginal_verify, 3),
-        "acceptance": round(min(0.95, margin.acceptance), 3),
-        "rank_decay": round(ranks.decay, 3),
-    }
+    values = measured_settings(traces, latency) if methods else {}
     return {
         method: {
             entry.name: values[entry.name] for entry in dataclasses.fields(POLICIES[method]) if entry.name in values

@@ -211,7 +211,9 @@ def speeds(settings: RecordSettings, folder: Path, labels: Sequence[str], sessio
     del session
     synthetic = SyntheticAcceptance(settings.acceptance) if settings.acceptance else None
     record(settings, folder / "recorded", synthetic=synthetic)
-    validation = validate_run(folder / "recorded", folder / "validated", labels, num_prompts=settings.num_prompts)
+    validation = validate_run(
+        folder / "recorded", folder / "validated", list(map(parse_policy, labels)), num_prompts=settings.num_prompts
+    )
     run = read_run(folder / "validated")
     found = validation.as_dict()
     try:

@@ -22,13 +22,15 @@ def validate(
     from analysis.check.validate import validate_run
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_validation
+    from analysis.study.candidates import validated_policies
+    from sim.decoding.policies.catalog import parse_policy
 
+    policies = list(map(parse_policy, policy)) if policy else validated_policies()
     with progress_bar(console, "measuring") as report:
         validation = validate_run(
             run,
             output_dir,
-            policy
-            or ["autoregressive", "fixed_length:draft_length=2", "fixed_length:draft_length=4", "pearl:draft_length=6"],
+            policies,
             calibration=calibration,
             num_prompts=num_prompts,
             repeats=repeats,

@@ -37,10 +37,12 @@ class StudyFlags:
         """The file's study, or that of the default grid, with the flags' values; StudyError where they make none."""
         from analysis.study.candidates import default_grid
         from analysis.study.study import make_study, read_study
+        from sim.decoding.policies.catalog import label_of
 
-        settings: dict[str, Any] = (
-            {"policies": default_grid()} if self.file is None else read_study(self.file).as_dict()
-        )
+        if self.file is None:
+            settings: dict[str, Any] = {"policies": list(map(label_of, default_grid()))}
+        else:
+            settings = read_study(self.file).as_dict()
         if self.policies:
             settings["policies"] = list(self.policies)
         conditions = {name: values for name, values in self.conditions.items() if values}

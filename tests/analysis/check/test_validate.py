@@ -13,13 +13,15 @@ from analysis.check.identity import compare_rounds
 from analysis.check.validate import PolicyCheck, _regret, validate_run
 from executor.pair import Session
 from executor.recording.recorder import RecordSettings, record
+from sim.decoding.policies.overlapped.pearl import Pearl
+from sim.decoding.policies.serial.fixed_length import FixedLength
 from traces.folder.run import Run, read_run
 
 
 @pytest.fixture(scope="module")
 def validated(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("validated") / "run"
-    validate_run(recorded, folder, ["fixed_length:draft_length=3", "pearl:draft_length=5"], num_prompts=2)
+    validate_run(recorded, folder, [FixedLength(3), Pearl(5)], num_prompts=2)
     return folder
 
 

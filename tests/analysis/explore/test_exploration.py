@@ -363,7 +363,7 @@ def test_a_lookup_is_not_asked_about_on_a_models_trace(run_dir: Path, tmp_path: 
 
 
 def test_labels_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None:
-    found = explore_run(run_dir, tmp_path / "out", LABELS[:4])
+    found = explore_run(run_dir, tmp_path / "out", list(map(parse_policy, LABELS[:4])))
     assert found.best_at(1.0, ["pearl"]).policy == "pearl:draft_length=4"
     assert found.best(1)[0].tokens_per_s == max(speed.tokens_per_s for speed in found.speeds)
 

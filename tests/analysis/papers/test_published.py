@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.papers.maps import simulated_map, winners
+from analysis.papers.maps import simulated_map, winners, with_reductions
 from analysis.papers.operating_points import SSD_DRAFT_LENGTH, SSD_HIT_RATE, published_points
 from analysis.papers.published import METHODS, Clairvoyant, Effort, as_record, map_of_methods, simulate_published
 from analysis.papers.report import print_published, published_page, write_published
-from analysis.papers.textbook_grid import textbook_policies, with_reductions
+from analysis.study.candidates import textbook_policies
 from sim.decoding.closed_forms import outcome_cache_speedup, pearl_speedup, sps_speedup
 from sim.decoding.policies.catalog import label_of, parse_policy
 from sim.decoding.policies.overlapped.pearl import Pearl
