@@ -23,7 +23,7 @@ from executor.hrad.features import class_inputs_along
 from executor.hrad.predictor import HradError
 from executor.models.engines.base import Engine
 from executor.models.loading import fingerprint, load_engine, load_tokenizer
-from executor.recording.prompts import load_prompts
+from executor.recording.prompts import encode_prompt, load_prompts
 from executor.recording.recorder import RecordSettings, record, resolve_model
 from traces.folder.run import Run
 from traces.progress import Report, silent
@@ -130,7 +130,7 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
         num_rows, prompt = len(num_accepted), prompts[index_of[trace.prompt_id]]
         if not num_rows:
             continue
-        prompt_tokens = list(tokenizer.encode(prompt.text))
+        prompt_tokens = list(encode_prompt(tokenizer, prompt))
         tokens = [*prompt_tokens, *generated[trace.request_id]]
         inputs = torch.cat(list(class_inputs_along(engine, tokens, len(prompt_tokens))))[:num_rows]
         rows = {

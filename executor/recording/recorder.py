@@ -19,7 +19,7 @@ from executor.loop import Decoded, Outcomes
 from executor.models.loading import fingerprint
 from executor.pair import Session
 from executor.recording.contention import ContentionMeter
-from executor.recording.prompts import load_prompts
+from executor.recording.prompts import encode_prompt, load_prompts
 from executor.remote.transport import parse_transport
 from executor.request import Request, check_stops
 from sim.decoding.policies.base import Policy
@@ -143,7 +143,7 @@ def make_requests(settings: RecordSettings, session: Session) -> list[Request]:
     room = settings.capacity - settings.max_new_tokens
     requests = []
     for prompt in load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts):
-        tokens = session.encode(prompt.text)
+        tokens = encode_prompt(session.tokenizer, prompt)
         if len(tokens) > room:
             raise ValueError(
                 f"prompt {prompt.prompt_id} has {len(tokens)} tokens; with max_new_tokens {settings.max_new_tokens} a "

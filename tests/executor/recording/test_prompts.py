@@ -1,0 +1,179 @@
+"""Prompts of every shape: measured as what they are, or refused with file and line before any model is asked."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor.recording.prompts import encode_prompt, load_prompts
+
+CASES = Path(__file__).parents[3] / ".." / "shared" / "cases" / "prompts"
+
+
+class _Tokenizer:
+    """One token a character; the template writes roles in angle brackets."""
+
+    chat_template: str | None = "a template"
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [1] * add_special_tokens + [ord(character) for character in text]
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(200)}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **settings: Any) -> str:
+        assert settings == {"add_generation_prompt": True, "tokenize": False}
+        if messages[0]["role"] == "tool":
+            raise RuntimeError("roles must alternate")
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+
+
+def _file(folder: Path, *rows: object, name: str = "p.jsonl") -> str:
+    path = folder / name
+    data = b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return str(path)
+
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+LONGER = [{"role": "system", "content": "be brief"}, *MESSAGES, {"role": "assistant", "content": "yes"}, *MESSAGES]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"prompt": MESSAGES}, "<user>hi<assistant>"),
+        ({"messages": MESSAGES}, "<user>hi<assistant>"),
+        ({"turns": MESSAGES}, "<user>hi<assistant>"),
+        ({"question": LONGER}, "<system>be brief<user>hi<assistant>yes<user>hi<assistant>"),
+    ],
+)
+def test_messages_go_through_the_chat_template(tmp_path: Path, row: object, text: str) -> None:
+    (prompt,) = load_prompts(_file(tmp_path, row), 1)
+    assert encode_prompt(_Tokenizer(), prompt) == tuple(map(ord, text))
+
+
+@pytest.mark.parametrize(
+    ("row", "tokens"),
+    [
+        ({"prompt": [5, 9, 12, 40]}, (5, 9, 12, 40)),
+        ({"turns": [0]}, (0,)),
+        ({"prompt": "ab"}, (1, 97, 98)),
+        ({"prompt": ""}, (1,)),
+        ({"turns": ["ab", "cd"]}, (1, 97, 98)),
+        ({"id": 3, "text": "a\0"}, (1, 97, 0)),
+        ({"question": "5"}, (1, 53)),
+    ],
+)
+def test_tokens_are_tokens_and_texts_are_texts(tmp_path: Path, row: object, tokens: tuple[int, ...]) -> None:
+    (prompt,) = load_prompts(_file(tmp_path, row), 1)
+    assert encode_prompt(_Tokenizer(), prompt) == tokens
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": None},
+        {"prompt": None, "text": "def one():"},
+        {"prompt": 5},
+        {"prompt": 1.5},
+        {"prompt": True},
+        {"prompt": {"role": "user", "content": "hi"}},
+        {"prompt": []},
+        {"prompt": ["two", "texts"]},
+        {"prompt": [5, "nine"]},
+        {"prompt": [5, -1]},
+        {"prompt": [5.0, 6.0]},
+        {"prompt": [True, False]},
+        {"prompt": [[1, 2], [3, 4]]},
+        {"turns": []},
+        {"turns": [["a"]]},
+        {"turns": [{"role": "user"}]},
+        {"turns": [{"role": "user", "content": None}]},
+        {"messages": [{"role": 1, "content": "hi"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+        {"messages": [*MESSAGES, {"role": "assistant", "content": "ok"}]},
+        {"messages": "\ud83d"},
+        {"messages": [{"role": "user", "content": "\udc00"}]},
+        {"text": "half \ud83d"},
+        {"conversation": MESSAGES},
+        {},
+        "a string",
+        ["a", "list"],
+        5,
+        None,
+        b"prompt,text",
+        b"{\n",
+        b'{"prompt": "cut',
+        b"[" * 100_000,
+        b'{"prompt": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "caf\xe9"}',
+        b'{"prompt": "\xed\xa0\xbd"}',
+    ],
+)
+def test_everything_else_is_refused_with_file_and_line(tmp_path: Path, row: object) -> None:
+    source = _file(tmp_path, {"prompt": "fine"}, b"", row)
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 3: |p\.jsonl, line 3, ") as refusal:
+        load_prompts(source, 2)
+    assert len(str(refusal.value)) < 400
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ('{"prompt": "a"}\n'.encode("utf-16"), "UTF-16"),
+        ('{"prompt": "a"}\n'.encode("utf-16-be"), "UTF-16|not JSON"),
+        ('{"prompt": "\u00e9"}\n'.encode("latin-1"), "Latin-1"),
+    ],
+)
+def test_other_encodings_are_named(tmp_path: Path, data: bytes, named: str) -> None:
+    (tmp_path / "p.jsonl").write_bytes(data)
+    with pytest.raises(ValueError, match=f"line 1: .*({named})"):
+        load_prompts(str(tmp_path / "p.jsonl"), 1)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
+def test_marks_blank_lines_and_line_ends_are_no_matter(tmp_path: Path, name: str) -> None:
+    source = _file(tmp_path, b'\xef\xbb\xbf{"prompt": "a"}\r', b"", b"  \r", b'{"prompt": "b"}', b"", name=name)
+    assert [prompt.text for prompt in load_prompts(source, 2)] == ["a", "b"]
+    assert load_prompts(source, 1, skip=1)[0].prompt_id == f"{name}:4"
+
+
+@pytest.mark.parametrize("data", [b"no gzip at all", gzip.compress(b'{"prompt": "a"}\n' * 9)[:-12]])
+def test_broken_gzip_files_are_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "p.jsonl.gz").write_bytes(data)
+    with pytest.raises(ValueError, match="gzip"):
+        load_prompts(str(tmp_path / "p.jsonl.gz"), 20)
+
+
+def test_what_the_model_cannot_take_is_refused_by_the_prompts_name(tmp_path: Path) -> None:
+    silent, plain = _Tokenizer(), _Tokenizer()
+    silent.chat_template = None
+    plain.encode = lambda text: []  # type: ignore[assignment]  # a tokenizer that adds no first token
+    rows = [{"prompt": MESSAGES}, {"prompt": ""}, {"prompt": [200]}, {"prompt": [{"role": "tool", "content": ""}]}]
+    chat, empty, tokens, alone = load_prompts(_file(tmp_path, *rows), 4)
+    for tokenizer, prompt, reason in [
+        (silent, chat, "p.jsonl:1: .*no chat template"),
+        (plain, empty, "p.jsonl:2: .*empty"),
+        (plain, tokens, "p.jsonl:3: token 200"),
+        (_Tokenizer(), alone, "p.jsonl:4: .*refuses these messages .roles must alternate"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            encode_prompt(tokenizer, prompt)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the inputs of issue 10 are not on this machine")
+@pytest.mark.parametrize("path", sorted(CASES.glob("*")), ids=lambda path: path.name)
+def test_the_files_of_the_issue(path: Path) -> None:
+    refused = {"null", "string_row", "turns_empty", "surrogate", "array", "pretty", "csv", "notgz", "latin1", "utf16"}
+    if path.name.split(".")[0] in refused:
+        with pytest.raises(ValueError, match=f"{path.name}, line 1"):
+            load_prompts(str(path), 1)
+    else:
+        (prompt,) = load_prompts(str(path), 1)
+        assert "{'" not in prompt.text
