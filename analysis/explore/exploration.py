@@ -16,15 +16,15 @@ from analysis.explore.outcomes import Ranking, Scored, merge, rank, score
 from analysis.explore.scale_out import Workers, run_tasks, starting
 from analysis.explore.search import pareto_front, search_with_optuna
 from analysis.explore.sensitivity import ParameterEffect, parameter_effects
-from analysis.explore.simulation import load_calibration
+from analysis.explore.simulation import load_calibration, open_recording
 from analysis.explore.task_store import TaskStore
 from analysis.study.questions import Question, make_questions, traces_of
 from analysis.study.study import Conditions, Study
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from traces.fits.acceptance.fit import LEAST_REQUESTS, AcceptanceReport, assess_acceptance
-from traces.folder.run import read_run
 from traces.folder.writer import RunWriter
+from traces.importers.base import ImportedTraces, Unseen
 from traces.metrics.speeds import Speed, speeds_summary
 from traces.progress import Report, silent
 from traces.schema import num_tokens
@@ -38,7 +38,8 @@ class Exploration:
 
     speeds: of every policy in every scenario; `table` has the same rows with their scenario and objectives. rankings:
     how sure the first place is, by scenario. effects: of the fitted parameters, in the first scenario. acceptance:
-    which models the traces reject, when the study asks for other alignments than the recorded one.
+    which models the traces reject, when the study asks for other alignments than the recorded one. limits: what a foreign
+    trace cannot answer, in sentences.
     """
 
     speeds: list[Speed]
@@ -50,6 +51,7 @@ class Exploration:
     effects: Sequence[ParameterEffect] = ()
     acceptance: Sequence[AcceptanceReport] = ()
     num_reused_tasks: int = 0
+    limits: Sequence[str] = ()
 
     def best(self, count: int) -> list[Speed]:
         """The fastest ones, best first, over all temperatures and scenarios."""
@@ -92,18 +94,22 @@ def explore_study(
     study: Study,
     *,
     calibration: Path | None = None,
+    unseen: Unseen = Unseen.REJECTED,
     workers: Workers | None = None,
     is_sensitive: bool = True,
     progress: Report = silent,
 ) -> Exploration:
-    """Answer a study from a recorded run. Writes results.parquet (a row for each policy and scenario),
-    sensitivity.parquet and summary.json to a new folder; a killed run goes on from OUTPUT.partial when called again.
+    """Answer a study from a run folder, or from a foreign trace and a calibration.
 
-    is_sensitive: whether to move every fitted parameter and choose again.
+    Writes results.parquet (a row for each policy and scenario), sensitivity.parquet and summary.json to a new folder; a killed
+    run goes on from OUTPUT.partial when called again.
+
+    unseen: what to take for outcomes that a foreign trace does not know. is_sensitive: whether to move every fitted parameter
+    and choose again.
     """
     started = time.perf_counter()
     workers = workers or Workers()
-    run = read_run(run_dir)
+    run = open_recording(run_dir, temperatures=study.conditions.temperatures, unseen=unseen)
     traces = traces_of(run.traces(), study, where=str(run_dir), draft=run.config.get("draft"))
     with starting(evaluate_packed, workers) as wait:
         questions = make_questions(traces, load_calibration(run, calibration), study)
@@ -140,8 +146,11 @@ def explore_study(
         effects=effects,
         acceptance=_assess(questions),
         num_reused_tasks=store.num_reused,
+        limits=run.limits if isinstance(run, ImportedTraces) else (),
     )
     config = {"run": str(run_dir), "calibration": str(calibration or ""), "study": study.as_dict()}
+    if isinstance(run, ImportedTraces):
+        config["unseen"] = unseen.value
     with RunWriter(output_dir, config=config, meta={"kind": "explored", "workers": asdict(workers)}) as writer:
         table.to_parquet(output_dir / "results.parquet")
         if effects:
@@ -181,6 +190,7 @@ def summary_of(explored: Exploration) -> dict[str, Any]:
             }
             for report in explored.acceptance
         ],
+        "limits": list(explored.limits),
         "sensitivity": [{**asdict(effect), "flips": effect.flips} for effect in explored.effects[:10]],
     }
 

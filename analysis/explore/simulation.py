@@ -12,15 +12,35 @@ from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
+from traces.importers.base import ImportedTraces, Unseen
+from traces.importers.catalog import read_foreign
 from traces.metrics.speeds import Speed, speeds_summary
 
 
-def load_calibration(run: Run, path: Path | None) -> Calibration:
-    """A saved calibration, or the one beside the run, or one fitted from the run now."""
+def open_recording(
+    path: Path, *, temperatures: Sequence[float] = (), unseen: Unseen = Unseen.REJECTED
+) -> Run | ImportedTraces:
+    """A run folder, or a foreign trace in a file.
+
+    temperatures: if exactly one is asked about, it is that of foreign requests that do not name theirs. unseen: what to take
+    for outcomes that a foreign trace does not know. Raises RunError or ForeignTraceError.
+    """
+    if path.is_file():
+        return read_foreign(path, temperature=temperatures[0] if len(temperatures) == 1 else None, unseen=unseen)
+    return read_run(path)
+
+
+def load_calibration(recording: Run | ImportedTraces, path: Path | None) -> Calibration:
+    """A saved calibration, or the one beside the run, or one fitted from the run now.
+
+    Raises ValueError without a path for a foreign trace, which holds no operations to fit.
+    """
     if path is not None:
         return Calibration.load(path)
-    beside = run.folder / "calibration.json"
-    return Calibration.load(beside) if beside.exists() else calibrate(run)
+    if isinstance(recording, ImportedTraces):
+        raise ValueError(f"{recording.source} holds no times of operations; name a calibration with --calibration.")
+    beside = recording.folder / "calibration.json"
+    return Calibration.load(beside) if beside.exists() else calibrate(recording)
 
 
 def simulate_run(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.cli.options import CalibrationFile, OutputDir, Policies, Temperatures, console
+from traces.importers.base import Unseen
 
 if TYPE_CHECKING:
     from analysis.explore.exploration import Exploration
@@ -59,11 +60,19 @@ class StudyFlags:
 
 
 def explore(
-    run: Annotated[Path, typer.Option("--run", "--trace", help="Read this run folder of `specbranch record`.")],
+    run: Annotated[
+        Path,
+        typer.Option(
+            "--run", "--trace", help="Read this run folder of `specbranch record`, or a file of another program."
+        ),
+    ],
     output_dir: OutputDir,
     study: Annotated[Path | None, typer.Option(help="Answer this YAML study; the flags below change it.")] = None,
     policy: Policies = None,
     calibration: CalibrationFile = None,
+    unseen: Annotated[
+        Unseen, typer.Option(help="Outcomes that another program did not write down are taken to be these.")
+    ] = Unseen.REJECTED,
     temperature: Temperatures = None,
     placement: Annotated[
         list[str] | None, typer.Option(help="Run on two_devices or a shared_device; give it once for each one.")
@@ -130,7 +139,7 @@ def explore(
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     with progress_bar(console, "policies") as report:
         explored = explore_study(
-            run, output_dir, flags.study(), calibration=calibration, workers=where, progress=report
+            run, output_dir, flags.study(), calibration=calibration, unseen=unseen, workers=where, progress=report
         )
     _print_exploration(explored, output_dir, top)
 
@@ -147,6 +156,8 @@ def _print_exploration(explored: Exploration, output_dir: Path, top: int) -> Non
             f"most sensitive to {worst.group} {worst.term}: at the end of its interval the choice loses {worst.regret:.2%}",
             highlight=False,
         )
+    for limit in explored.limits:
+        console.print(f"not in this trace: {limit}", highlight=False, markup=False)
     for assessed in explored.acceptance:
         console.print(assessed.text(), highlight=False, markup=False)
     reused = f", {explored.num_reused_tasks} tasks taken from before" if explored.num_reused_tasks else ""
