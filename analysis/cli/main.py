@@ -6,8 +6,12 @@ only by the commands that run real models.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
@@ -27,6 +31,7 @@ from analysis.cli.planning.plot import plot
 from analysis.cli.planning.published import published
 from analysis.cli.planning.roofline import roofline
 from analysis.cli.planning.simulate import simulate
+from traces.processes import safe_children
 
 app = typer.Typer(
     name="specbranch",
@@ -46,24 +51,62 @@ for _command in (record, calibrate, roofline, simulate, explore, plot, published
 for _hrad_command in (collect, train, evaluate, ablate):
     hrad_app.command()(_hrad_command)
 pair_app.command("train")(train_pair)
+INTERRUPTED = 130
+
+
+class _Ended(SystemExit):
+    """The system asked this process to end. Open files and processes are closed on the way out."""
 
 
 def main() -> None:
-    """Entry point: an expected error is one line on standard error and exit code 1; a warning is one line, too."""
+    """Entry point: an expected error is one line on standard error and exit code 1; a warning is one line, too.
+
+    A signal ends the command with 128 plus its number, as shells count: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     warnings.showwarning = _show_warning
     try:
-        app(standalone_mode=False)
+        with safe_children(), _ending():
+            code = app(standalone_mode=False)
     except typer.Exit as leave:
-        sys.exit(leave.exit_code)
+        code = leave.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        Console(stderr=True).print("interrupted; what was recorded before stays readable.")
-        sys.exit(130)
+        code = INTERRUPTED
+    except _Ended as end:
+        _print_line(
+            f"ended by {signal.Signals(int(str(end.code)) - 128).name}; what was recorded before stays readable."
+        )
+        sys.exit(end.code)
     except Exception as error:
         if not _is_expected(error):
             raise
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        _print_line(f"error: {message}")
+        _print_line(f"error: {message or type(error).__name__}")
         sys.exit(getattr(error, "exit_code", 1))
+    if code == INTERRUPTED:  # typer makes this code of a KeyboardInterrupt, and gives it back
+        _print_line("interrupted; what was recorded before stays readable.")
+    if isinstance(code, int) and code:
+        sys.exit(code)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Signals that would end this process at once end it in order: context managers close workers and run folders."""
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    if threading.current_thread() is not threading.main_thread():  # only there may a handler be set
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # what is ignored (nohup) stays ignored
+            signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: object) -> None:
+    raise _Ended(128 + number)
 
 
 def _print_line(text: str) -> None:

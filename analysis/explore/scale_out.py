@@ -7,13 +7,20 @@ so that nothing is lost with a worker.
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
+from traces.processes import safe_children
+
 ResultT = TypeVar("ResultT")
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,8 @@ def run_tasks(
         return
     from joblib import Parallel, delayed
 
-    calls = (delayed(_numbered)(function, index, task) for index, task in enumerate(tasks))
+    parent = os.getpid() if workers.backend == "processes" else None
+    calls = (delayed(_numbered)(function, index, task, parent) for index, task in enumerate(tasks))
     with _backend(workers) as settings:
         # One task a batch and all of them handed over at once: tasks are long, and a cluster may grow meanwhile.
         parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all", **settings)
@@ -66,19 +74,37 @@ def starting(function: Callable[..., object], workers: Workers) -> Iterator[Call
     from joblib import Parallel, delayed
 
     parallel = Parallel(n_jobs=workers.count, backend="loky", batch_size=1, return_as="generator_unordered")
-    ready = parallel(delayed(_name_of)(function) for _ in range(workers.count))
+    with safe_children():
+        ready = parallel(delayed(_name_of)(function, os.getpid()) for _ in range(workers.count))
     try:
         yield lambda: deque(ready, maxlen=0).clear()
     finally:
         ready.close()
 
 
-def _name_of(function: Callable[..., object]) -> str:
+def _name_of(function: Callable[..., object], parent: int) -> str:
+    _follow(parent)
     return function.__name__  # to receive a function is to import its module
 
 
-def _numbered(function: Callable[..., ResultT], index: int, task: tuple[Any, ...]) -> tuple[int, ResultT]:
+def _numbered(
+    function: Callable[..., ResultT], index: int, task: tuple[Any, ...], parent: int | None
+) -> tuple[int, ResultT]:
+    if parent is not None:
+        _follow(parent)
     return index, function(*task)
+
+
+@cache
+def _follow(parent: int) -> None:
+    """End this worker soon after the process that started it: a parent that was killed stops no worker itself."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

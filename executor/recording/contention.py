@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from traces.processes import num_cores
+
 
 @dataclass(frozen=True)
 class Contention:
@@ -54,8 +56,8 @@ class ContentionMeter:
 
 def cores_are_free(*, wanted: int = 2, span_s: float = 0.5, most: float = 0.15) -> bool:
     """Whether `wanted` cores exist and others use at most `most` of one core, watched for span_s seconds."""
-    if (os.cpu_count() or 1) < wanted:
+    if num_cores() < wanted:
         return False
     meter = ContentionMeter([])
     time.sleep(span_s)
-    return (os.cpu_count() or 1) - meter.lap().other_share >= wanted - most
+    return num_cores() - meter.lap().other_share >= wanted - most

@@ -2,7 +2,7 @@
 
 A pipe's round trip costs about 80 us, a tenth of a small model's round; spinning on a counter costs below 1 us. A waiter
 spins for a short while, then sleeps in between, so that an idle worker does not burn its core. The processes are pinned to
-different cores; with one core the waiter yields at once.
+different cores; where they share one, a waiter that spun would keep the other from answering, so it naps at once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ NUM_WORDS = 1 << 16
 _BODY = 8  # first word of a message body; before it: sequence number, opcode, length
 _SPIN_S = 0.02  # longer than a draft phase, so that naps fall between requests only
 _NAP_S = 0.0002
+_YIELD_S = 0.00005
 _SPINS = 256
 
 
 class MailboxChannel:
-    """A `Channel` of two mailboxes, whose files lie in a folder that both processes know; rank is 0 or 1."""
+    """A `Channel` of two mailboxes, whose files lie in a folder that both processes know; rank is 0 or 1.
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._outbox, self._inbox = (Mailbox(folder / f"from-{sender}") for sender in (rank, 1 - rank))
+    may_spin: whether the two processes have a core each.
+    """
+
+    def __init__(self, folder: Path, rank: int, *, may_spin: bool = True) -> None:
+        self._outbox, self._inbox = (Mailbox(folder / f"from-{sender}", may_spin) for sender in (rank, 1 - rank))
 
     def post(self, message: Message) -> None:
         """Write one message."""
@@ -49,7 +53,7 @@ class Mailbox:
     Both sides map the same file, which the first one makes. Floats travel in the same words as integers.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, may_spin: bool = True) -> None:
         size = NUM_WORDS * 8
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -60,7 +64,7 @@ class Mailbox:
         self._words = memoryview(self._map).cast("q")
         self._floats = memoryview(self._map).cast("d")
         self._last = 0
-        self._may_spin = num_cores() > 1
+        self._may_spin = may_spin
 
     def post(self, message: Message) -> None:
         """Write one message; it becomes visible by the sequence number, which is written last."""
@@ -81,12 +85,12 @@ class Mailbox:
         words, wanted = self._words, self._last + 1
         start = time.perf_counter()
         while words[0] != wanted:
-            for _ in range(_SPINS):
+            for _ in range(_SPINS if self._may_spin else 1):
                 if words[0] == wanted:
                     break
             else:
                 if not self._may_spin:
-                    time.sleep(0)
+                    time.sleep(_YIELD_S)
                 waited_s = time.perf_counter() - start
                 if waited_s > _SPIN_S:
                     check()
@@ -102,8 +106,3 @@ class Mailbox:
         self._words.release()
         self._floats.release()
         self._map.close()
-
-
-def num_cores() -> int:
-    """Cores that this process may use at all, whatever it is pinned to now."""
-    return os.cpu_count() or 1
