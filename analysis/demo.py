@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis.check.validate import PolicyCheck, Validation, validate_run
+from analysis.check.validate import VALIDATION, PolicyCheck, Validation, validate_run
 from analysis.cli.progress import progress_bar
 from analysis.cli.tables import print_speeds, print_validation, short_label
 from analysis.explore.exploration import Exploration, explore_run
@@ -19,7 +18,7 @@ from analysis.study.candidates import default_grid, validated_policies
 from sim.decoding.policies.catalog import parse_policy
 from traces.fits.calibration import calibrate
 from traces.folder.perfetto import write_timeline
-from traces.folder.writer import check_new_folder
+from traces.folder.writer import check_new_folder, write_json
 from traces.metrics.speeds import measured_speeds
 
 SPECULATIVE = ("fixed_length", "pearl", "confidence_stop")
@@ -44,7 +43,8 @@ QUICK = DemoSize(num_recorded=12, num_measured=6, max_new_tokens=64, temperature
 
 def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Path:
     """Run the loop and print what was found; returns the folder with everything."""
-    from executor.recording.recorder import RecordSettings, record
+    from executor.recording.recorder import record_run
+    from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
@@ -53,10 +53,11 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
 
     console.rule("1. record the pair on this machine")
     settings = RecordSettings(
-        temperatures=size.temperatures, num_prompts=size.num_recorded, max_new_tokens=size.max_new_tokens, seed=seed
+        decoding=DecodingSettings(temperatures=size.temperatures, max_new_tokens=size.max_new_tokens, seed=seed),
+        prompts=PromptSettings(num=size.num_recorded),
     )
     with progress_bar(console, "recording") as report:
-        recorded = record(settings, folder / "recorded", progress=report)
+        recorded = record_run(settings, folder / "recorded", progress=report)
     print_speeds(console, "Measured", measured_speeds(recorded.requests, recorded.rounds))
     write_timeline(recorded.ops, folder / "recorded" / "timeline.json")
 
@@ -95,9 +96,7 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
             f"{check.speedup_over_autoregressive or 1:.2f} times autoregressive"
         )
     wall_s = time.perf_counter() - started
-    (folder / "summary.json").write_text(
-        json.dumps({"validation": validation.as_dict(), "wall_s": wall_s, "is_quick": is_quick}, indent=1) + "\n"
-    )
+    write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
     console.print(f"figure {figure}, everything in {folder}, {wall_s:.0f} s")
     return folder
 
@@ -126,7 +125,11 @@ def _draw(path: Path, explored: Exploration, validation: Validation, temperature
         )
         measured = pd.DataFrame(
             [
-                (*_method_and_length(check.policy), check.speedup_over_autoregressive, *check.speedup_interval)
+                (
+                    *_method_and_length(check.policy),
+                    check.speedup_over_autoregressive,
+                    *(check.speedup_interval or (None, None)),
+                )
                 for check in _at(validation, temperature)
             ],
             columns=predicted.columns,
@@ -139,8 +142,8 @@ def _draw(path: Path, explored: Exploration, validation: Validation, temperature
 
 def _method_and_length(policy: str) -> tuple[str, int]:
     method, _, settings = policy.partition(":")
-    _, found, length = settings.partition("draft_length=")
-    return method, int(length.split(",")[0]) if found else 0
+    _, key, length = settings.partition("draft_length=")
+    return method, int(length.split(",")[0]) if key else 0
 
 
 def _next_folder(parent: Path) -> Path:

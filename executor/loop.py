@@ -9,7 +9,7 @@ from typing import Protocol
 
 from executor.noise import NoiseTable
 from executor.request import EndFinder, Request
-from executor.roles.draft_side import Draft, Forward
+from executor.roles.draft import Draft, Forward
 from executor.roles.target import Prefill, Target, TargetVerdict
 from sim.decoding.machine import (
     Branch,

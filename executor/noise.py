@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from executor.request import Request
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -140,3 +142,12 @@ class NoiseTable:
             if len(self._blocks) > self._num_kept:
                 self._blocks.popitem(last=False)
         return block
+
+
+def noise_of(request: Request, vocab_size: int, device: torch.device) -> NoiseTable | None:
+    """The shared noise of a request, made for all of its positions now; None at temperature 0."""
+    if request.sampling.temperature == 0:
+        return None
+    noise = NoiseTable(request.seed, request.noise_key, vocab_size, device)
+    noise.prepare(request.max_new_tokens)
+    return noise

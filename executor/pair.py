@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -12,137 +13,63 @@ from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, Outcomes, run_request
 from executor.models.engines.base import Engine
 from executor.models.loading import check_vocabularies, eos_token_ids, load_engine, load_tokenizer
-from executor.models.sources.base import EngineKind, resolve_device
-from executor.noise import NoiseTable
+from executor.models.names import check_drafter, resolve_model, resolve_predictor
+from executor.models.settings import EngineKind, PairSettings, Transport
+from executor.models.sources.base import resolve_device
+from executor.noise import noise_of
 from executor.remote.client import TargetClient
-from executor.remote.transport import Transport, check_transport, parse_transport
+from executor.remote.transport import check_transport
 from executor.request import Request
 from executor.resident.draft import GraphDraft
 from executor.resident.engine import ResidentEngine
 from executor.resident.shared import SharedDevice
 from executor.resident.target import GraphTarget
 from executor.roles.annotate import Annotation, annotate
-from executor.roles.draft_side import Draft, DraftSide
+from executor.roles.draft import Draft
+from executor.roles.draft_side import DraftSide
 from executor.roles.target import Target
 from executor.roles.target_side import load_target
 from sim.decoding.policies.base import Policy
-from sim.decoding.policies.serial.prompt_lookup import check_drafter
 
 
 class Session:
-    """Decodes requests with one pair. Close it, or use it with `with`.
+    """Decodes requests with one pair. Close it, or use it with `with`. A GPU becomes this process's current one.
 
-    target, draft: Hugging Face ids or folders with one vocabulary, or random:SHAPE (`executor.resident.weights`); the
-    draft may be "prompt_lookup", without weights. engine: "static" (fast, Llama-type models), "hugging_face" (any causal
-    language model), each with the target in a process of its own; or "resident" (Llama-type models on GPUs, steps as
-    graphs: both in this process on two streams of one device, or the target in its own process on another device).
-    device: of the draft, and of the target unless target_device names another; a GPU becomes this process's current one.
-    transport: how two processes talk, "mailbox" (shared memory, whatever the devices) or "distributed"
-    (torch.distributed: NCCL between two GPUs, gloo otherwise), with which the resident target always has its own process.
-    The mailbox is the default for two GPUs, too: what crosses is a few ids, which the host knows anyway.
-    verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
-    draft_sms: multiprocessors that the draft is confined to where both models share a GPU; 0 is all.
-    capacity: cached tokens a model can hold, prompt and branches included.
-    hrad: folder of an H-RAD predictor of this very pair, which policies that need classes ask for.
-    is_pinned: bind the two processes to one core each (CPU only; unpinned processes may share a core after a wake-up).
+    Raises ValueError for a pair that cannot run as asked, and `ExecutorError` for a target's process that fails.
     """
 
-    def __init__(
-        self,
-        target: str,
-        draft: str,
-        *,
-        engine: str = "static",
-        device: str = "cpu",
-        target_device: str | None = None,
-        transport: str = "mailbox",
-        dtype: str = "float32",
-        capacity: int = 1024,
-        is_pinned: bool = True,
-        timeout_s: float = 60.0,
-        hrad: str | None = None,
-        verify_width: int = 0,
-        draft_sms: int = 0,
-    ) -> None:
-        target_device, way = target_device or device, parse_transport(transport)
-        devices = (resolve_device(device), resolve_device(target_device))
-        check_transport(way, devices)
-        if hrad:
-            check_pair(read_card(hrad), target, draft)
-        self.has_predictor, self.draft_name = bool(hrad), draft
-        vocab_size = check_vocabularies(target, draft).size
-        self.tokenizer = load_tokenizer(target)
-        self.eos_ids = frozenset(eos_token_ids(target))
-        self.devices = (f"{device}:draft", f"{target_device}:target")
-        self._threads = torch.get_num_threads()
-        self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-        is_pinned = is_pinned and all(place.type == "cpu" for place in devices)
-        self.cores = sorted(self._cores)[:2] if is_pinned and len(self._cores) > 1 else []
+    def __init__(self, settings: PairSettings) -> None:
+        pair = resolve_pair(settings)
+        self._threads, self._cores = torch.get_num_threads(), _allowed_cores()
+        self.cores = _pinned_cores(pair, self._cores)
+        self.has_predictor, self.draft_name = bool(pair.hrad), settings.draft
+        self.tokenizer = load_tokenizer(pair.target)
+        self.eos_ids = frozenset(eos_token_ids(pair.target))
+        self.devices = (f"{settings.engine.device}:draft", f"{settings.target_engine.device}:target")
+        self._roles: _Roles | None = None
         torch.set_num_threads(1)
-        if devices[0].type == "cuda":
-            torch.cuda.set_device(devices[0])
-        if self.cores:
-            os.sched_setaffinity(0, {self.cores[0]})
-        self._target: Target | None = None
-        self._shared: SharedDevice | None = None
-        self.capacity = capacity
-        both: dict[str, Any] = {"engine": engine, "dtype": dtype, "capacity": capacity, "vocab_size": vocab_size}
-        places = [str(place) for place in devices]  # with their numbers: another process's current GPU may be another
-        is_resident = engine == EngineKind.RESIDENT
         try:
-            is_shared = is_resident and devices[0] == devices[1] and way is Transport.MAILBOX
-            if draft_sms and not is_shared:
-                raise ValueError(
-                    "draft_sms is for two models that share a GPU (engine resident, one device, mailbox): leave it out."
-                )
-            if is_shared:
-                target_engine, predictor = load_target(target, device=places[1], hrad=hrad, **both)
-                self._shared = SharedDevice.of(_resident(target_engine, target), is_shared=True, draft_sms=draft_sms)
-                self._target = GraphTarget(
-                    _resident(target_engine, target),
-                    self._shared,
-                    predictor=predictor,
-                    fixed_width=verify_width or None,
-                )
-            else:
-                self._target = TargetClient(
-                    target,
-                    device=places[1],
-                    draft_device=places[0],
-                    transport=way,
-                    core=self.cores[1] if self.cores else None,
-                    timeout_s=timeout_s,
-                    hrad=hrad,
-                    verify_width=verify_width,
-                    **both,
-                )
-            self.engine = load_engine(draft, device=places[0], **both)
-            if is_resident:
-                self._shared = self._shared or SharedDevice.of(_resident(self.engine, draft), is_shared=False)
-                self._draft: Draft = GraphDraft(_resident(self.engine, draft), self._shared)
-            else:
-                self._draft = DraftSide(self.engine)
+            if self.cores:
+                os.sched_setaffinity(0, {self.cores[0]})
+            if (device := resolve_device(pair.engine.device)).type == "cuda":
+                torch.cuda.set_device(device)
+            self._roles = _one_device(pair) if _is_on_one_device(pair) else _two_processes(pair, self.cores)
         except BaseException:
             self.close()
             raise
+        self.engine, self.draft, self.capacity = self._roles.engine, self._roles.draft, self._roles.engine.capacity
 
     @property
     def num_captures(self) -> int:
         """Graphs captured so far: a run in which this grew was no measurement. Always 0 without graphs."""
-        drafts = self._draft.num_captures if isinstance(self._draft, GraphDraft) else 0
-        return drafts + (self._target.num_captures if self._target is not None else 0)
-
-    @property
-    def draft(self) -> Draft:
-        """The draft's side of the step machine."""
-        return self._draft
+        return self.draft.num_captures + self._roles.target.num_captures if self._roles is not None else 0
 
     @property
     def target(self) -> Target:
         """The target, in its process or on its stream."""
-        if self._target is None or not self._target.is_alive:
+        if self._roles is None or not self._roles.target.is_alive:
             raise ExecutorError("the target process is gone; start a new session.")
-        return self._target
+        return self._roles.target
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt, with the tokenizer's own special tokens."""
@@ -183,9 +110,9 @@ class Session:
                 request,
                 policy,
                 request_id=request_id,
-                draft=self._draft,
+                draft=self.draft,
                 target=self.target,
-                noise=None if self._shared is not None else self._noise(request),
+                noise=self.draft.make_noise(request),
                 eos_ids=self.eos_ids,
                 decode_text=self.decode_text,
                 decode_whole=self.decode_whole,
@@ -202,31 +129,21 @@ class Session:
     @torch.inference_mode()
     def annotate(self, done: Decoded, *, request_id: int, tail_depth: int = 16) -> Annotation:
         """The alignment trace of a finished request."""
-        if self._shared is not None:
-            self._shared.synchronize()
+        self.draft.synchronize()
         return annotate(
             done,
             request_id=request_id,
             engine=self.engine,
             target=self.target,
-            noise=self._noise(done.request),
+            noise=noise_of(done.request, self.engine.vocab_size, self.engine.device),
             tail_depth=tail_depth,
         )
 
-    def _noise(self, request: Request) -> NoiseTable | None:
-        if request.sampling.temperature == 0:
-            return None
-        noise = NoiseTable(request.seed, request.noise_key, self.engine.vocab_size, self.engine.device)
-        noise.prepare(request.max_new_tokens)  # made before the clock starts; the target makes its own in the prefill
-        return noise
-
     def close(self) -> None:
         """Stop the target; give back cores, threads and graphs."""
-        if self._target is not None:
-            self._target.close()
-        draft = getattr(self, "_draft", None)
-        if isinstance(draft, GraphDraft):
-            draft.release()
+        if self._roles is not None:
+            self._roles.target.close()
+            self._roles.draft.close()
         if self.cores:
             os.sched_setaffinity(0, self._cores)
             self.cores = []
@@ -239,8 +156,83 @@ class Session:
         self.close()
 
 
+def resolve_pair(settings: PairSettings) -> PairSettings:
+    """The same pair with names replaced by folders, devices by their numbers, and the vocabulary that both share.
+
+    Raises ValueError for devices that do not exist, two vocabularies, or a predictor of another pair.
+    """
+    # Devices with their numbers: the current GPU of another process may be another one.
+    places = [resolve_device(engine.device) for engine in (settings.engine, settings.target_engine)]
+    check_transport(settings.transport, (places[0], places[1]))
+    target, draft = resolve_model(settings.target, "target"), resolve_model(settings.draft, "draft")
+    hrad = resolve_predictor(settings.hrad)
+    if hrad:
+        check_pair(read_card(hrad), target, draft)
+    vocab_size = check_vocabularies(target, draft).size
+    pair = replace(
+        settings,
+        target=target,
+        draft=draft,
+        hrad=hrad,
+        engine=replace(settings.engine, device=str(places[0]), vocab_size=vocab_size),
+        target_device=str(places[1]),
+    )
+    if pair.draft_sms and not _is_on_one_device(pair):
+        raise ValueError(
+            "draft_sms is for two models that share a GPU (engine resident, one device, mailbox): leave it out."
+        )
+    return pair
+
+
+class _Roles(NamedTuple):
+    """Both halves of the step machine. engine: the draft's."""
+
+    target: Target
+    draft: Draft
+    engine: Engine
+
+
+def _is_on_one_device(pair: PairSettings) -> bool:
+    """Whether both models run in this process, on two streams of one device."""
+    is_resident = pair.engine.kind is EngineKind.RESIDENT
+    return is_resident and pair.engine.device == pair.target_device and pair.transport is Transport.MAILBOX
+
+
+def _one_device(pair: PairSettings) -> _Roles:
+    engine, predictor = load_target(pair)
+    target_engine = _resident(engine, pair.target)
+    shared = SharedDevice.of(target_engine, is_shared=True, draft_sms=pair.draft_sms)
+    target = GraphTarget(target_engine, shared, predictor=predictor, fixed_width=pair.verify_width or None)
+    draft_engine = _resident(load_engine(pair.draft, pair.engine), pair.draft)
+    return _Roles(target, GraphDraft(draft_engine, shared), draft_engine)
+
+
+def _two_processes(pair: PairSettings, cores: list[int]) -> _Roles:
+    """cores: of this process and of the target's; none where they are not bound."""
+    target = TargetClient(pair, core=cores[1] if cores else None)
+    try:
+        engine = load_engine(pair.draft, pair.engine)
+        if pair.engine.kind is not EngineKind.RESIDENT:
+            return _Roles(target, DraftSide(engine), engine)
+        draft_engine = _resident(engine, pair.draft)
+        return _Roles(target, GraphDraft(draft_engine, SharedDevice.of(draft_engine, is_shared=False)), engine)
+    except BaseException:
+        target.close()
+        raise
+
+
 def _resident(engine: Engine, name: str) -> ResidentEngine:
     """An engine whose steps can be graphs."""
     if not isinstance(engine, ResidentEngine):
         raise ValueError(f"the resident engine runs models, but the draft is {name}; use the static engine for it.")
     return engine
+
+
+def _allowed_cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _pinned_cores(pair: PairSettings, allowed: set[int]) -> list[int]:
+    """The cores of the draft's and the target's process; none where they are not to be bound."""
+    is_on_cpu = pair.engine.device == pair.target_device == "cpu"
+    return sorted(allowed)[:2] if pair.is_pinned and is_on_cpu and len(allowed) > 1 else []

@@ -13,9 +13,10 @@ from traces.schema import FinishReason, RequestTrace, Signal
 @pytest.fixture(scope="session")
 def session() -> Iterator[object]:
     """The embedded pair, loaded once: its target in a process of its own."""
-    from executor.recording.recorder import RecordSettings, open_session
+    from executor.pair import Session
+    from tests.settings import pair_settings
 
-    with open_session(RecordSettings(capacity=512)) as opened:
+    with Session(pair_settings(capacity=512)) as opened:
         yield opened
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from analysis.check.identity import compare_rounds
-from analysis.check.predict import predict, speed_of
+from analysis.check.reports import read_report, write_report
+from analysis.check.validate import VALIDATION, Validation, validate
 from analysis.study.candidates import (
     CALIBRATION_POLICIES,
     HRAD_CALIBRATION_POLICIES,
@@ -26,15 +26,16 @@ from sim.decoding.policies.catalog import label_of
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
-from traces.folder.run import Run, read_run
+from traces.folder.run import Run
 from traces.folder.writer import check_new_folder
 from traces.metrics.counts import count_rounds
-from traces.metrics.speeds import measured_speeds
 from traces.progress import Report, Stages, silent_stages
 from traces.schema import RequestTrace
 
 if TYPE_CHECKING:
-    from executor.recording.recorder import RecordSettings
+    from executor.recording.settings import RecordSettings
+
+COMPARISON = "comparison"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,38 +70,34 @@ class Choose(Protocol):
         ...
 
 
-def compare_run(
-    measured: Run, families: Mapping[float, Mapping[str, Policy]], traces: Sequence[RequestTrace], latency: LatencyModel
+def compared_policies(
+    measured: Run, validation: Validation, families: Mapping[float, Mapping[str, Policy]]
 ) -> list[ComparedPolicy]:
     """The table of a measured run: families[temperature][family] is the policy that ran for it."""
-    speeds = measured_speeds(measured.requests, measured.rounds)
-    identical = _identical_tokens(measured)
-    replayed = compare_rounds(measured)
+    checks = {(check.policy, check.temperature): check for check in validation.policies}
     rows = []
     for temperature, chosen in families.items():
-        usable = [trace for trace in traces if trace.temperature == temperature]
-        predicted = predict(list(dict.fromkeys(chosen.values())), usable, latency, seed=0).speeds
         for family, policy in chosen.items():
             label = label_of(policy)
-            speed = speed_of(speeds, label, temperature)
+            check = checks[label, temperature]
             counts = count_rounds(_rounds_of(measured, label, temperature))
             rows.append(
                 ComparedPolicy(
                     family=family,
                     policy=label,
                     temperature=temperature,
-                    tokens_per_s=speed.tokens_per_s,
-                    tokens_per_s_interval=speed.interval,
-                    predicted_tokens_per_s=speed_of(predicted, label, temperature).tokens_per_s,
-                    speedup_over_autoregressive=speed.speedup,
-                    speedup_interval=speed.speedup_interval,
+                    tokens_per_s=check.measured_tokens_per_s,
+                    tokens_per_s_interval=check.measured_interval,
+                    predicted_tokens_per_s=check.predicted_tokens_per_s,
+                    speedup_over_autoregressive=check.speedup_over_autoregressive,
+                    speedup_interval=check.speedup_interval,
                     tokens_per_target_forward=counts.tokens_per_target_forward,
                     rollback_rate=counts.rejected_rate,
                     wasted_draft_rate=counts.wasted_draft_rate,
                     wasted_target_rate=counts.wasted_target_rate,
                     draft_forwards_per_token=counts.draft_forwards_per_token,
-                    tokens_identical=identical[label, temperature],
-                    rounds_identical=replayed.is_same(label, temperature),
+                    tokens_identical=bool(check.tokens_identical),
+                    rounds_identical=bool(check.rounds_identical),
                 )
             )
     return rows
@@ -122,79 +119,89 @@ def compare(
 ) -> list[ComparedPolicy]:
     """Record and calibrate on some prompts, choose each family's settings on the simulator, run all of them on others.
 
-    progress(title) gives a context manager whose value takes (done, total). Writes recorded/ and compared/ run folders, and
-    recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is another one: its speed-up is over autoregressive
-    decoding in its own run. The table stands in summary.json under `comparison`.
+    Writes recorded/ and compared/ run folders, and recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is
+    another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json.
     """
-    from executor.recording.recorder import RecordSettings
+    from executor.models.settings import PairSettings
+    from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
     check_new_folder(output_dir)
     settings = RecordSettings(
-        target=target,
-        draft=draft,
-        hrad=hrad,
-        policies=CALIBRATION_POLICIES + (HRAD_CALIBRATION_POLICIES if hrad else ()),
-        temperatures=tuple(temperatures),
-        num_prompts=num_prompts,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+        pair=PairSettings(target=target, draft=draft, hrad=hrad),
+        decoding=DecodingSettings(
+            policies=CALIBRATION_POLICIES + (HRAD_CALIBRATION_POLICIES if hrad else ()),
+            temperatures=tuple(temperatures),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        ),
+        prompts=PromptSettings(num=num_prompts),
     )
-    lookup = replace(settings, draft="prompt_lookup", hrad="", policies=LOOKUP_CALIBRATION_POLICIES)
-    found = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, repeats=repeats, progress=progress)
+    lookup = replace(
+        settings,
+        pair=replace(settings.pair, draft="prompt_lookup", hrad=""),
+        decoding=replace(settings.decoding, policies=LOOKUP_CALIBRATION_POLICIES),
+    )
+    rows = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, repeats=repeats, progress=progress)
     choose = partial(choose_policies, with_classes=bool(hrad), is_small=is_quick)
-    rows = [row for row in found if row.family != "autoregressive"]
-    rows = _compare_pair(settings, output_dir, "", choose, repeats=repeats, progress=progress, others=rows)
-    table = {"comparison": read_run(output_dir / "compared").summary["comparison"]}
-    (output_dir / "summary.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    rows = [
+        *_compare_pair(settings, output_dir, "", choose, repeats=repeats, progress=progress),
+        *(row for row in rows if row.family != "autoregressive"),
+    ]
+    write_report(output_dir, COMPARISON, rows)
     return rows
 
 
 def _compare_pair(
-    settings: RecordSettings,
-    output_dir: Path,
-    suffix: str,
-    choose: Choose,
-    *,
-    repeats: int,
-    progress: Stages,
-    others: Sequence[ComparedPolicy] = (),
+    settings: RecordSettings, output_dir: Path, suffix: str, choose: Choose, *, repeats: int, progress: Stages
 ) -> list[ComparedPolicy]:
-    """The comparison with one draft. others: rows that stand in the same table."""
-    from executor.recording.recorder import open_session, record
+    """The comparison with one draft."""
+    from executor.pair import Session
+    from executor.recording.recorder import record, record_run
+    from executor.recording.schedule import make_requests, rotated
 
     recorded_dir, compared_dir = (output_dir / f"{name}{suffix}" for name in ("recorded", "compared"))
-    with open_session(settings) as session:
-        with progress(f"recording with draft {settings.draft}") as report:
-            recorded = record(settings, recorded_dir, session=session, progress=report)
-        calibration = calibrate(recorded, seed=settings.seed)
+    decoding, prompts = settings.decoding, settings.prompts
+    with Session(settings.pair) as session:
+        with progress(f"recording with draft {settings.pair.draft}") as report:
+            recorded = record_run(settings, recorded_dir, session=session, progress=report)
+        calibration = calibrate(recorded, seed=decoding.seed)
         calibration.save(recorded_dir / "calibration.json")
         latency, traces = FittedLatency(calibration), recorded.traces()
         families = {}
-        for temperature in settings.temperatures:
+        for temperature in decoding.temperatures:
             usable = [trace for trace in traces if trace.temperature == temperature]
             with progress(f"choosing settings at T = {temperature:g}") as report:
                 families[temperature] = choose(usable, latency, progress=report)
-        labels = dict.fromkeys(label_of(policy) for chosen in families.values() for policy in chosen.values())
-        rows: list[ComparedPolicy] = []
-
-        def conclude(measured: Run) -> dict[str, object]:
-            rows.extend([*compare_run(measured, families, traces, latency), *others])
-            return {"comparison": [asdict(row) for row in rows]}
-
-        measuring = replace(settings, policies=tuple(labels), skip_prompts=settings.num_prompts, repeats=repeats)
-        wanted = {
-            (label_of(policy), temperature) for temperature, chosen in families.items() for policy in chosen.values()
-        }
+        policies = list(dict.fromkeys(policy for chosen in families.values() for policy in chosen.values()))
+        measuring = replace(
+            settings,
+            decoding=replace(decoding, policies=tuple(map(label_of, policies))),
+            prompts=replace(prompts, skip=prompts.skip + prompts.num),
+            repeats=repeats,
+        )
+        schedule = [
+            entry
+            for entry in rotated(make_requests(measuring, session), policies, repeats)
+            if entry.policy in families[entry.request.sampling.temperature].values()
+        ]
         with progress("measuring") as report:
-            record(
-                measuring,
-                compared_dir,
-                session=session,
-                progress=report,
-                conclude=conclude,
-                wants=lambda label, request: (label, request.sampling.temperature) in wanted,
-            )
+            measured = record(schedule, measuring, compared_dir, session=session, progress=report)
+    validation = validate(measured, traces, latency, seed=decoding.seed)
+    rows = compared_policies(measured, validation, families)
+    write_report(compared_dir, VALIDATION, validation)
+    write_report(compared_dir, COMPARISON, rows)
     return rows
+
+
+def read_comparison(folder: Path) -> list[ComparedPolicy]:
+    """The table in a folder of `compare`, written by this version or by the first. Raises `RunError` if there is none."""
+    rows = read_report(folder, COMPARISON)
+    unknown = float("nan")  # a rate of nothing, which JSON cannot hold
+    rows = [
+        {key: unknown if key.endswith("_rate") and value is None else value for key, value in row.items()}
+        for row in rows
+    ]
+    return TypeAdapter(list[ComparedPolicy]).validate_python(rows)
 
 
 def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
@@ -224,22 +231,7 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
     console.print(f"tokens and replayed rounds identical for every method: {'yes' if same else 'NO'}")
 
 
-def _identical_tokens(measured: Run) -> dict[tuple[str, float], bool]:
-    """Whether a policy's tokens are the baseline's on every prompt."""
-    requests = measured.requests
-    plain = requests[requests.policy == "autoregressive"].drop_duplicates(["prompt_id", "temperature"])
-    joined = requests.merge(
-        plain[["prompt_id", "temperature", "tokens_sha256"]], on=["prompt_id", "temperature"], suffixes=("", "_plain")
-    )
-    joined["same"] = joined.tokens_sha256 == joined.tokens_sha256_plain
-    same = joined.groupby(["policy", "temperature"]).same.all().reset_index()
-    return {
-        (str(policy), float(temperature)): bool(value)
-        for policy, temperature, value in same.itertuples(index=False, name=None)
-    }
-
-
 def _rounds_of(measured: Run, policy: str, temperature: float) -> list[Any]:
     requests = measured.requests
     ids = requests.loc[(requests.policy == policy) & (requests.temperature == temperature), "request_id"]
-    return [turn for request_id in ids for turn in measured.rounds_of(int(request_id))]
+    return [round_ for request_id in ids for round_ in measured.rounds_of(int(request_id))]

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
+from executor.recording.settings import read_settings
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import parse_policy
 from sim.decoding.replay import replay
@@ -46,7 +48,8 @@ class RoundComparison:
 def compare_rounds(measured: Run) -> RoundComparison:
     """Replay every request of a run from its alignment trace and compare."""
     traces = {(trace.prompt_id, trace.temperature): trace for trace in measured.traces()}
-    rounding = ROUNDING[str(measured.config.get("dtype", "float32"))]
+    settings = read_settings(measured.config, where=measured.folder)
+    rounding = ROUNDING[settings.pair.engine.dtype if settings else "float32"]
     num_rounds, num_within_rounding, mismatches = 0, 0, set()
     columns = measured.requests[["request_id", "prompt_id", "temperature", "policy"]]
     for request_id, prompt_id, temperature, label in columns.itertuples(index=False):
@@ -60,6 +63,17 @@ def compare_rounds(measured: Run) -> RoundComparison:
         else:
             mismatches.add((label, float(temperature)))
     return RoundComparison(num_rounds, frozenset(mismatches), num_within_rounding)
+
+
+def policies_with_other_tokens(requests: pd.DataFrame) -> set[tuple[str, float]]:
+    """(policy, temperature) whose tokens are not those of autoregressive decoding on some prompt. requests: of one run."""
+    keys = ["prompt_id", "temperature"]
+    plain = requests[requests.policy == "autoregressive"].drop_duplicates(keys)
+    joined = requests.merge(plain[[*keys, "tokens_sha256"]], on=keys, suffixes=("", "_plain"))
+    other = joined[joined.tokens_sha256 != joined.tokens_sha256_plain]
+    return {
+        (str(policy), float(temperature)) for policy, temperature in zip(other.policy, other.temperature, strict=True)
+    }
 
 
 def is_within_rounding(executed: list[Round], policy: Policy, trace: RequestTrace, rounding: float) -> bool:

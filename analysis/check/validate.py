@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from analysis.check.identity import compare_rounds
+from analysis.check.identity import compare_rounds, policies_with_other_tokens
 from analysis.check.predict import predict, speed_of
+from analysis.check.reports import read_report, write_report
 from analysis.explore.simulation import load_calibration
+from executor.recording.settings import read_settings
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of, parse_policy
 from sim.decoding.policies.serial.autoregressive import Autoregressive
@@ -19,10 +20,12 @@ from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
 from traces.folder.run import Run, read_run
-from traces.metrics.speeds import measured_speeds, mismatched_prompts
+from traces.folder.writer import check_new_folder
+from traces.metrics.speeds import Speed, measured_speeds, mismatched_prompts
 from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
+VALIDATION = "validation"
 BUSY_SHARE = 0.10  # cores kept busy by others above which no claim about speed is made
 
 
@@ -32,6 +35,8 @@ class PolicyCheck:
 
     latency_error: what is left of it when the simulator is given the acceptance of the very prompts measured;
     acceptance_error: the rest, what the recorded prompts and the held-out ones differ by.
+    tokens_identical: whether its tokens are those of autoregressive decoding, None where that is not claimed.
+    rounds_identical: whether its rounds are the replayed ones, but for rounding. Both are None in old reports.
     """
 
     policy: str
@@ -44,13 +49,15 @@ class PolicyCheck:
     latency_error: float
     acceptance_error: float
     speedup_over_autoregressive: float | None
-    speedup_interval: tuple[float, float]
+    speedup_interval: tuple[float, float] | None
     predicted_speedup: float | None
+    tokens_identical: bool | None = None
+    rounds_identical: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What `summary.json` holds under `validation`. regret: best measured speed over that of the predicted best, minus 1;
+    """What validation.json holds. regret: best measured speed over that of the predicted best, minus 1;
     the worst over temperatures. rounds_identical: but for requests whose rounds turned on the last digits of a signal, which
     are counted (`analysis.check.identity`)."""
 
@@ -68,13 +75,9 @@ class Validation:
     is_claim: bool
     note: str
 
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for summary.json."""
-        return asdict(self)
-
 
 def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyModel, *, seed: int = 0) -> Validation:
-    """Compare a measured run with what the simulator says of its policies.
+    """Compare a measured run with what the simulator says of its policies. Raises ValueError where nothing was recorded.
 
     measured: an executed run with alignment, on prompts that `recorded` does not hold.
     recorded: the traces that the prediction may use; latency: calibrated on their run.
@@ -88,35 +91,25 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         raise ValueError(
             f"the recorded run holds no trace at temperature {', '.join(map(str, sorted(missing)))}; record there too."
         )
-    own_traces = measured.traces()
     predicted = predict(policies, usable, latency, seed=seed).speeds
-    informed = predict(policies, own_traces, latency, seed=seed).speeds
-
-    checks = []
-    for speed in speeds:
-        guess = speed_of(predicted, speed.policy, speed.temperature)
-        known = speed_of(informed, speed.policy, speed.temperature)
-        error = guess.tokens_per_s / speed.tokens_per_s - 1
-        latency_error = known.tokens_per_s / speed.tokens_per_s - 1
-        checks.append(
-            PolicyCheck(
-                policy=speed.policy,
-                temperature=speed.temperature,
-                predicted_tokens_per_s=guess.tokens_per_s,
-                predicted_interval=guess.interval,
-                measured_tokens_per_s=speed.tokens_per_s,
-                measured_interval=speed.interval,
-                relative_error=error,
-                latency_error=latency_error,
-                acceptance_error=error - latency_error,
-                speedup_over_autoregressive=speed.speedup,
-                speedup_interval=speed.speedup_interval or (float("nan"), float("nan")),
-                predicted_speedup=guess.speedup,
-            )
+    informed = predict(policies, measured.traces(), latency, seed=seed).speeds
+    rounds = compare_rounds(measured)
+    # Synthetic acceptance decides outcomes, so its tokens prove nothing.
+    settings = read_settings(measured.config, where=measured.folder)
+    has_own_tokens = settings is None or not settings.decoding.acceptance
+    different = policies_with_other_tokens(measured.requests)
+    checks = [
+        _check(
+            speed,
+            speed_of(predicted, speed.policy, speed.temperature),
+            speed_of(informed, speed.policy, speed.temperature),
+            tokens_identical=(speed.policy, speed.temperature) not in different if has_own_tokens else None,
+            rounds_identical=rounds.is_same(speed.policy, speed.temperature),
         )
+        for speed in speeds
+    ]
     errors = [abs(check.relative_error) for check in checks]
     latency_errors = [abs(check.latency_error) for check in checks]
-    rounds = compare_rounds(measured)
     contention = dict(measured.summary.get("contention", {}))
     is_claim = contention.get("mean_other_share", 0.0) <= BUSY_SHARE
     return Validation(
@@ -126,14 +119,37 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         mean_abs_latency_error=sum(latency_errors) / len(latency_errors),
         worst_abs_latency_error=max(latency_errors),
         regret=max(_regret(checks, temperature) for temperature in temperatures),
-        # Synthetic acceptance decides outcomes, so its tokens prove nothing.
-        tokens_identical=None if measured.config.get("acceptance") else not mismatched_prompts(measured.requests),
+        tokens_identical=not mismatched_prompts(measured.requests) if has_own_tokens else None,
         rounds_identical=rounds.is_identical,
         num_rounds_compared=rounds.num_rounds,
         num_requests_within_rounding=rounds.num_within_rounding,
         contention=contention,
         is_claim=is_claim,
         note="" if is_claim else "other processes were using the cores: these times support no claim.",
+    )
+
+
+def _check(
+    measured: Speed, predicted: Speed, informed: Speed, *, tokens_identical: bool | None, rounds_identical: bool
+) -> PolicyCheck:
+    """informed: what the simulator says when it is given the acceptance of the prompts measured."""
+    error = predicted.tokens_per_s / measured.tokens_per_s - 1
+    latency_error = informed.tokens_per_s / measured.tokens_per_s - 1
+    return PolicyCheck(
+        policy=measured.policy,
+        temperature=measured.temperature,
+        predicted_tokens_per_s=predicted.tokens_per_s,
+        predicted_interval=predicted.interval,
+        measured_tokens_per_s=measured.tokens_per_s,
+        measured_interval=measured.interval,
+        relative_error=error,
+        latency_error=latency_error,
+        acceptance_error=error - latency_error,
+        speedup_over_autoregressive=measured.speedup,
+        speedup_interval=measured.speedup_interval,
+        predicted_speedup=predicted.speedup,
+        tokens_identical=tokens_identical,
+        rounds_identical=rounds_identical,
     )
 
 
@@ -157,54 +173,61 @@ def validate_run(
 ) -> Validation:
     """Execute policies on prompts that the run does not hold, predict them from the run, and write both down.
 
-    The new run takes the recorded one's settings and its next prompts; its summary.json holds `validation`. A machine's
-    speed drifts by more in minutes than a good calibration errs, so the recorded prompts and policies run again, turn by
-    turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run. With
-    a calibration given, that is used instead.
+    The new run takes the recorded one's settings and its next prompts; validation.json in its folder holds the result. A
+    machine's speed drifts by more in minutes than a good calibration errs, so the recorded prompts and policies run again,
+    turn by turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run.
+    With a calibration given, that is used instead.
     """
-    from executor.recording.recorder import RecordSettings, record
-    from executor.recording.synthetic import SyntheticAcceptance
-    from executor.request import Request
+    from executor.pair import Session
+    from executor.recording.recorder import record
+    from executor.recording.schedule import interleaved, make_requests, rotated
 
     recorded = read_run(run_dir)
-    base = TypeAdapter(RecordSettings).validate_python(recorded.config)
-    anchors = [] if calibration is not None else [label_of(parse_policy(label)) for label in base.policies]
-    tested = list(dict.fromkeys(map(label_of, [Autoregressive(), *policies])))
-    num_anchored = min(num_prompts, base.num_prompts) if anchors else 0
+    base = read_settings(recorded.config, where=run_dir)
+    if base is None:
+        raise ValueError(f"no models made the run {run_dir}, so nothing of it can be measured; give a recorded run.")
+    check_new_folder(output_dir)
+    anchors = [] if calibration is not None else [parse_policy(label) for label in base.decoding.policies]
+    tested = list(dict.fromkeys([Autoregressive(), *policies]))
+    both = list(dict.fromkeys([*tested, *anchors]))
+    num_anchored = min(num_prompts, base.prompts.num) if anchors else 0
     settings = replace(
         base,
-        policies=tuple(dict.fromkeys([*tested, *anchors])),
-        num_prompts=num_anchored + num_prompts,
-        skip_prompts=base.skip_prompts + base.num_prompts - num_anchored,
+        decoding=replace(base.decoding, policies=tuple(map(label_of, both))),
+        prompts=replace(
+            base.prompts,
+            num=num_anchored + num_prompts,
+            skip=base.prompts.skip + base.prompts.num - num_anchored,
+        ),
         repeats=repeats,
         aligns=True,
     )
     old_prompts = set(recorded.requests.prompt_id)
-    found: list[Validation] = []
-
-    def take_turns(requests: list[Request]) -> list[Request]:
+    with Session(settings.pair) as session:
+        requests = make_requests(settings, session)
         old = [request for request in requests if request.prompt_id in old_prompts]
         new = [request for request in requests if request.prompt_id not in old_prompts]
-        pairs = itertools.zip_longest(new, old)
-        return [request for pair in pairs for request in pair if request is not None]
-
-    def conclude(measured: Run) -> dict[str, object]:
-        requests = measured.requests
-        is_old = requests.prompt_id.isin(old_prompts)
+        schedule = [
+            entry
+            for entry in rotated(interleaved(new, old), both, repeats)
+            if entry.policy in (anchors if entry.request.prompt_id in old_prompts else tested)
+        ]
+        measured = record(schedule, settings, output_dir, session=session, progress=progress)
+    is_old = measured.requests.prompt_id.isin(old_prompts)
+    if anchors:
+        fitted = calibrate(measured.subset(measured.requests.request_id[is_old]), seed=seed)
+    else:
         fitted = load_calibration(recorded, calibration)
-        if anchors:
-            fitted = calibrate(measured.subset(requests.request_id[is_old]), seed=seed)
-        part = measured.subset(requests.request_id[~is_old])
-        found.append(validate(part, recorded.traces(), FittedLatency(fitted), seed=seed))
-        return {"validation": found[0].as_dict()}
+    part = measured.subset(measured.requests.request_id[~is_old])
+    validation = validate(part, recorded.traces(), FittedLatency(fitted), seed=seed)
+    write_report(output_dir, VALIDATION, validation)
+    return validation
 
-    record(
-        settings,
-        output_dir,
-        progress=progress,
-        conclude=conclude,
-        wants=lambda label, request: label in (anchors if request.prompt_id in old_prompts else tested),
-        arrange=take_turns,
-        synthetic=SyntheticAcceptance(base.acceptance) if base.acceptance else None,
-    )
-    return found[0]
+
+def read_validation(folder: Path) -> Validation:
+    """The validation in a run folder, written by this version or by the first. Raises `RunError` if there is none."""
+    values = read_report(folder, VALIDATION)
+    for check in values["policies"]:
+        if check["speedup_interval"] == [None, None]:  # as the first version wrote an unknown one
+            check["speedup_interval"] = None
+    return TypeAdapter(Validation).validate_python(values)

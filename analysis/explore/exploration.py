@@ -20,6 +20,7 @@ from analysis.explore.simulation import load_calibration, open_recording
 from analysis.explore.task_store import TaskStore
 from analysis.study.questions import Question, make_questions, traces_of
 from analysis.study.study import Conditions, Study
+from executor.recording.settings import draft_of
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from traces.fits.acceptance.fit import LEAST_REQUESTS, AcceptanceReport, assess_acceptance
@@ -110,7 +111,7 @@ def explore_study(
     started = time.perf_counter()
     workers = workers or Workers()
     run = open_recording(run_dir, temperatures=study.conditions.temperatures, unseen=unseen)
-    traces = traces_of(run.traces(), study, where=str(run_dir), draft=run.config.get("draft"))
+    traces = traces_of(run.traces(), study, where=str(run_dir), draft=draft_of(run.config))
     with starting(evaluate_packed, workers) as wait:
         questions = make_questions(traces, load_calibration(run, calibration), study)
         for question in questions:

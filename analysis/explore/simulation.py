@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.check.predict import predict
+from executor.models.names import check_drafter
+from executor.recording.settings import draft_of
 from sim.decoding.policies.catalog import parse_policy
-from sim.decoding.policies.serial.prompt_lookup import check_drafter
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
@@ -50,7 +51,7 @@ def simulate_run(
     policies = [parse_policy(label) for label in labels]
     run = read_run(run_dir)
     for policy in policies:
-        check_drafter(policy, run.config.get("draft"))
+        check_drafter(policy, draft_of(run.config))
     latency = FittedLatency(load_calibration(run, calibration))
     traces = run.traces()
     found = predict(policies, traces, latency, seed=seed, record_ops=True)

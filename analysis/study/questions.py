@@ -17,9 +17,9 @@ from analysis.explore.evaluation import Packed, Timing, Workload
 from analysis.study.alignments import aligned_traces
 from analysis.study.candidates import measured_settings, typical_context
 from analysis.study.study import Family, Study, StudyError, policy_of
+from executor.models.names import check_drafter
 from sim.decoding.policies.base import Needs
 from sim.decoding.policies.catalog import POLICIES
-from sim.decoding.policies.serial.prompt_lookup import check_drafter
 from sim.decoding.replay import check_answers
 from sim.latency.fitted import FittedLatency
 from sim.latency.placement import cost_ratio_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,11 @@ from executor.hrad.features import class_inputs_along
 from executor.hrad.predictor import HradError
 from executor.models.engines.base import Engine
 from executor.models.loading import fingerprint, load_engine, load_tokenizer
+from executor.models.names import resolve_model
+from executor.models.settings import EngineSettings, PairSettings, parse_engine
 from executor.recording.prompts import encode_prompt, load_prompts
-from executor.recording.recorder import RecordSettings, record, resolve_model
+from executor.recording.recorder import record_run
+from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 from traces.folder.run import Run
 from traces.progress import Report, silent
 
@@ -33,7 +36,7 @@ SOURCES = {"training": Purpose.TRAINING, "held_out": Purpose.EVALUATION}
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings:
-    """What to collect; the names are those of `executor.recording.recorder.RecordSettings`.
+    """What to collect; the names are those of `executor.recording.settings`.
 
     purpose: "training" data comes from the prompts `training` or a file, "evaluation" data from `held_out` or a file.
     draft_length: gamma of the classes. num_feature_layers: K, the target's last blocks that are looked at.
@@ -75,35 +78,23 @@ def collect(
     progress: Report = silent,
 ) -> Dataset:
     """Decode and look; writes the run folder `run` and the dataset into output_dir. progress counts requests."""
-    run = record(
-        RecordSettings(
-            target=settings.target,
-            draft=settings.draft,
+    kind, capacity = parse_engine(settings.engine), settings.capacity
+    engine = EngineSettings(kind=kind, device=settings.device, dtype=settings.dtype, capacity=capacity)
+    recording = RecordSettings(
+        pair=PairSettings(target=settings.target, draft=settings.draft, engine=engine),
+        decoding=DecodingSettings(
             policies=("fixed_length:draft_length=3",),
             temperatures=settings.temperatures,
-            prompts=settings.prompts,
-            num_prompts=settings.num_prompts,
-            skip_prompts=settings.skip_prompts,
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
-            tail_depth=settings.draft_length - 1,
-            engine=settings.engine,
-            device=settings.device,
-            dtype=settings.dtype,
-            capacity=settings.capacity,
         ),
-        Path(output_dir) / "run",
-        progress=progress,
+        prompts=PromptSettings(source=settings.prompts, num=settings.num_prompts, skip=settings.skip_prompts),
+        tail_depth=settings.draft_length - 1,
     )
-    engine = load_engine(
-        resolve_model(settings.target, "target"),
-        engine=settings.engine,
-        device=settings.device,
-        dtype=settings.dtype,
-        capacity=settings.capacity,
-        num_feature_layers=settings.num_feature_layers,
-    )
-    dataset = dataset_of(run, engine, settings)
+    run = record_run(recording, Path(output_dir) / "run", progress=progress)
+    looking = replace(engine, num_feature_layers=settings.num_feature_layers)
+    target = load_engine(resolve_model(settings.target, "target"), looking)
+    dataset = dataset_of(run, target, settings)
     save_dataset(output_dir, dataset)
     return dataset
 

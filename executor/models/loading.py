@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from executor.models.engines.base import Engine
-from executor.models.engines.prompt_lookup import parse_lookup
-from executor.models.sources.base import EngineKind, EngineSettings, ModelError, Source
+from executor.models.names import Lookup, RandomShape, parse_model
+from executor.models.settings import EngineSettings
+from executor.models.sources.base import ModelError, Source
 from executor.models.sources.hugging_face import HuggingFaceSource
 from executor.models.sources.lookup import LookupSource
 from executor.models.sources.random_shape import RandomSource
-from executor.resident.weights import is_random
 
 
 @dataclass(frozen=True)
@@ -30,37 +28,19 @@ class Vocabulary:
 
 def source_of(path: str | Path) -> Source:
     """Where the model of this name comes from."""
-    name = str(path)
-    if (lookup := parse_lookup(name)) is not None:
-        return LookupSource(name, lookup)
-    return RandomSource(name) if is_random(name) else HuggingFaceSource(path)
+    model = parse_model(path)
+    if isinstance(model, Lookup):
+        return LookupSource(str(path), model)
+    return RandomSource(str(path), model) if isinstance(model, RandomShape) else HuggingFaceSource(model)
 
 
-def load_engine(
-    path: str | Path,
-    *,
-    engine: EngineKind | str = EngineKind.STATIC,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | str = torch.float32,
-    capacity: int | None = None,
-    vocab_size: int | None = None,
-    num_feature_layers: int = 0,
-) -> Engine:
+def load_engine(path: str | Path, settings: EngineSettings) -> Engine:
     """A model's weights behind the engine interface, without its tokenizer. Raises `ModelError`.
 
-    path: folder, or id on the Hugging Face hub; random:SHAPE; or prompt_lookup, which needs its vocab_size. capacity:
-    positions in the cache; by default all that the model knows, at most 8192. vocab_size: cut the head to this many tokens
-    (see `check_vocabularies`). An architecture that the static engine does not know runs on the hugging_face engine, with a
+    path: folder, or id on the Hugging Face hub; random:SHAPE; or prompt_lookup, which needs its vocab_size
+    (`check_vocabularies`). An architecture that the static engine does not know runs on the hugging_face engine, with a
     warning.
     """
-    settings = EngineSettings.parse(
-        engine=engine,
-        device=device,
-        dtype=dtype,
-        capacity=capacity,
-        vocab_size=vocab_size,
-        num_feature_layers=num_feature_layers,
-    )
     return source_of(path).engine(settings)
 
 

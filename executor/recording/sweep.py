@@ -16,9 +16,9 @@ import torch
 
 from executor.pair import Session
 from executor.recording.contention import ContentionMeter
-from executor.recording.recorder import RecordSettings, open_session
+from executor.recording.settings import RecordSettings, config_of
 from executor.request import Request
-from executor.roles.draft_side import Draft, Forward
+from executor.roles.draft import Draft, Forward
 from executor.roles.target import Target
 from sim.decoding.policies.base import Needs
 from traces.folder.run import Run, read_run
@@ -65,13 +65,13 @@ def record_sweep(
     Its ops are those of a decoding run, so that `traces.fits.calibration.calibrate` reads them. One request a context.
     """
     needed = max(grid.contexts) + max(grid.widths) + grid.num_steps + 2
-    if needed > settings.capacity:
+    if needed > (settings.pair.engine.capacity or needed):
         raise ValueError(
-            f"this sweep needs a capacity of {needed} tokens, but got {settings.capacity}; raise --capacity."
+            f"this sweep needs a capacity of {needed} tokens, but got {settings.pair.engine.capacity}; raise --capacity."
         )
-    config = {**asdict(settings), "sweep": asdict(grid)}
+    config = {**config_of(settings), "sweep": asdict(grid)}
     writer = RunWriter(output_dir, config=config, meta={"kind": "sweep"})
-    with writer, nullcontext(session) if session is not None else open_session(settings) as session:
+    with writer, nullcontext(session) if session is not None else Session(settings.pair) as session:
         meter = ContentionMeter([session.target.pid])
         start_s = time.perf_counter()
         shares = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,10 +14,20 @@ from multiprocessing import Pipe
 from typing import Any, NoReturn
 
 from executor.errors import ExecutorError
+from executor.models.settings import PairSettings
 from executor.models.sources.base import resolve_device
 from executor.remote.channel import Channel, Message
-from executor.remote.messages import Opcode, begin_message, read_prefill, read_verdict, score_message, verify_message
-from executor.remote.transport import Transport, make_meeting_place, open_channel
+from executor.remote.messages import (
+    WORKER_SETTINGS,
+    Opcode,
+    WorkerSettings,
+    begin_message,
+    read_prefill,
+    read_verdict,
+    score_message,
+    verify_message,
+)
+from executor.remote.transport import make_meeting_place, open_channel
 from executor.request import Request
 from executor.roles.scoring import Scores
 from executor.roles.target import Prefill, TargetVerdict
@@ -31,52 +40,21 @@ _LOOK_S = 0.05
 
 
 class TargetClient:
-    """The target model in a process of its own, pinned to `core` if that is given. Close it, or use it with `with`.
+    """The target model in a process of its own. Close it, or use it with `with`.
 
-    device, draft_device: the target's and this process's; transport: how the two talk (`executor.remote.transport`). Rows,
-    which are many numbers and never timed, go through a pipe, as does the report of a worker that fails.
-    timeout_s: longest wait for one answer; a worker that takes longer is killed and reported.
-    hrad: folder of an H-RAD predictor, which then runs in the target's process.
-    verify_width: see `executor.pair.Session`.
+    pair: with every name resolved (`executor.pair.resolve_pair`). core: that the process is bound to, if it is given.
+    Rows, which are many numbers and never timed, go through a pipe, as does the report of a worker that fails. A worker
+    that does not answer within `pair.timeout_s` is killed and reported. Raises `ExecutorError`.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        engine: str = "static",
-        device: str = "cpu",
-        draft_device: str = "cpu",
-        transport: Transport = Transport.MAILBOX,
-        dtype: str = "float32",
-        capacity: int = 1024,
-        vocab_size: int | None = None,
-        core: int | None = None,
-        timeout_s: float = 60.0,
-        hrad: str | None = None,
-        verify_width: int = 0,
-    ) -> None:
-        self._model, self._timeout_s = model, timeout_s
+    def __init__(self, pair: PairSettings, *, core: int | None = None) -> None:
+        self._pair = pair
         self._what = "loading"
         self._num_captures = 0
         self._channel: Channel | None = None
         self._meeting_place = make_meeting_place()
         self._pipe, theirs = Pipe()
-        settings = {
-            "model": model,
-            "engine": engine,
-            "device": device,
-            "draft_device": draft_device,
-            "transport": transport,
-            "dtype": dtype,
-            "capacity": capacity,
-            "vocab_size": vocab_size,
-            "core": core,
-            "hrad": hrad,
-            "verify_width": verify_width,
-            "meeting_place": str(self._meeting_place),
-            "pipe": theirs.fileno(),
-        }
+        settings = WorkerSettings(pair=pair, core=core, meeting_place=self._meeting_place, pipe=theirs.fileno())
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         # A plain subprocess, not multiprocessing's spawn: a user's five-line script needs no `if __name__` guard.
         # One thread: set before numpy and torch are imported there.
@@ -86,7 +64,7 @@ class TargetClient:
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "executor.remote.worker", json.dumps(settings)],
+            [sys.executable, "-m", "executor.remote.worker", WORKER_SETTINGS.dump_json(settings).decode()],
             env=environment,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -97,8 +75,8 @@ class TargetClient:
         try:
             self._wait_for_pipe(LOAD_TIMEOUT_S)
             self._read_report()
-            devices = (resolve_device(draft_device), resolve_device(device))
-            self._channel = open_channel(transport, self._meeting_place, 0, devices)
+            devices = (resolve_device(pair.engine.device), resolve_device(pair.target_engine.device))
+            self._channel = open_channel(pair.transport, self._meeting_place, 0, devices)
         except ConnectionError as error:
             self._lose(error)
         except BaseException:
@@ -139,7 +117,7 @@ class TargetClient:
         self._wait()
         left = len(tokens) - num_prompt
         while left > 0:
-            self._wait_for_pipe(self._timeout_s)
+            self._wait_for_pipe(self._pair.timeout_s)
             chunk: Scores = self._read_report()["scores"]
             left -= len(chunk.probs)
             yield chunk
@@ -175,7 +153,7 @@ class TargetClient:
 
     def _wait(self) -> Message:
         try:
-            message = self._open_channel().wait(self._check, self._timeout_s)
+            message = self._open_channel().wait(self._check, self._pair.timeout_s)
         except TimeoutError:
             self._give_up()
         except ConnectionError as error:
@@ -243,4 +221,4 @@ class TargetClient:
 
     def _fail(self, why: str) -> NoReturn:
         self.close()
-        raise ExecutorError(f"the target process failed during {self._what} of {self._model}: {why}")
+        raise ExecutorError(f"the target process failed during {self._what} of {self._pair.target}: {why}")

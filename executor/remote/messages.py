@@ -1,4 +1,4 @@
-"""What crosses between the decision maker and a target in another process: commands and answers as messages.
+"""What crosses between the decision maker and a target in another process: settings, commands and answers.
 
 Each pair of functions here is one layout: what `..._message` writes, `read_...` reads.
 """
@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
+
+from executor.models.settings import PairSettings
 from executor.remote.channel import Message
 from executor.request import Request
 from executor.roles.target import Prefill, TargetVerdict
@@ -25,6 +30,23 @@ class Opcode(enum.IntEnum):
     STOP = 4
     DONE = 10
     FAILED = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What a target's process is started with.
+
+    pair: with every name resolved and devices by their numbers. core: that the process is bound to; None leaves it free.
+    meeting_place: folder in which the channel opens. pipe: file descriptor of the process's end of the pipe.
+    """
+
+    pair: PairSettings
+    core: int | None
+    meeting_place: Path
+    pipe: int
+
+
+WORKER_SETTINGS = TypeAdapter(WorkerSettings)  # between the settings and the text of a command line
 
 
 class Verify(NamedTuple):

@@ -1,31 +1,16 @@
-"""Which way messages go between the two processes: the transports by name, and how a channel is opened."""
+"""Which way messages go between the two processes: what a transport needs, and how a channel is opened."""
 
 from __future__ import annotations
 
-import enum
 import os
 import tempfile
 from pathlib import Path
 
 import torch
 
+from executor.models.settings import Transport
 from executor.remote.channel import Channel
 from executor.remote.mailbox import MailboxChannel
-
-
-class Transport(enum.StrEnum):
-    """How the draft's process and the target's talk."""
-
-    MAILBOX = "mailbox"  # shared memory: two processes of one machine, whatever devices they use
-    DISTRIBUTED = "distributed"  # torch.distributed: NCCL between two GPUs, gloo otherwise
-
-
-def parse_transport(name: str) -> Transport:
-    """A transport by its name."""
-    try:
-        return Transport(name)
-    except ValueError:
-        raise ValueError(f"unknown transport {name!r}: choose {' or '.join(Transport)}.") from None
 
 
 def uses_nccl(devices: tuple[torch.device, torch.device]) -> bool:

@@ -6,21 +6,20 @@ It owns the target model and its cache and nothing else. It takes commands from 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
 import torch
 
+from executor.models.settings import PairSettings
 from executor.models.sources.base import resolve_device
 from executor.remote.channel import Channel, Message
 from executor.remote.messages import (
+    WORKER_SETTINGS,
     Opcode,
     prefill_message,
     read_begin,
@@ -28,7 +27,7 @@ from executor.remote.messages import (
     read_verify,
     verdict_message,
 )
-from executor.remote.transport import Transport, open_channel
+from executor.remote.transport import open_channel
 from executor.resident.engine import ResidentEngine
 from executor.resident.shared import SharedDevice
 from executor.resident.target import GraphTarget
@@ -38,12 +37,12 @@ from executor.roles.target_side import TargetSide, load_target
 
 def main() -> None:
     """Serve one parent until it says stop or disappears."""
-    settings = json.loads(sys.argv[1])
-    if settings["core"] is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {settings["core"]})
+    settings = WORKER_SETTINGS.validate_json(sys.argv[1])
+    pair = settings.pair
+    if settings.core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {settings.core})
     torch.set_num_threads(1)
-    pipe = Connection(int(settings["pipe"]))
-    meeting_place = Path(settings["meeting_place"])
+    pipe, meeting_place = Connection(settings.pipe), settings.meeting_place
     parent = os.getppid()
 
     def check_parent() -> None:
@@ -54,12 +53,12 @@ def main() -> None:
     channel: Channel | None = None
     try:
         with torch.inference_mode():
-            devices = (resolve_device(settings["draft_device"]), resolve_device(settings["device"]))
+            devices = (resolve_device(pair.engine.device), resolve_device(pair.target_engine.device))
             if devices[1].type == "cuda":
                 torch.cuda.set_device(devices[1])
-            target = _load(settings)
+            target = _load(pair)
             pipe.send({"loaded": True})  # now both sides open the channel
-            channel = open_channel(Transport(settings["transport"]), meeting_place, 1, devices)
+            channel = open_channel(pair.transport, meeting_place, 1, devices)
             _serve(target, channel, pipe, check_parent)
             target.close()
             channel.close()
@@ -73,14 +72,13 @@ def main() -> None:
         raise
 
 
-def _load(settings: dict[str, Any]) -> Target:
+def _load(pair: PairSettings) -> Target:
     """The target as its engine wants to be run."""
-    names = ("engine", "device", "dtype", "capacity", "vocab_size", "hrad")
-    engine, predictor = load_target(settings["model"], **{name: settings[name] for name in names})
+    engine, predictor = load_target(pair)
     if not isinstance(engine, ResidentEngine):
         return TargetSide(engine, predictor)
     alone = SharedDevice.of(engine, is_shared=False)
-    return GraphTarget(engine, alone, predictor=predictor, fixed_width=settings["verify_width"] or None)
+    return GraphTarget(engine, alone, predictor=predictor, fixed_width=pair.verify_width or None)
 
 
 def _serve(target: Target, channel: Channel, pipe: Connection, check_parent: Callable[[], None]) -> None:

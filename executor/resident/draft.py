@@ -1,7 +1,7 @@
 """The draft's half of the step machine with its state on the device: one graph a command, and nothing waited for
 unless a policy asks for signals.
 
-It answers what `executor.roles.draft_side.DraftSide` answers. Pending tokens, the draft's best tokens at each pending position
+It answers as `executor.roles.draft.Draft` does. Pending tokens, the draft's best tokens at each pending position
 and their signals stay in device buffers; the host learns them when a round settles, in one wait.
 """
 
@@ -19,7 +19,7 @@ from executor.request import Request
 from executor.resident.engine import ResidentEngine
 from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
-from executor.roles.draft_side import Forward
+from executor.roles.draft import Forward
 from executor.verification import choose, noisy_scores, signals, top_tokens
 from sim.decoding.policies.base import Needs
 from traces.schema import UNKNOWN_SIGNAL, Signal
@@ -59,7 +59,7 @@ class PendingTokens(Sequence[int]):
 
 
 class GraphDraft:
-    """The draft's view of one request on its device; commands as in `executor.roles.draft_side.DraftSide`."""
+    """The draft's view of one request on its device."""
 
     def __init__(self, engine: ResidentEngine, shared: SharedDevice) -> None:
         self._engine, self._shared = engine, shared
@@ -81,9 +81,12 @@ class GraphDraft:
         """Graphs captured so far."""
         return self._graphs.num_captures
 
+    def make_noise(self, request: Request) -> None:
+        """The device has the noise, where graphs can reach it."""
+
     def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
         """Start a request; a device that the target shares holds its prompt and noise already."""
-        del noise  # the device has it, where graphs can reach it
+        del noise
         if not self._shared.is_shared:
             self._shared.begin(request)
         if self._width < needs.num_alternatives:
@@ -183,7 +186,7 @@ class GraphDraft:
             self._note("branch", start, (1,) * num_steps, len(rows), self._engine.length)
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
-        """Commit an outcome; see `DraftSide.settle`."""
+        """Commit an outcome; see `Draft.settle`."""
         best = self.alternatives(num_accepted)
         rank = best.index(next_token) if next_token in best else -1
         self._hit = self._row_of(num_accepted, rank)
@@ -361,6 +364,10 @@ class GraphDraft:
                 f"{num_pending} pending tokens exceed the {MOST_PENDING - 1} that a graph keeps; use a shorter draft_length."
             )
 
-    def release(self) -> None:
+    def synchronize(self) -> None:
+        """Wait for everything on the device."""
+        self._shared.synchronize()
+
+    def close(self) -> None:
         """Give the graphs' memory back."""
         self._graphs.clear()

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from executor.resident.operations import Norm
-from sim.decoding.model_shapes import ModelShape, named_shape
-
-RANDOM_PREFIX = "random:"
+from sim.decoding.model_shapes import ModelShape
 
 
 class BlockWeights(NamedTuple):
@@ -44,16 +42,6 @@ class ResidentWeights(NamedTuple):
         for block in self.blocks:
             read += [part for part in block if isinstance(part, Tensor)]
         return sum(part.numel() * part.element_size() for part in read)
-
-
-def is_random(path: object) -> bool:
-    """Whether a model's name asks for random weights, such as random:llama-3.1-8b."""
-    return str(path).startswith(RANDOM_PREFIX)
-
-
-def shape_named(path: object) -> ModelShape:
-    """The shape behind such a name."""
-    return named_shape(str(path).removeprefix(RANDOM_PREFIX))
 
 
 def shape_of(config: Any) -> ModelShape:

@@ -1,17 +1,18 @@
-"""The draft's half of the step machine with a real model: drafting, looking ahead, branches, rollback."""
+"""A draft that answers command by command, with its state on the host: any engine, one request at a time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from executor.models.engines.base import Engine
-from executor.noise import NoiseTable
+from executor.noise import NoiseTable, noise_of
 from executor.request import Request
+from executor.roles.draft import Forward
 from executor.verification import choose, noisy_scores, signals, top_tokens
 from sim.decoding.policies.base import Needs
 from traces.schema import UNKNOWN_SIGNAL, Sampling, Signal
@@ -22,18 +23,6 @@ class Law(NamedTuple):
 
     tokens: list[int]
     signal: Signal
-
-
-class Forward(NamedTuple):
-    """One timed forward of the draft, for the op table. read_s: seconds after end_s that reading signals took."""
-
-    kind: str
-    start_s: float
-    end_s: float
-    num_tokens: int
-    num_branches: int
-    context_tokens: int
-    read_s: float = 0.0
 
 
 class _Row(NamedTuple):
@@ -50,56 +39,6 @@ class _Step(NamedTuple):
     scores: Tensor
 
 
-class Draft(Protocol):
-    """The draft's half of the step machine: one method a command of `sim.decoding.machine`."""
-
-    def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
-        """Start a request. The prompt but its last token is cached by `prefill`."""
-        ...
-
-    def prefill(self) -> None:
-        """Cache the prompt but its last token."""
-        ...
-
-    @property
-    def pending(self) -> Sequence[int]:
-        """The pending token ids; their number is known at once."""
-        ...
-
-    def alternatives(self, num_accepted: int) -> list[int]:
-        """The draft's best tokens, best first, at a pending position or right after them; empty when unknown."""
-        ...
-
-    def take_forwards(self) -> list[Forward]:
-        """The forwards since the last call."""
-        ...
-
-    def draft(self, num_tokens: int) -> list[Signal]:
-        """Draft tokens one after another; the first needs no forward when its law is known already."""
-        ...
-
-    def submit(self, num_pending: int) -> None:
-        """Withdraw the drafted tokens after the first `num_pending`; the law of the first withdrawn one is kept."""
-        ...
-
-    def look(self) -> Signal:
-        """The law right after the pending tokens."""
-        ...
-
-    def branch(self, fanout: Sequence[int], num_steps: int) -> None:
-        """Draft ahead for every hedged outcome, all rows in one batch."""
-        ...
-
-    def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
-        """Commit an outcome. Returns the next token's rank if it is known (else -1), whether a hedge covered it, and the
-        signals of that hedge's continuation; `keep` must follow a hit, unless the request is over."""
-        ...
-
-    def keep(self, num_kept: int) -> None:
-        """After a hit: the first tokens of the continuation become pending, the rest is trimmed."""
-        ...
-
-
 class DraftSide:
     """Holds the draft's view of one request: committed tokens, pending ones, and hedges.
 
@@ -110,6 +49,15 @@ class DraftSide:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._forwards: list[Forward] = []
+
+    @property
+    def num_captures(self) -> int:
+        """There are no graphs."""
+        return 0
+
+    def make_noise(self, request: Request) -> NoiseTable | None:
+        """All of a request's noise."""
+        return noise_of(request, self._engine.vocab_size, self._engine.device)
 
     def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
         """Start a request. The prompt but its last token is cached by `prefill`."""
@@ -235,6 +183,12 @@ class DraftSide:
         self._laws = laws[:num_kept]
         self._frontier = laws[num_kept] if num_kept < len(laws) else None
         self._rows, self._steps, self._hit, self._hit_laws = [], [], None, []
+
+    def synchronize(self) -> None:
+        """Every command waits for its end."""
+
+    def close(self) -> None:
+        """Nothing is held but the model."""
 
     def _miss(self) -> None:
         self._engine.roll_back(min(self._engine.length, self._settled_at))

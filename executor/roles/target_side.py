@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from executor.hrad.features import first_features
 from executor.hrad.predictor import Predictor, load_predictor
 from executor.models.engines.base import Engine
 from executor.models.loading import load_engine
-from executor.noise import NoiseTable
+from executor.models.settings import PairSettings
+from executor.noise import noise_of
 from executor.request import Request
 from executor.roles.scoring import Scores, score_sequence
 from executor.roles.target import Prefill, TargetVerdict
@@ -57,10 +59,7 @@ class TargetSide:
         self._predicts = predicts
         self._engine.reset()
         self._sampling = request.sampling
-        self._noise = None
-        if request.sampling.temperature > 0:
-            self._noise = NoiseTable(request.seed, request.noise_key, self._engine.vocab_size, self._engine.device)
-            self._noise.prepare(request.max_new_tokens)
+        self._noise = noise_of(request, self._engine.vocab_size, self._engine.device)
         self._num_prompt = len(tokens)
         if len(tokens) > 1:
             self._engine.extend(tokens[:-1], last_only=True)
@@ -109,20 +108,13 @@ class TargetSide:
         return reject, confidence, accept
 
 
-def load_target(
-    path: str, *, engine: str, device: str, dtype: str, capacity: int, vocab_size: int | None, hrad: str | None
-) -> tuple[Engine, Predictor | None]:
-    """The target's engine and, if `hrad` names its folder, the H-RAD predictor of this very model."""
-    predictor = load_predictor(hrad, device) if hrad else None
-    loaded = load_engine(
-        path,
-        engine=engine,
-        device=device,
-        dtype=dtype,
-        capacity=capacity,
-        vocab_size=vocab_size,
-        num_feature_layers=predictor.card.num_feature_layers if predictor else 0,
-    )
+def load_target(pair: PairSettings) -> tuple[Engine, Predictor | None]:
+    """The target's engine and, if `pair.hrad` names its folder, the H-RAD predictor of this very model."""
+    settings = pair.target_engine
+    predictor = load_predictor(pair.hrad, settings.device) if pair.hrad else None
     if predictor is not None:
-        predictor.check_engine(loaded)
-    return loaded, predictor
+        settings = replace(settings, num_feature_layers=predictor.card.num_feature_layers)
+    engine = load_engine(pair.target, settings)
+    if predictor is not None:
+        predictor.check_engine(engine)
+    return engine, predictor

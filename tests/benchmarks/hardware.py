@@ -20,7 +20,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from analysis.check.validate import validate_run
+from executor.models.names import RandomShape, parse_model, resolve_model
+from executor.models.settings import EngineKind, EngineSettings, PairSettings, parse_transport
 from executor.pair import Session
 from executor.recording.prompts import load_prompts
-from executor.recording.recorder import RecordSettings, open_session, record, resolve_model
+from executor.recording.recorder import record_run
+from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 from executor.recording.sweep import Grid, record_sweep
-from executor.recording.synthetic import SyntheticAcceptance
 from executor.request import Request
 from executor.resident.engine import ResidentEngine
 from executor.resident.target import GraphTarget
@@ -138,9 +140,10 @@ def eager_generate(target: str, device: str) -> object:
     """Tokens a second of transformers' own greedy generate on random weights of the same shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from executor.resident.weights import shape_named
-
-    shape = shape_named(target)
+    model = parse_model(target)
+    if not isinstance(model, RandomShape):
+        return {}
+    shape = model.shape
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -175,7 +178,7 @@ def eager_generate(target: str, device: str) -> object:
 def identity(settings: RecordSettings, num_prompts: int) -> object:
     """Tokens of every method against autoregressive decoding, and executed rounds against replayed ones."""
     found: dict[str, object] = {}
-    with open_session(settings) as session:
+    with Session(settings.pair) as session:
         num_runs, different, rounds, near_ties = 0, [], [], 0
         for temperature in (0.0, 0.7, 1.0):
             for prompt in load_prompts("held_out", num_prompts + 1)[1:]:
@@ -206,16 +209,14 @@ def identity(settings: RecordSettings, num_prompts: int) -> object:
     return found
 
 
-def speeds(settings: RecordSettings, folder: Path, labels: Sequence[str], session: Session | None = None) -> object:
+def speeds(settings: RecordSettings, folder: Path, labels: Sequence[str]) -> object:
     """Record two calibration settings, predict the others on other prompts, run those: measured beside predicted."""
-    del session
-    synthetic = SyntheticAcceptance(settings.acceptance) if settings.acceptance else None
-    record(settings, folder / "recorded", synthetic=synthetic)
+    record_run(settings, folder / "recorded")
     validation = validate_run(
-        folder / "recorded", folder / "validated", list(map(parse_policy, labels)), num_prompts=settings.num_prompts
+        folder / "recorded", folder / "validated", list(map(parse_policy, labels)), num_prompts=settings.prompts.num
     )
     run = read_run(folder / "validated")
-    found = validation.as_dict()
+    found = asdict(validation)
     try:
         overlap = measure_overlap(run.ops, run.rounds)
         found["overlap"] = {"wall_over_bound": overlap.wall_over_bound, "wall_over_serial": overlap.wall_over_serial}
@@ -262,11 +263,11 @@ def assisted(device: str) -> object:
 
 def memory(settings: RecordSettings) -> object:
     """Bytes allocated before a session, with it, and after it is closed."""
-    if settings.device != "cuda":
+    if settings.pair.engine.device != "cuda":
         return {}
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    with open_session(settings) as session:
+    with Session(settings.pair) as session:
         request = Request(prompt_id="x", tokens=(5, 6, 7), max_new_tokens=8, sampling=Sampling(0.0), ignore_eos=True)
         session.run(request, parse_policy("pearl"))
         held = torch.cuda.memory_allocated()
@@ -296,40 +297,49 @@ def main() -> None:
     results = Results(arguments.output, device)
     folder = Path(tempfile.mkdtemp())
     embedded = RecordSettings(
-        engine="resident",
-        device=device,
-        target_device=arguments.target_device,
-        transport=arguments.transport,
-        capacity=512,
-        num_prompts=arguments.num_prompts,
-        max_new_tokens=64,
+        pair=PairSettings(
+            engine=EngineSettings(kind=EngineKind.RESIDENT, device=device, capacity=512),
+            target_device=arguments.target_device,
+            transport=parse_transport(arguments.transport),
+        ),
+        decoding=DecodingSettings(max_new_tokens=64),
+        prompts=PromptSettings(num=arguments.num_prompts),
     )
+    dtype = "bfloat16" if device == "cuda" else "float32"
     shapes = replace(
         embedded,
-        target=arguments.target,
-        draft=arguments.draft,
-        dtype="bfloat16" if device == "cuda" else "float32",
-        capacity=1024,
-        temperatures=(0.0,),
-        ignore_eos=True,
-        acceptance=f"geometric:alpha={arguments.alpha},rank_decay=0.5",
-        policies=(
-            "autoregressive",
-            "specbranch:uses_hrad=false,max_branches=1,draft_length=8,prior_length=8,epsilon=0",
+        pair=replace(
+            embedded.pair,
+            target=arguments.target,
+            draft=arguments.draft,
+            engine=replace(embedded.pair.engine, dtype=dtype, capacity=1024),
+        ),
+        decoding=replace(
+            embedded.decoding,
+            temperatures=(0.0,),
+            ignore_eos=True,
+            acceptance=f"geometric:alpha={arguments.alpha},rank_decay=0.5",
+            policies=(
+                "autoregressive",
+                "specbranch:uses_hrad=false,max_branches=1,draft_length=8,prior_length=8,epsilon=0",
+            ),
         ),
     )
-    exact = replace(embedded, dtype="bfloat16", verify_width=16)
+    exact = replace(
+        embedded,
+        pair=replace(embedded.pair, engine=replace(embedded.pair.engine, dtype="bfloat16"), verify_width=16),
+    )
 
     def shape_steps() -> object:
         rate = results.found.get("bandwidth", {}).get("read_bytes_per_s")
-        with open_session(shapes) as session:
+        with Session(shapes.pair) as session:
             return step_times(shapes, session, rate, folder / "sweep")
 
     def early_launches() -> object:
         """Step times with each kernel launched while the one before it ends, in the same run as without."""
         found = {}
         for starts_early in (False, True) if device == "cuda" else ():
-            with open_session(shapes) as session:
+            with Session(shapes.pair) as session:
                 for engine in (session.engine, session.target.engine):
                     engine.starts_early(starts_early)
                 rate = results.found.get("bandwidth", {}).get("read_bytes_per_s")
@@ -340,7 +350,7 @@ def main() -> None:
         """Step times with the draft on some multiprocessors only: what it costs the draft and saves the target."""
         found = {}
         for num_sms in (16, 32, 64) if device == "cuda" else ():
-            with open_session(replace(shapes, draft_sms=num_sms)) as session:
+            with Session(replace(shapes.pair, draft_sms=num_sms)) as session:
                 found[num_sms] = step_times(shapes, session, None, folder / f"sweep-{num_sms}")
         return found
 

@@ -14,10 +14,11 @@ import pytest
 from executor.pair import Session
 from executor.recording.contention import cores_are_free
 from executor.recording.prompts import load_prompts
-from executor.recording.recorder import RecordSettings, record
+from executor.recording.recorder import record_run
 from executor.request import Request
 from sim.decoding.policies.catalog import parse_policy
 from tests.laws.overlap import measure_overlap
+from tests.settings import record_settings
 from traces.folder.run import Run
 from traces.metrics.speeds import measured_speeds
 from traces.schema import Sampling
@@ -33,7 +34,7 @@ def _free_cores() -> None:
 
 @pytest.fixture(scope="module")
 def run(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    settings = RecordSettings(
+    settings = record_settings(
         policies=(
             "autoregressive",
             *(f"fixed_length:draft_length={length}" for length in (1, 2, 3, 4)),
@@ -46,7 +47,7 @@ def run(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Run:
         aligns=False,
         skip_prompts=64,
     )
-    return record(settings, tmp_path_factory.mktemp("benchmark") / "run", session=session)
+    return record_run(settings, tmp_path_factory.mktemp("benchmark") / "run", session=session)
 
 
 def test_overlap(run: Run) -> None:
@@ -100,8 +101,9 @@ def test_exploration_is_faster_than_execution(run: Run, tmp_path: Path) -> None:
     from sim.latency.fitted import FittedLatency
     from traces.fits.calibration import calibrate
 
-    traces = record(
-        RecordSettings(policies=("autoregressive",), num_prompts=4, capacity=512, temperatures=(1.0,)), tmp_path / "run"
+    traces = record_run(
+        record_settings(policies=("autoregressive",), num_prompts=4, capacity=512, temperatures=(1.0,)),
+        tmp_path / "run",
     ).traces()
     latency = FittedLatency(calibrate(run))
     started = time.perf_counter()

@@ -100,7 +100,7 @@ def test_greedy_decoding_is_that_of_transformers(session: Session) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from executor.recording.recorder import resolve_model
+    from executor.models.names import resolve_model
 
     model = AutoModelForCausalLM.from_pretrained(resolve_model("embedded", "target"), dtype=torch.float32)
     request = _request(session, 0, Sampling(0.0), max_new_tokens=40)
@@ -110,10 +110,10 @@ def test_greedy_decoding_is_that_of_transformers(session: Session) -> None:
 
 
 def test_the_hugging_face_engine_gives_the_same_tokens_and_rounds(session: Session) -> None:
-    from executor.recording.recorder import RecordSettings, open_session
+    from tests.settings import pair_settings
 
     request = _request(session, 1, Sampling(0.7))
-    with open_session(RecordSettings(engine="hugging_face", capacity=256)) as slow:
+    with Session(pair_settings(engine="hugging_face", capacity=256)) as slow:
         for label in ("pearl:draft_length=4", "saguaro:draft_length=3,fan_out=2"):
             theirs, ours = slow.run(request, parse_policy(label)), session.run(request, parse_policy(label))
             assert theirs.tokens == ours.tokens

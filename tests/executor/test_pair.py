@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from executor.errors import ExecutorError
+from executor.models.settings import parse_transport
 from executor.pair import Session
 from executor.recording.prompts import load_prompts
-from executor.recording.recorder import RecordSettings, open_session
 from executor.request import EndFinder, Request, trim_stop
 from sim.decoding.policies.catalog import parse_policy
+from tests.settings import pair_settings
 from traces.schema import FinishReason, Sampling
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["mailbox", "distributed"])
@@ -98,7 +99,7 @@ def test_ends_are_found_in_order() -> None:
 
 @TRANSPORTS
 def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind(transport: str) -> None:
-    with open_session(RecordSettings(capacity=256, transport=transport)) as broken:
+    with Session(pair_settings(capacity=256, transport=transport)) as broken:
         folder = broken.target._meeting_place
         assert folder.exists()
         pid = broken.target.pid
@@ -113,7 +114,7 @@ def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind(transport:
 
 @TRANSPORTS
 def test_a_worker_killed_at_work_is_noticed_at_once(transport: str) -> None:
-    with open_session(RecordSettings(capacity=256, transport=transport)) as broken:
+    with Session(pair_settings(capacity=256, transport=transport)) as broken:
         pid = broken.target.pid
         os.kill(pid, signal.SIGSTOP)
         killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
@@ -128,7 +129,7 @@ def test_a_worker_killed_at_work_is_noticed_at_once(transport: str) -> None:
 
 @TRANSPORTS
 def test_a_hanging_worker_is_stopped_in_time(transport: str) -> None:
-    with open_session(RecordSettings(capacity=256, timeout_s=1.0, transport=transport)) as stuck:
+    with Session(pair_settings(capacity=256, timeout_s=1.0, transport=transport)) as stuck:
         folder, pid = stuck.target._meeting_place, stuck.target.pid
         os.kill(pid, signal.SIGSTOP)
         started = time.perf_counter()
@@ -146,8 +147,10 @@ def test_a_worker_ends_when_its_parent_is_gone(transport: str) -> None:
 
     script = (
         "import os\n"
-        "from executor.recording.recorder import RecordSettings, open_session\n"
-        f"session = open_session(RecordSettings(capacity=256, transport={transport!r}))\n"
+        "from executor.pair import Session\n"
+        "from executor.models.settings import EngineSettings, PairSettings, Transport\n"
+        "engine = EngineSettings(capacity=256)\n"
+        f"session = Session(PairSettings(engine=engine, transport=Transport({transport!r})))\n"
         "print(session.target.pid, session.target._meeting_place, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -166,27 +169,27 @@ def test_a_worker_ends_when_its_parent_is_gone(transport: str) -> None:
 
 def test_missing_weights_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=str(tmp_path / "nowhere")):
-        Session(str(tmp_path / "nowhere"), str(tmp_path / "nowhere"))
+        Session(pair_settings(target=str(tmp_path / "nowhere"), draft=str(tmp_path / "nowhere")))
 
 
 @TRANSPORTS
 def test_a_target_that_cannot_be_loaded_is_one_clear_error(transport: str) -> None:
     with pytest.raises(ExecutorError, match=r"failed during loading .* knows .* positions"):
-        open_session(RecordSettings(capacity=1 << 20, transport=transport))
+        Session(pair_settings(capacity=1 << 20, transport=transport))
 
 
 def test_an_unknown_transport_and_devices_that_do_not_exist_say_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="unknown transport 'pigeon': choose mailbox or distributed"):
-        RecordSettings(transport="pigeon")
+        parse_transport("pigeon")
     with pytest.raises(ValueError, match="unknown device 'gpu7'"):
-        open_session(RecordSettings(target_device="gpu7"))
+        Session(pair_settings(target_device="gpu7"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="sees no CUDA device"):
-        open_session(RecordSettings(target_device="cuda:1"))
+        Session(pair_settings(target_device="cuda:1"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"cuda:2 was asked for, but there are 2 CUDA devices: the last is cuda:1"):
-        open_session(RecordSettings(target_device="cuda:2"))
+        Session(pair_settings(target_device="cuda:2"))
 
 
 def _exists(pid: int) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from executor.recording.recorder import RecordSettings
+from executor.recording.settings import DecodingSettings
 from executor.request import EndFinder, Request
 from traces.schema import FinishReason, Sampling
 
@@ -144,4 +144,4 @@ def test_the_end_token_as_a_stop_counts_even_where_the_end_is_ignored(build: Cal
 @pytest.mark.parametrize("stop", ["", "a\ufffd", "\ud83d"])
 def test_a_stop_that_ends_at_once_or_never_is_refused_before_anything_is_loaded(stop: str) -> None:
     with pytest.raises(ValueError, match="stop string"):
-        RecordSettings(stop_strings=("fine", stop))
+        DecodingSettings(stop_strings=("fine", stop))

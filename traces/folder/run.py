@@ -149,7 +149,7 @@ def read_run(folder: str | Path) -> Run:
         raise RunError(f"there is no run folder {folder}; check the path.")
     if not (folder / "meta.json").is_file():
         raise RunError(f"{folder} is not a run folder: it has no meta.json; give the folder that a recording wrote.")
-    meta = _read_json(folder / "meta.json")
+    meta = read_json(folder / "meta.json")
     if meta.get("status") not in (COMPLETE, INCOMPLETE):
         raise RunError(f"{folder} is not a run folder: its meta.json has no status; give the folder of a recording.")
     _check_version(folder / "meta.json", meta.get("schema_version"))
@@ -157,7 +157,7 @@ def read_run(folder: str | Path) -> Run:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"cannot read {folder / 'config.yaml'}: {reason_of(error)}; copy the run again.") from error
-    summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     return Run(folder, config, meta, summary)
 
 
@@ -187,7 +187,8 @@ def _check_version(path: Path, version: Any) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The settings or reports in a JSON file. Raises `RunError` if it cannot be read or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

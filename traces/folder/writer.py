@@ -60,8 +60,8 @@ class RunWriter:
             raise RunError(
                 f"cannot create the run folder {self.folder}: {reason_of(error)}; name another place."
             ) from error
-        self._write_text("config.yaml", config_text)
-        self._write_text("meta.json", meta_text)
+        _write_text(self.folder / "config.yaml", config_text)
+        _write_text(self.folder / "meta.json", meta_text)
 
     def ops(self, ops: Sequence[Op]) -> None:
         """Record operations."""
@@ -103,9 +103,9 @@ class RunWriter:
         for name in TABLE_NAMES:
             parts = [read_table(path, name) for path in sorted((self.folder / PARTS).glob(f"{name}-*.parquet"))]
             self._write_table(f"{name}.parquet", pa.concat_tables([table_of(name, []), *parts]))
-        self._write_text("summary.json", _json(summary))
+        write_json(self.folder / "summary.json", summary)
         self._meta.update(meta or {}, schema_version=SCHEMA_VERSION, status=COMPLETE)
-        self._write_text("meta.json", _json(self._meta))
+        write_json(self.folder / "meta.json", self._meta)
         self._is_finished = True
         for path in (self.folder / PARTS).iterdir():
             path.unlink()
@@ -158,16 +158,20 @@ class RunWriter:
         except OSError as error:
             raise RunError(f"cannot write {path}: {reason_of(error)}; what was flushed before is readable.") from error
 
-    def _write_text(self, name: str, text: str) -> None:
-        path = self.folder / name
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            replace(temporary, path)
-        except OSError as error:
-            raise RunError(
-                f"cannot write {path}: {reason_of(error)}; free some space or name another place."
-            ) from error
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all. Dataclasses become objects; not-a-number and infinity become null, since strict
+    readers refuse them. Raises `RunError`."""
+    _write_text(path, _json(values))
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {reason_of(error)}; free some space or name another place.") from error
 
 
 def _surroundings() -> dict[str, Any]:

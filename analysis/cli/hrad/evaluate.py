@@ -56,7 +56,8 @@ def evaluate(
     from executor.hrad.predictor import check_pair, load_predictor
     from executor.hrad.report import as_markdown, print_evaluation
     from executor.models.loading import load_engine
-    from executor.recording.recorder import resolve_model
+    from executor.models.names import resolve_model
+    from executor.models.settings import EngineSettings, parse_engine
 
     loaded, training = load_predictor(predictor, device), load_dataset(data)
     target_path = resolve_model(target, "target")
@@ -82,7 +83,9 @@ def evaluate(
     with progress_bar(console, "decoding") as report:
         evaluation = collect_data(settings, output_dir, progress=report)
     torch.set_num_threads(1)  # as the target's process runs
-    timed = load_engine(target_path, engine=engine, device=device, dtype=dtype, capacity=capacity)
+    timed = load_engine(
+        target_path, EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity)
+    )
     evaluated = judge(loaded, training, evaluation, cost=measure_cost(loaded, timed), seed=seed)
     print_evaluation(console, evaluated)
     text = json.dumps(asdict(evaluated), indent=2) + "\n"

@@ -82,37 +82,36 @@ def record(
     """Run a pair for real and write down everything that happened."""
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_speeds
-    from executor.recording.recorder import RecordSettings
-    from executor.recording.recorder import record as record_run
-    from executor.recording.synthetic import SyntheticAcceptance
+    from executor.models.settings import EngineSettings, PairSettings, parse_engine, parse_transport
+    from executor.recording.recorder import record_run
+    from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
     from traces.metrics.speeds import measured_speeds
 
-    defaults = RecordSettings()
+    defaults = DecodingSettings()
     settings = RecordSettings(
-        target=target,
-        draft=draft,
-        policies=tuple(policy or defaults.policies),
-        temperatures=tuple(temperature or defaults.temperatures),
-        top_k=top_k,
-        top_p=top_p,
-        prompts=prompts,
-        num_prompts=num_prompts,
-        skip_prompts=skip_prompts,
-        max_new_tokens=max_new_tokens,
+        pair=PairSettings(
+            target=target,
+            draft=draft,
+            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
+            target_device=target_device,
+            transport=parse_transport(transport),
+            verify_width=verify_width,
+            draft_sms=draft_sms,
+        ),
+        decoding=DecodingSettings(
+            policies=tuple(policy or defaults.policies),
+            temperatures=tuple(temperature or defaults.temperatures),
+            top_k=top_k,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            stop_strings=tuple(stop or ()),
+            ignore_eos=ignore_eos,
+            acceptance=acceptance,
+        ),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
         repeats=repeats,
-        seed=seed,
-        stop_strings=tuple(stop or ()),
-        ignore_eos=ignore_eos,
         tail_depth=tail_depth,
-        engine=engine,
-        device=device,
-        target_device=target_device,
-        transport=transport,
-        dtype=dtype,
-        capacity=capacity,
-        verify_width=verify_width,
-        draft_sms=draft_sms,
-        acceptance=acceptance,
     )
     if sweep:
         from executor.recording.sweep import Grid, record_sweep
@@ -121,9 +120,8 @@ def record(
             record_sweep(settings, output_dir, Grid(), progress=report)
         console.print(f"run folder: {output_dir}; fit it with: specbranch calibrate --run {output_dir}")
         return
-    synthetic = SyntheticAcceptance(acceptance) if acceptance else None
     with progress_bar(console, "recording") as report:
-        run = record_run(settings, output_dir, progress=report, synthetic=synthetic)
+        run = record_run(settings, output_dir, progress=report)
     print_speeds(console, "Measured", measured_speeds(run.requests, run.rounds))
     identical = {True: "yes", False: "NO", None: "not claimed, acceptance is synthetic"}
     console.print(f"tokens identical under every policy: {identical[run.summary['tokens_identical']]}")

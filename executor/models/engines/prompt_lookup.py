@@ -8,53 +8,16 @@ proposes depends on the tokens alone, not on where a round began, hence the alig
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from executor.models.engines.base import check_adoption, check_extension, check_growth, check_roll_back, check_starts
-from sim.decoding.policies.serial.prompt_lookup import LOOKUP_DRAFT, looks_up
+from executor.models.names import Lookup
 
 # Between the token found and all others: more than Gumbel noise (at most 26 between two tokens) at any temperature below
 # 380, and finite, so that margins can be averaged and fitted.
 _GAP = 1e4
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """Which ends of the text are looked up: n-grams of max_ngram down to min_ngram tokens, the longest first.
-
-    Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding (there 3 down to 1): of several occurrences the first one
-    counts. There the whole draft is copied from one occurrence; here every token is looked up anew.
-    """
-
-    max_ngram: int = 3
-    min_ngram: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_ngram <= self.max_ngram:
-            raise ValueError(
-                f"prompt_lookup needs 1 <= min_ngram <= max_ngram, but got {self.min_ngram} and {self.max_ngram}."
-            )
-
-
-def parse_lookup(draft: str) -> Lookup | None:
-    """The lookup that a draft's name asks for; None when it names a model.
-
-    >>> parse_lookup("prompt_lookup:max_ngram=4,min_ngram=2")
-    Lookup(max_ngram=4, min_ngram=2)
-    """
-    if not looks_up(draft):
-        return None
-    text = draft.partition(":")[2]
-    settings: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        key, _, value = part.partition("=")
-        if key not in Lookup.__dataclass_fields__ or not value.isdecimal():
-            raise ValueError(f"draft {draft!r}: {part!r} is no setting; write {LOOKUP_DRAFT}:max_ngram=3,min_ngram=1.")
-        settings[key] = int(value)
-    return Lookup(**settings)
 
 
 class PromptLookupEngine:

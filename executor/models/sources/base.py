@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 
 from executor.models.engines.base import Engine
+from executor.models.settings import DTYPES, EngineSettings
 
 LARGEST_DEFAULT_CAPACITY = 8192  # positions: a cache for all of a long-context model would fill the memory unasked
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class ModelError(ValueError):
     """A model cannot be loaded as asked. One line: what, where, what to do."""
-
-
-class EngineKind(enum.StrEnum):
-    """How a model is run."""
-
-    STATIC = "static"  # fast, Llama-type models
-    HUGGING_FACE = "hugging_face"  # any causal language model
-    RESIDENT = "resident"  # Llama-type models on a GPU: draft and target in one process, steps as graphs
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How an engine is to run. capacity: positions in its cache; None for the source's default. vocab_size: tokens that
-    its head is cut to; None for all. num_feature_layers: last blocks whose hidden states it keeps.
-    """
-
-    kind: EngineKind = EngineKind.STATIC
-    device: torch.device
-    dtype: torch.dtype
-    capacity: int | None = None
-    vocab_size: int | None = None
-    num_feature_layers: int = 0
-
-    @classmethod
-    def parse(
-        cls, *, engine: EngineKind | str, device: torch.device | str, dtype: torch.dtype | str, **rest: Any
-    ) -> Self:
-        """From names as on the command line; each is checked."""
-        try:
-            kind = EngineKind(engine)
-        except ValueError as error:
-            raise ModelError(f"unknown engine {engine!r}: choose {' or '.join(EngineKind)}.") from error
-        return cls(kind=kind, device=resolve_device(device), dtype=_dtype(dtype), **rest)
 
 
 class Source(Protocol):
@@ -111,9 +76,8 @@ def resolve_device(device: torch.device | str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
-    return DTYPES[dtype]
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """A dtype that models can have, by its name."""
+    assert dtype in DTYPES, f"settings hold no dtype {dtype!r}"
+    found: torch.dtype = getattr(torch, dtype)
+    return found

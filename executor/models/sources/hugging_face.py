@@ -21,7 +21,14 @@ from executor.models.engines.base import Engine
 from executor.models.engines.hugging_face import HuggingFaceEngine
 from executor.models.engines.lifted import why_unsupported
 from executor.models.engines.static import StaticEngine
-from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, EngineKind, EngineSettings, ModelError, fitting
+from executor.models.settings import EngineKind, EngineSettings
+from executor.models.sources.base import (
+    LARGEST_DEFAULT_CAPACITY,
+    ModelError,
+    fitting,
+    resolve_device,
+    resolve_dtype,
+)
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.weights import place_weights, shape_of
 from sim.decoding.model_shapes import ModelShape
@@ -92,23 +99,24 @@ class HuggingFaceSource:
         if vocab_size is not None and not 0 < vocab_size <= head_size:
             raise ModelError(f"vocab_size {vocab_size} does not fit {self._path}, whose head has {head_size} tokens.")
         kind = self._kind(settings.kind, capacity)
-        with fitting(self._path, capacity, settings.device):
+        device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
+        with fitting(self._path, capacity, device):
             if kind is EngineKind.RESIDENT:
                 weights = place_weights(
-                    self._module(settings.dtype),
+                    self._module(dtype),
                     num_positions=capacity + PAD,
                     vocab_size=vocab_size or head_size,
-                    device=settings.device,
-                    dtype=settings.dtype,
+                    device=device,
+                    dtype=dtype,
                 )
                 return ResidentEngine(weights, capacity=capacity, num_feature_layers=settings.num_feature_layers)
             engine_class: type[StaticEngine] | type[HuggingFaceEngine]
             engine_class = StaticEngine if kind is EngineKind.STATIC else HuggingFaceEngine
             return engine_class(
-                self._module(settings.dtype),
+                self._module(dtype),
                 capacity=capacity,
-                device=settings.device,
-                dtype=settings.dtype,
+                device=device,
+                dtype=dtype,
                 vocab_size=vocab_size,
                 num_feature_layers=settings.num_feature_layers,
             )

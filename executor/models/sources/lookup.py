@@ -6,8 +6,10 @@ import hashlib
 from typing import Any
 
 from executor.models.engines.base import Engine
-from executor.models.engines.prompt_lookup import Lookup, PromptLookupEngine
-from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, EngineSettings, ModelError
+from executor.models.engines.prompt_lookup import PromptLookupEngine
+from executor.models.names import Lookup
+from executor.models.settings import EngineSettings
+from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, ModelError, resolve_device
 
 
 class LookupSource:
@@ -40,7 +42,7 @@ class LookupSource:
             self._lookup,
             vocab_size=settings.vocab_size,
             capacity=settings.capacity or LARGEST_DEFAULT_CAPACITY,
-            device=settings.device,
+            device=resolve_device(settings.device),
         )
 
     def _only_a_draft(self) -> ModelError:

@@ -6,17 +6,25 @@ import hashlib
 from typing import Any
 
 from executor.models.engines.base import Engine
-from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, EngineKind, EngineSettings, ModelError, fitting
+from executor.models.names import RandomShape
+from executor.models.settings import EngineKind, EngineSettings
+from executor.models.sources.base import (
+    LARGEST_DEFAULT_CAPACITY,
+    ModelError,
+    fitting,
+    resolve_device,
+    resolve_dtype,
+)
 from executor.resident.engine import PAD, ResidentEngine
-from executor.resident.weights import random_weights, shape_named
+from executor.resident.weights import random_weights
 from sim.decoding.model_shapes import ModelShape
 
 
 class RandomSource:
-    """A shape such as random:llama-3.1-8b (`sim.decoding.model_shapes.SHAPES`)."""
+    """A shape such as random:llama-3.1-8b; name: as the user wrote it."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, random: RandomShape) -> None:
+        self._name, self._random = name, random
 
     def head_size(self) -> int:
         """As in the family's config."""
@@ -41,19 +49,20 @@ class RandomSource:
                 f"{self._name} has random weights, which only the resident engine makes: use --engine resident."
             )
         shape, capacity = self._shape(), settings.capacity or LARGEST_DEFAULT_CAPACITY
-        with fitting(self._name, capacity, settings.device):
+        device = resolve_device(settings.device)
+        with fitting(self._name, capacity, device):
             weights = random_weights(
                 shape,
                 num_positions=capacity + PAD,
                 vocab_size=settings.vocab_size or shape.vocab_size,
-                device=settings.device,
-                dtype=settings.dtype,
+                device=device,
+                dtype=resolve_dtype(settings.dtype),
             )
             return ResidentEngine(weights, capacity=capacity, num_feature_layers=settings.num_feature_layers)
 
     def _shape(self) -> ModelShape:
         try:
-            return shape_named(self._name)
+            return self._random.shape
         except ValueError as error:
             raise ModelError(str(error)) from None
 

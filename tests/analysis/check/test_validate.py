@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +11,11 @@ import pytest
 from analysis.check.identity import compare_rounds
 from analysis.check.validate import PolicyCheck, _regret, validate_run
 from executor.pair import Session
-from executor.recording.recorder import RecordSettings, record
+from executor.recording.recorder import record_run
+from executor.recording.settings import read_settings
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.serial.fixed_length import FixedLength
+from tests.settings import record_settings
 from traces.folder.run import Run, read_run
 
 
@@ -26,7 +27,7 @@ def validated(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_summary_holds_what_was_promised(validated: Path) -> None:
-    found = json.loads((validated / "summary.json").read_text())["validation"]
+    found = json.loads((validated / "validation.json").read_text())["validation"]
     assert {entry["policy"] for entry in found["policies"]} == {
         "autoregressive",
         "fixed_length:draft_length=3",
@@ -104,9 +105,9 @@ def test_a_recording_can_be_stopped_and_read(session: Session, tmp_path: Path) -
         if done == 3:
             raise KeyboardInterrupt
 
-    settings = RecordSettings(num_prompts=2, max_new_tokens=16, capacity=512)
+    settings = record_settings(num_prompts=2, max_new_tokens=16, capacity=512)
     with pytest.raises(KeyboardInterrupt):
-        record(settings, tmp_path / "cut", session=session, progress=stop)
+        record_run(settings, tmp_path / "cut", session=session, progress=stop)
     run: Run = read_run(tmp_path / "cut")
     assert not run.is_complete
     assert len(run.requests) >= 1
@@ -114,9 +115,9 @@ def test_a_recording_can_be_stopped_and_read(session: Session, tmp_path: Path) -
 
 
 def test_repeats_and_stop_strings_are_recorded(session: Session, tmp_path: Path) -> None:
-    settings = RecordSettings(
+    settings = record_settings(
         num_prompts=1, max_new_tokens=16, repeats=2, temperatures=(1.0,), stop_strings=("return",), capacity=512
     )
-    run = record(settings, tmp_path / "run", session=session)
+    run = record_run(settings, tmp_path / "run", session=session)
     assert sorted(run.requests.repeat.unique()) == [0, 1]
-    assert replace(settings).stop_strings == tuple(run.config["stop_strings"])
+    assert read_settings(run.config) == settings

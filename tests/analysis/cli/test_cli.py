@@ -112,7 +112,7 @@ def test_a_pair_with_two_vocabularies_is_refused(capsys: pytest.CaptureFixture[s
     import json
     import shutil
 
-    from executor.recording.recorder import resolve_model
+    from executor.models.names import resolve_model
 
     other = tmp_path / "other"
     shutil.copytree(resolve_model("embedded", "draft"), other)

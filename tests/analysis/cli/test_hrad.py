@@ -94,9 +94,10 @@ def test_train_may_look_at_fewer_blocks_than_were_collected(folder: Path) -> Non
 
 
 def test_the_predictor_runs_in_a_recording(folder: Path) -> None:
-    from executor.recording.recorder import RecordSettings, record
+    from executor.recording.recorder import record_run
+    from tests.settings import record_settings
 
-    settings = RecordSettings(
+    settings = record_settings(
         target=str(folder / "target"),
         draft=str(folder / "draft"),
         hrad=str(folder / "predictor"),
@@ -107,7 +108,7 @@ def test_the_predictor_runs_in_a_recording(folder: Path) -> None:
         capacity=200,
         is_pinned=False,
     )
-    run = record(settings, folder / "recorded")
+    run = record_run(settings, folder / "recorded")
     for trace in run.traces():
         assert len(trace.class_probs) == trace.num_tokens + 1
         assert all(abs(sum(row) - 1) < 1e-5 for row in trace.class_probs)

@@ -38,12 +38,14 @@ from executor.hrad.predictor import (
     save_predictor,
 )
 from executor.hrad.training import TrainingSettings, split_by_prompt, train
-from executor.models.loading import fingerprint, load_engine
+from executor.models.loading import fingerprint
+from executor.models.settings import PairSettings
 from executor.pair import Session
 from executor.request import Request
 from executor.roles.target_side import TargetSide, load_target
 from sim.decoding.policies.base import Defaults, Needs, Observation
 from tests.executor.same_rounds import assert_replayed
+from tests.settings import load, pair_settings
 from traces.fits.signals import area_under_curve
 from traces.schema import FinishReason, RequestTrace, Sampling, Signal
 
@@ -156,7 +158,7 @@ def test_inputs_along_a_sequence_are_those_of_the_whole_forward(pair: tuple[str,
     from transformers import AutoModelForCausalLM
 
     tokens, num_prompt = [*PROMPT, *range(70, 150)], len(PROMPT)
-    engine = load_engine(pair[0], engine=kind, capacity=256, num_feature_layers=2)
+    engine = load(pair[0], engine=kind, capacity=256, num_feature_layers=2)
     with torch.inference_mode():
         found = torch.cat(list(class_inputs_along(engine, tokens, num_prompt)))
         model = AutoModelForCausalLM.from_pretrained(pair[0], dtype=torch.float32)
@@ -175,8 +177,7 @@ def test_inputs_along_a_sequence_are_those_of_the_whole_forward(pair: tuple[str,
 
 def test_features_of_rounds_are_those_of_one_pass(pair: tuple[str, str], predictor_folder: str) -> None:
     """Whatever was pending, accepted or rejected, online inputs equal the teacher-forced ones."""
-    settings = {"engine": "static", "device": "cpu", "dtype": "float32", "capacity": 256, "vocab_size": None}
-    target, predictor = load_target(pair[0], **settings, hrad=predictor_folder)  # type: ignore[arg-type]
+    target, predictor = load_target(pair_settings(target=pair[0], capacity=256, hrad=predictor_folder))
     side = TargetSide(target, predictor)
     request = Request(prompt_id="p", tokens=PROMPT, max_new_tokens=60, sampling=Sampling(0.0))
     seen: list[Tensor] = []
@@ -206,7 +207,7 @@ def test_features_of_rounds_are_those_of_one_pass(pair: tuple[str, str], predict
             num_accepted, next_token = verified(at - 1, reference[at - 1], pending)
             assert (num_accepted, next_token) == (right, reference[at + right])
             ends.append(at + right + 1)
-        engine = load_engine(pair[0], capacity=256, num_feature_layers=2)
+        engine = load(pair[0], capacity=256, num_feature_layers=2)
         along = torch.cat(list(class_inputs_along(engine, reference, len(PROMPT))))
     assert len(seen) == len(ends)
     for inputs, end in zip(seen, ends, strict=True):
@@ -216,9 +217,13 @@ def test_features_of_rounds_are_those_of_one_pass(pair: tuple[str, str], predict
 # Rounds with classes.
 
 
+def _pair(names: tuple[str, str], **settings: object) -> PairSettings:
+    return pair_settings(target=names[0], draft=names[1], **settings)
+
+
 @pytest.fixture(scope="module")
 def session(pair: tuple[str, str], predictor_folder: str) -> Session:
-    with Session(*pair, capacity=256, hrad=predictor_folder, is_pinned=False) as opened:
+    with Session(_pair(pair, capacity=256, hrad=predictor_folder, is_pinned=False)) as opened:
         yield opened  # type: ignore[misc] # a fixture
 
 
@@ -270,7 +275,7 @@ def test_nothing_is_predicted_for_a_policy_that_does_not_ask(session: Session) -
 
 def test_a_policy_with_classes_needs_a_predictor(pair: tuple[str, str], tmp_path: Path) -> None:
     with (
-        Session(*pair, capacity=256, is_pinned=False) as bare,
+        Session(_pair(pair, capacity=256, is_pinned=False)) as bare,
         pytest.raises(HradError, match="no predictor is loaded"),
     ):
         bare.run(_request(0.0), ByClass())
@@ -281,14 +286,14 @@ def test_a_policy_with_classes_needs_a_predictor(pair: tuple[str, str], tmp_path
 
 def test_a_predictor_of_another_pair_is_refused(pair: tuple[str, str], predictor_folder: str) -> None:
     with pytest.raises(HradError, match="another draft"):
-        Session(pair[0], pair[0], hrad=predictor_folder)
+        Session(_pair((pair[0], pair[0]), hrad=predictor_folder))
     with pytest.raises(HradError, match="another target"):
-        Session(pair[1], pair[1], hrad=predictor_folder)
+        Session(_pair((pair[1], pair[1]), hrad=predictor_folder))
 
 
 def test_a_predictor_of_another_width_is_refused(pair: tuple[str, str], predictor_folder: str) -> None:
     with pytest.raises(HradError, match="the target has 1 blocks of 64"):
-        load_predictor(predictor_folder).check_engine(load_engine(pair[1], capacity=64))
+        load_predictor(predictor_folder).check_engine(load(pair[1], capacity=64))
 
 
 def test_a_stored_predictor_predicts_the_same(predictor_folder: str) -> None:
@@ -440,7 +445,7 @@ def test_scores_by_hand() -> None:
 
 
 def test_the_cost_is_measured_on_the_target_itself(pair: tuple[str, str], predictor_folder: str) -> None:
-    engine = load_engine(pair[0], capacity=64)
+    engine = load(pair[0], capacity=64)
     cost = measure_cost(load_predictor(predictor_folder), engine, num_repeats=20)
     assert 0 < cost.share < 1
     assert cost.share == cost.predict_s / (cost.predict_s + cost.verify_s)

@@ -14,9 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from executor.models.engines.hugging_face import HuggingFaceEngine
 from executor.models.engines.static import StaticEngine
-from executor.models.loading import check_vocabularies, eos_token_ids, fingerprint, load_engine, load_tokenizer
-from executor.models.sources.base import EngineKind, ModelError
+from executor.models.loading import check_vocabularies, eos_token_ids, fingerprint, load_tokenizer
+from executor.models.settings import EngineKind
+from executor.models.sources.base import ModelError
 from executor.resident.engine import ResidentEngine
+from tests.settings import load
 
 WORDS = ["<start>", "<end>", *(f"w{i}" for i in range(18))]
 
@@ -56,7 +58,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("kind", list(EngineKind))
 def test_a_pair_loads_on_either_engine(pair: tuple[Path, Path], kind: EngineKind) -> None:
-    target, draft = (load_engine(path, engine=kind.value, dtype="float32", capacity=32) for path in pair)
+    target, draft = (load(path, engine=kind.value, dtype="float32", capacity=32) for path in pair)
     assert check_vocabularies(*pair).size == target.vocab_size == draft.vocab_size == 20
     assert isinstance(target, CLASSES[kind])
     assert (target.num_layers, draft.num_layers) == (2, 1)
@@ -69,7 +71,7 @@ def test_a_pair_loads_on_either_engine(pair: tuple[Path, Path], kind: EngineKind
 
 
 def test_capacity_defaults_to_what_the_model_knows(pair: tuple[Path, Path]) -> None:
-    assert load_engine(pair[1]).capacity == 64
+    assert load(pair[1]).capacity == 64
 
 
 def test_end_tokens_come_from_the_generation_config_first(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -83,13 +85,13 @@ def test_end_tokens_come_from_the_generation_config_first(pair: tuple[Path, Path
 def test_an_architecture_that_static_does_not_know_falls_back_with_both_names(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=32)).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=r"static engine cannot run .*gpt2.* runs on the hugging_face engine"):
-        engine = load_engine(tmp_path)
+        engine = load(tmp_path)
     assert isinstance(engine, HuggingFaceEngine)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing to warn of: it is what was asked for
-        assert isinstance(load_engine(tmp_path, engine="hugging_face"), HuggingFaceEngine)
+        assert isinstance(load(tmp_path, engine="hugging_face"), HuggingFaceEngine)
     with pytest.raises(ModelError, match=r"resident engine cannot run .*gpt2"):
-        load_engine(tmp_path, engine="resident")
+        load(tmp_path, engine="resident")
 
 
 def test_padded_heads_are_cut_to_the_common_prefix_and_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_padded_heads_are_cut_to_the_common_prefix_and_said(pair: tuple[Path, Pa
     with pytest.warns(UserWarning, match=r"32\) and .*\(20\) are padded differently: both are cut to 20 tokens"):
         size = check_vocabularies(padded, pair[1]).size
     assert size == 20
-    shapes = [load_engine(path, capacity=16, vocab_size=size).extend([2]).shape for path in (padded, pair[1])]
+    shapes = [load(path, capacity=16, vocab_size=size).extend([2]).shape for path in (padded, pair[1])]
     assert shapes == [(1, 20), (1, 20)]
 
 
@@ -133,7 +135,7 @@ def test_a_damaged_folder_is_one_clear_line(pair: tuple[Path, Path], tmp_path: P
     folder = shutil.copytree(pair[1], tmp_path / "model")
     damage(folder)
     with pytest.raises(ModelError, match=message) as caught:
-        load_engine(folder)
+        load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
 
@@ -143,7 +145,7 @@ def test_missing_tensors_are_not_made_up(pair: tuple[Path, Path], tmp_path: Path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(ModelError, match=r"lacks 18 weights, for example model.layers.1"):
-        load_engine(folder)
+        load(folder)
 
 
 def test_a_missing_tokenizer_is_one_clear_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -165,14 +167,14 @@ def test_a_missing_tokenizer_is_one_clear_line(pair: tuple[Path, Path], tmp_path
     ],
 )
 def test_impossible_settings_are_one_clear_line(pair: tuple[Path, Path], setting: Any, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        load_engine(pair[1], **setting)
+    with pytest.raises(ValueError, match=message):
+        load(pair[1], **setting)
 
 
 def test_a_device_that_is_not_there_is_said(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="sees no CUDA device"):
-        load_engine(pair[1], device="cuda")
+        load(pair[1], device="cuda")
 
 
 def test_a_fingerprint_names_the_weights_and_not_the_place(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -205,4 +207,4 @@ def test_a_model_that_does_not_fit_says_so(pair: tuple[Path, Path], monkeypatch:
 
     monkeypatch.setattr("executor.models.sources.hugging_face.StaticEngine", too_large)
     with pytest.raises(ModelError, match=r"cache of 64 positions does not fit the memory of cpu: lower the capacity"):
-        load_engine(pair[1])
+        load(pair[1])

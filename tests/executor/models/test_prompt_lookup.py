@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from executor.models.engines.prompt_lookup import Lookup, PromptLookupEngine, parse_lookup
-from executor.models.loading import Vocabulary, check_vocabularies, fingerprint, load_engine
+from executor.models.engines.prompt_lookup import PromptLookupEngine
+from executor.models.loading import Vocabulary, check_vocabularies, fingerprint
+from executor.models.names import Lookup, parse_model
 from executor.models.sources.base import ModelError
 from executor.noise import gumbel
 from executor.pair import Session
-from executor.recording.recorder import RecordSettings, open_session, record
+from executor.recording.recorder import record_run
 from executor.request import Request
 from executor.verification import choose, noisy_scores, signals
 from sim.decoding.policies.base import Observation
@@ -27,6 +28,7 @@ from sim.decoding.policies.serial.prompt_lookup import PromptLookup
 from sim.decoding.replay import replay
 from sim.engine import simulate
 from sim.latency.constant import ConstantLatency
+from tests.settings import load, pair_settings, record_settings
 from traces.schema import Sampling, Signal
 
 VOCAB = 5
@@ -138,14 +140,18 @@ def test_limits_are_those_of_every_engine() -> None:
 
 
 def test_names_tell_a_lookup_from_a_model() -> None:
-    assert parse_lookup("some/model") is None
-    assert parse_lookup("prompt_lookup") == Lookup()
+    assert parse_model("some/model") == "some/model"
+    assert parse_model("prompt_lookup") == Lookup()
     assert fingerprint("prompt_lookup") != fingerprint("prompt_lookup:min_ngram=2") != fingerprint("prompt_lookup:")
-    for bad, told in (("size=3", "no setting"), ("max_ngram=x", "no setting"), ("max_ngram=1,min_ngram=2", "1 <=")):
+    for bad, told in (
+        ("size=3", "not a setting"),
+        ("max_ngram=x", "not a setting"),
+        ("max_ngram=1,min_ngram=2", "1 <="),
+    ):
         with pytest.raises(ValueError, match=told):
-            parse_lookup(f"prompt_lookup:{bad}")
+            parse_model(f"prompt_lookup:{bad}")
     with pytest.raises(ModelError, match="no vocabulary of its own"):
-        load_engine("prompt_lookup")
+        load("prompt_lookup")
     with pytest.raises(ModelError, match="prompt_lookup:min_ngram=2 has no vocabulary of its own"):
         check_vocabularies("prompt_lookup:min_ngram=2", "random:tiny")
     assert check_vocabularies("random:tiny", "prompt_lookup") == Vocabulary(288, 288, 288, 256)
@@ -165,7 +171,7 @@ def test_the_policy_stops_where_nothing_is_found_and_submits_what_was() -> None:
 
 @pytest.fixture(scope="module")
 def lookup_session() -> Iterator[Session]:
-    with open_session(RecordSettings(draft="prompt_lookup", capacity=512)) as opened:
+    with Session(pair_settings(draft="prompt_lookup", capacity=512)) as opened:
         yield opened
 
 
@@ -212,21 +218,21 @@ def test_another_draft_is_refused_for_the_policy(session: Session, tmp_path: Pat
     with pytest.raises(ValueError, match="--draft prompt_lookup"):
         session.run(request, PromptLookup())
     with pytest.raises(ValueError, match="--draft prompt_lookup"):
-        record(RecordSettings(policies=("prompt_lookup",)), tmp_path / "run")
+        record_run(record_settings(policies=("prompt_lookup",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_recorded_and_calibrates(lookup_session: Session, tmp_path: Path) -> None:
     from traces.fits.calibration import calibrate
 
-    settings = RecordSettings(
+    settings = record_settings(
         draft="prompt_lookup",
         policies=("autoregressive", "prompt_lookup:max_length=4"),
         temperatures=(1.0,),
         num_prompts=3,
         max_new_tokens=24,
     )
-    run = record(settings, tmp_path / "run", session=lookup_session)
+    run = record_run(settings, tmp_path / "run", session=lookup_session)
     assert run.summary["tokens_identical"]
     assert run.meta["draft_fingerprint"] == fingerprint("prompt_lookup")
     by_label = dict(zip(run.requests.request_id, run.requests.policy, strict=True))

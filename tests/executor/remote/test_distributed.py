@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from analysis.check.identity import compare_rounds
 from executor.loop import run_request
 from executor.models.loading import load_engine
-from executor.pair import Session
+from executor.models.settings import Transport
+from executor.pair import Session, resolve_pair
 from executor.recording.prompts import load_prompts
-from executor.recording.recorder import RecordSettings, open_session, record, resolve_model
+from executor.recording.recorder import record_run
+from executor.recording.settings import RecordSettings
 from executor.remote.channel import Channel, Message
 from executor.remote.client import TargetClient
 from executor.remote.distributed import NUM_WORDS, _poll, num_words, pack_words, unpack_words
-from executor.remote.transport import Transport, open_channel, uses_nccl
+from executor.remote.transport import open_channel, uses_nccl
 from executor.request import Request
 from executor.resident.draft import GraphDraft
 from executor.resident.engine import ResidentEngine
@@ -31,6 +33,7 @@ from executor.resident.shared import SharedDevice
 from executor.resident.target import GraphTarget
 from sim.decoding.policies.catalog import parse_policy
 from tests.executor.same_rounds import assert_replayed
+from tests.settings import pair_settings, record_settings
 from traces.schema import Sampling
 
 CPU = torch.device("cpu")
@@ -53,7 +56,7 @@ INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 @pytest.fixture(scope="module", params=[("static", "cpu", "cpu"), ("resident", "cpu", "cpu"), GPU_PAIR])
 def settings(request: pytest.FixtureRequest) -> RecordSettings:
     engine, device, target_device = request.param
-    return RecordSettings(
+    return record_settings(
         engine=engine,
         device=device,
         target_device=target_device,
@@ -65,7 +68,7 @@ def settings(request: pytest.FixtureRequest) -> RecordSettings:
 
 @pytest.fixture(scope="module")
 def apart(settings: RecordSettings) -> Iterator[Session]:
-    with open_session(settings) as session:
+    with Session(settings.pair) as session:
         yield session
 
 
@@ -116,24 +119,29 @@ def test_the_target_works_in_a_process_of_its_own_at_times_of_this_one_s_clock(a
 def test_a_recorded_run_names_its_devices_and_replays(settings: RecordSettings, apart: Session, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    short = replace(settings, num_prompts=2, max_new_tokens=16, policies=("autoregressive", "pearl:draft_length=3"))
-    run = record(short, tmp_path / "run", session=apart)
+    labels = ("autoregressive", "pearl:draft_length=3")
+    short = replace(
+        settings,
+        prompts=replace(settings.prompts, num=2),
+        decoding=replace(settings.decoding, max_new_tokens=16, policies=labels),
+    )
+    run = record_run(short, tmp_path / "run", session=apart)
     assert run.summary["tokens_identical"]
     assert compare_rounds(run).is_identical
-    assert run.config["transport"] == "distributed"
+    assert run.config["pair"]["transport"] == "distributed"
     named = {(op.actor, op.device) for op in run.ops.itertuples() if op.actor != "host"}
-    target_device = settings.target_device or settings.device
-    assert named == {("draft", f"{settings.device}:draft"), ("target", f"{target_device}:target")}
+    devices = settings.pair.engine.device, settings.pair.target_engine.device
+    assert named == {("draft", f"{devices[0]}:draft"), ("target", f"{devices[1]}:target")}
 
 
 def test_the_resident_target_s_own_process_also_answers_by_mailbox(session: Session) -> None:
     # What two GPUs run by default: with one device the session keeps both models in one process.
-    loading = {"engine": "resident", "capacity": 384, "vocab_size": session.engine.vocab_size}
-    engine = load_engine(resolve_model("embedded", "draft"), **loading)  # type: ignore[arg-type]
+    pair = resolve_pair(pair_settings(engine="resident", capacity=384))
+    engine = load_engine(pair.draft, pair.engine)
     assert isinstance(engine, ResidentEngine)
     request = _request(session, 1, 1.0)
     policy = parse_policy("saguaro:draft_length=3,fan_out=2")
-    with torch.inference_mode(), TargetClient(resolve_model("embedded", "target"), **loading) as target:  # type: ignore[arg-type]
+    with torch.inference_mode(), TargetClient(pair) as target:
         done = run_request(
             request,
             policy,
@@ -150,7 +158,7 @@ def test_the_resident_target_s_own_process_also_answers_by_mailbox(session: Sess
 
 
 def test_one_device_and_the_mailbox_keep_the_resident_pair_in_one_process() -> None:
-    with open_session(RecordSettings(engine="resident", capacity=256, target_device="cpu")) as together:
+    with Session(pair_settings(engine="resident", capacity=256, target_device="cpu")) as together:
         assert isinstance(together.target, GraphTarget)
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from analysis.check.identity import compare_rounds
-from executor.models.loading import check_vocabularies, fingerprint, load_engine
+from executor.models.loading import check_vocabularies, fingerprint
+from executor.models.names import resolve_model
 from executor.models.sources.base import ModelError
 from executor.pair import Session
 from executor.recording.prompts import load_prompts
-from executor.recording.recorder import RecordSettings, open_session, record, resolve_model
+from executor.recording.recorder import record_run
+from executor.recording.settings import RecordSettings
 from executor.recording.sweep import Grid, record_sweep
 from executor.recording.synthetic import SyntheticAcceptance
 from executor.request import Request
@@ -21,6 +23,7 @@ from executor.resident.engine import NUM_TAIL_SLOTS, ResidentEngine
 from executor.resident.operations import Norm, Rotation, TorchOperations, View
 from sim.decoding.policies.catalog import parse_policy
 from tests.executor.same_rounds import assert_replayed
+from tests.settings import load, record_settings
 from traces.fits.calibration import calibrate
 from traces.schema import FinishReason, Sampling
 
@@ -44,12 +47,12 @@ SPECBRANCH = "specbranch:uses_hrad=false,epsilon=0,draft_length=4"
 
 
 def _settings(device: str, **changes: object) -> RecordSettings:
-    return RecordSettings(engine="resident", device=device, capacity=384, **changes)  # type: ignore[arg-type]
+    return record_settings(engine="resident", device=device, capacity=384, **changes)
 
 
 @pytest.fixture(scope="module", params=["cpu", CUDA])
 def resident(request: pytest.FixtureRequest) -> Iterator[Session]:
-    with open_session(_settings(request.param)) as session:
+    with Session(_settings(request.param).pair) as session:
         yield session
 
 
@@ -119,7 +122,7 @@ def test_a_draft_that_fell_far_behind_catches_up(resident: Session) -> None:
 
 def test_the_engine_is_the_static_engine(resident: Session) -> None:
     path = resolve_model("embedded", "draft")
-    ours, theirs = resident.engine, load_engine(path, capacity=384)
+    ours, theirs = resident.engine, load(path, capacity=384)
     assert isinstance(ours, ResidentEngine)
     tokens = list(range(10, 70))
     with torch.inference_mode():
@@ -158,7 +161,7 @@ def test_synthetic_acceptance_runs_the_told_rounds_and_is_marked(device: str, tm
         num_prompts=2,
         max_new_tokens=40,
     )
-    run = record(settings, tmp_path / "run", synthetic=SyntheticAcceptance(label))
+    run = record_run(settings, tmp_path / "run")
     comparison = compare_rounds(run)
     assert comparison.is_identical
     assert comparison.num_rounds > 100
@@ -171,10 +174,10 @@ def test_synthetic_acceptance_runs_the_told_rounds_and_is_marked(device: str, tm
 
 def test_synthetic_acceptance_also_decides_for_two_processes(session: Session, tmp_path: Path) -> None:
     label = "geometric:alpha=0.8"
-    settings = RecordSettings(
+    settings = record_settings(
         acceptance=label, policies=("pearl:draft_length=4", "saguaro"), temperatures=(1.0,), num_prompts=1
     )
-    run = record(settings, tmp_path / "run", session=session, synthetic=SyntheticAcceptance(label))
+    run = record_run(settings, tmp_path / "run", session=session)
     assert compare_rounds(run).is_identical
     told = {prompt: 96 for prompt in run.requests.prompt_id}
     assert dict(zip(run.requests.prompt_id, run.requests.num_output_tokens, strict=True)) == told
@@ -202,9 +205,9 @@ def test_a_sweep_times_its_whole_grid_and_can_be_calibrated(device: str, tmp_pat
 
 def test_random_weights_need_the_resident_engine_and_a_known_shape() -> None:
     with pytest.raises(ModelError, match="--engine resident"):
-        load_engine("random:tiny")
+        load("random:tiny")
     with pytest.raises(ModelError, match=r"llama-3\.1-8b"):
-        load_engine("random:colossus", engine="resident")
+        load("random:colossus", engine="resident")
     with pytest.raises(ModelError, match=r"llama-3\.1-8b"):
         check_vocabularies("random:colossus", "random:tiny")
     assert fingerprint("random:tiny") != fingerprint("random:llama-68m")
@@ -282,7 +285,7 @@ def test_the_kernels_are_the_plain_operations(dtype: torch.dtype, starts_early: 
 def test_memory_is_back_at_its_start_after_a_session() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    with open_session(_settings("cuda")) as session:
+    with Session(_settings("cuda").pair) as session:
         session.run(_request(session, 1, Sampling(1.0)), parse_policy("pearl"))
         assert torch.cuda.memory_allocated() > before + (1 << 20)
     del session
@@ -293,5 +296,5 @@ def test_memory_is_back_at_its_start_after_a_session() -> None:
 @pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
 def test_a_model_that_does_not_fit_gives_one_clear_error() -> None:
     with pytest.raises(ModelError, match="does not fit the memory"):
-        load_engine("random:llama-3.1-70b", engine="resident", device="cuda", dtype="float32")
+        load("random:llama-3.1-70b", engine="resident", device="cuda", dtype="float32")
     torch.cuda.empty_cache()

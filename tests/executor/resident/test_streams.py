@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from executor.pair import Session
-from executor.recording.recorder import RecordSettings, open_session
 from executor.request import Request
 from executor.resident.streams import two_streams
 from sim.decoding.policies.catalog import parse_policy
+from tests.settings import pair_settings
 from traces.schema import Sampling
 
 GPU = torch.device("cuda", 1)
@@ -69,11 +69,11 @@ def test_a_torch_that_cannot_says_so(made: list[tuple[str, Any]], monkeypatch: p
 def test_only_a_shared_gpu_is_divided() -> None:
     assert two_streams(torch.device("cpu")) == (None, None, None)
     with pytest.raises(ValueError, match="the device is cpu: leave it out"):
-        open_session(RecordSettings(engine="resident", draft_sms=8, capacity=64))
+        Session(pair_settings(engine="resident", draft_sms=8, capacity=64))
     with pytest.raises(ValueError, match="two models that share a GPU"):
-        open_session(RecordSettings(draft_sms=8))
+        Session(pair_settings(draft_sms=8))
     with pytest.raises(ValueError, match="two models that share a GPU"):
-        open_session(RecordSettings(engine="resident", transport="distributed", draft_sms=8))
+        Session(pair_settings(engine="resident", transport="distributed", draft_sms=8))
 
 
 @pytest.mark.gpu
@@ -90,9 +90,8 @@ def test_a_confined_draft_changes_no_token(label: str) -> None:
         )
         return list(session.run(request, parse_policy(label)).tokens)
 
-    settings = RecordSettings(engine="resident", device="cuda", capacity=256)
     found = []
     for draft_sms in (0, 16):
-        with open_session(RecordSettings(**{**vars(settings), "draft_sms": draft_sms})) as session:
+        with Session(pair_settings(engine="resident", device="cuda", capacity=256, draft_sms=draft_sms)) as session:
             found.append(tokens(session))
     assert found[0] == found[1]

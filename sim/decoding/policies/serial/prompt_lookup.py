@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.decoding.policies.base import Defaults, Needs, Observation, Policy, check_at_least
+from sim.decoding.policies.base import Defaults, Needs, Observation, check_at_least
 from traces.schema import Signal
-
-LOOKUP_DRAFT = "prompt_lookup"  # a draft's name, settings of the lookup behind a colon
 
 
 @dataclass(frozen=True)
@@ -36,23 +34,6 @@ class PromptLookup(Defaults):
 
     def keep(self, seen: Observation, drafted: Sequence[Signal]) -> int:
         return next((index for index, signal in enumerate(drafted) if not _was_found(signal)), len(drafted))
-
-
-def looks_up(draft: str) -> bool:
-    """Whether a draft's name asks for a lookup and not for a model."""
-    return draft.partition(":")[0] == LOOKUP_DRAFT
-
-
-def check_drafter(policy: Policy, draft: str | None) -> None:
-    """Refuse the policy that speaks of a lookup beside a model, whose confidences it would misread.
-
-    draft: None where it is not known, as in a trace that no models made; then nothing is refused.
-    """
-    if isinstance(policy, PromptLookup) and draft is not None and not looks_up(draft):
-        raise ValueError(
-            f"the policy {LOOKUP_DRAFT} needs a draft that looks tokens up, but the draft is {draft}; "
-            f"record with --draft {LOOKUP_DRAFT}."
-        )
 
 
 def _was_found(signal: Signal) -> bool:
