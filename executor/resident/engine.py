@@ -47,7 +47,7 @@ class ResidentEngine:
         self._num_grown = 0
 
     def starts_early(self, is_on: bool) -> None:
-        """Whether kernels are launched while the ones before them end (`kernels.TritonOperations`), from the next graph on.
+        """Whether kernels are launched while the ones before them end (see `TritonOperations`), from the next graph on.
 
         Off until it was measured on a GPU; kernels are tuned anew.
         """
@@ -192,7 +192,8 @@ def _operations_for(weights: ResidentWeights, *, starts_early: bool = False) -> 
     head_dim = weights.shape.head_dim
     if weights.embedding.device.type != "cuda" or head_dim < 16 or head_dim & (head_dim - 1):
         return plain, 0
-    from executor.resident.kernels import TritonOperations, max_rows  # Triton comes with torch's CUDA builds only
+    # Triton comes with torch's CUDA builds only.
+    from executor.resident.triton_operations import TritonOperations, max_rows
 
     most = max_rows(weights.embedding.dtype, weights.shape.num_heads // weights.shape.num_kv_heads)
     starts_early = starts_early and torch.cuda.get_device_capability(weights.embedding.device)[0] >= 9

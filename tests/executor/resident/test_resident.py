@@ -241,7 +241,7 @@ def test_the_plain_operations_are_the_formulas() -> None:
 @pytest.mark.parametrize("starts_early", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernels_are_the_plain_operations(dtype: torch.dtype, starts_early: bool) -> None:
-    from executor.resident.kernels import TritonOperations
+    from executor.resident.triton_operations import TritonOperations
 
     if starts_early and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("programmatic dependent launch needs a device of capability 9")
