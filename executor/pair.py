@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from executor.errors import ExecutorError
+from executor.errors import ExecutorError, LogitsError
 from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, Outcomes, run_request
 from executor.models.engines.base import Engine
@@ -30,6 +31,7 @@ from executor.roles.draft_side import DraftSide
 from executor.roles.target import Target
 from executor.roles.target_side import load_target
 from sim.decoding.policies.base import Policy
+from traces.processes import num_cores
 
 
 class Session:
@@ -42,7 +44,14 @@ class Session:
         pair = resolve_pair(settings)
         self._threads, self._cores = torch.get_num_threads(), _allowed_cores()
         self.cores = _pinned_cores(pair, self._cores)
+        if pair.engine.device == pair.target_device == "cpu" and num_cores() < 2:
+            warnings.warn(
+                "this process may use one core only, so draft and target take turns on it: overlapped methods cannot overlap "
+                "here, and their times support no claim.",
+                stacklevel=2,
+            )
         self.has_predictor, self.draft_name = bool(pair.hrad), settings.draft
+        self._names = {"target": settings.target, "draft": settings.draft}
         self.tokenizer = load_tokenizer(pair.target)
         self.eos_ids = frozenset(eos_token_ids(pair.target))
         self.devices = (f"{settings.engine.device}:draft", f"{settings.target_engine.device}:target")
@@ -93,7 +102,8 @@ class Session:
         is_recording: bool = True,
         outcomes: Outcomes | None = None,
     ) -> Decoded:
-        """Decode one request. Without recording only its tokens and its start and end are kept.
+        """Decode one request. Without recording only its tokens and its start and end are kept. A run that fails, or is
+        interrupted, closes the session.
 
         outcomes: synthetic acceptance, see `executor.loop.run_request`.
         """
@@ -105,8 +115,9 @@ class Session:
                 f"prompt {request.prompt_id} needs {longest} cached tokens, but the session's capacity is "
                 f"{self.capacity}; use a larger capacity or a smaller max_new_tokens."
             )
+        is_done = False
         try:
-            return run_request(
+            done = run_request(
                 request,
                 policy,
                 request_id=request_id,
@@ -120,11 +131,21 @@ class Session:
                 is_recording=is_recording,
                 outcomes=outcomes,
             )
+            self.draft.synchronize()
+            is_done = True
+            return done
+        except LogitsError as error:
+            raise LogitsError(
+                error.role, f"{self._names[error.role]} cannot decode {request.prompt_id}: {error}"
+            ) from error
         except torch.OutOfMemoryError as error:
             raise ExecutorError(
                 f"{self.devices[0]} ran out of memory on prompt {request.prompt_id} under {policy}: lower the capacity, "
                 "max_new_tokens or the number of branches."
             ) from error
+        finally:
+            if not is_done:  # the target may be in the midst of a round that nobody waits for
+                self.close()
 
     @torch.inference_mode()
     def annotate(self, done: Decoded, *, request_id: int, tail_depth: int = 16) -> Annotation:
@@ -235,4 +256,4 @@ def _allowed_cores() -> set[int]:
 def _pinned_cores(pair: PairSettings, allowed: set[int]) -> list[int]:
     """The cores of the draft's and the target's process; none where they are not to be bound."""
     is_on_cpu = pair.engine.device == pair.target_device == "cpu"
-    return sorted(allowed)[:2] if pair.is_pinned and is_on_cpu and len(allowed) > 1 else []
+    return sorted(allowed)[:2] if pair.is_pinned and is_on_cpu and min(len(allowed), num_cores()) > 1 else []

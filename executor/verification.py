@@ -1,8 +1,12 @@
 """Verification with shared noise in torch: `sim.decoding.verification` on float32 rows, never waiting for the device."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from executor.errors import LogitsError
 from traces.schema import Sampling
 
 
@@ -24,6 +28,21 @@ def noisy_scores(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> Te
 def choose(scores: Tensor) -> Tensor:
     """Best token of each row, (n, vocab) -> (n,); the lowest id among equals, as torch.argmax documents."""
     return scores.argmax(dim=-1)
+
+
+def check_finite(best: Sequence[float], role: str, *, first_position: int, dtype: torch.dtype) -> None:
+    """Raises `LogitsError` where the score of a chosen token, (n,), is not a finite number, which it is not as soon as one
+    logit of its row is NaN or infinite.
+
+    first_position: of the first row's newest token in its sequence. dtype: that the model runs in.
+    """
+    for row, score in enumerate(best):
+        if not math.isfinite(score):
+            raise LogitsError(
+                role,
+                f"the {role}'s logits after position {first_position + row} hold {score} in "
+                f"{str(dtype).removeprefix('torch.')}: its weights are damaged, or the dtype overflows (try another one).",
+            )
 
 
 def top_tokens(scores: Tensor, num_tokens: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,12 +32,15 @@ from executor.remote.transport import make_meeting_place, open_channel
 from executor.request import Request
 from executor.roles.scoring import Scores
 from executor.roles.target import Prefill, TargetVerdict
+from traces.processes import import_path
 from traces.schema import Sampling
 
 LOAD_TIMEOUT_S = 600.0
 _STOP_S = 2.0  # for a worker to end by itself
 _LAST_WORDS_S = 5.0  # for a worker whose connection broke to end and to be read
 _LOOK_S = 0.05
+# With our path, not Python's own, which would begin with the user's working folder and whatever modules lie there.
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from executor.remote.worker import main; main()"
 
 
 class TargetClient:
@@ -52,20 +56,22 @@ class TargetClient:
         self._what = "loading"
         self._num_captures = 0
         self._channel: Channel | None = None
-        self._meeting_place = make_meeting_place()
+        self._meeting_place, self._lock = make_meeting_place()
         self._pipe, theirs = Pipe()
         settings = WorkerSettings(pair=pair, core=core, meeting_place=self._meeting_place, pipe=theirs.fileno())
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         # A plain subprocess, not multiprocessing's spawn: a user's five-line script needs no `if __name__` guard.
         # One thread: set before numpy and torch are imported there.
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "executor.remote.worker", WORKER_SETTINGS.dump_json(settings).decode()],
-            env=environment,
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                _START,
+                WORKER_SETTINGS.dump_json(settings).decode(),
+                json.dumps(import_path()),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stderr=self._stderr,
@@ -76,7 +82,7 @@ class TargetClient:
             self._wait_for_pipe(LOAD_TIMEOUT_S)
             self._read_report()
             devices = (resolve_device(pair.engine.device), resolve_device(pair.target_engine.device))
-            self._channel = open_channel(pair.transport, self._meeting_place, 0, devices)
+            self._channel = open_channel(pair.transport, self._meeting_place, 0, devices, core=core)
         except ConnectionError as error:
             self._lose(error)
         except BaseException:
@@ -137,6 +143,7 @@ class TargetClient:
         self._pipe.close()
         self._stderr.close()
         shutil.rmtree(self._meeting_place, ignore_errors=True)
+        self._lock.close()
 
     def __enter__(self) -> TargetClient:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from executor.errors import message_of
 from executor.models.settings import PairSettings
 from executor.models.sources.base import resolve_device
 from executor.remote.channel import Channel, Message
@@ -37,6 +39,7 @@ from executor.roles.target_side import TargetSide, load_target
 
 def main() -> None:
     """Serve one parent until it says stop or disappears."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: it is the parent that ends us
     settings = WORKER_SETTINGS.validate_json(sys.argv[1])
     pair = settings.pair
     if settings.core is not None and hasattr(os, "sched_setaffinity"):
@@ -58,15 +61,14 @@ def main() -> None:
                 torch.cuda.set_device(devices[1])
             target = _load(pair)
             pipe.send({"loaded": True})  # now both sides open the channel
-            channel = open_channel(pair.transport, meeting_place, 1, devices)
+            channel = open_channel(pair.transport, meeting_place, 1, devices, core=settings.core)
             _serve(target, channel, pipe, check_parent)
             target.close()
             channel.close()
     except ConnectionError:  # the parent is gone, or has closed its end, which means stop
         shutil.rmtree(meeting_place, ignore_errors=True)
     except BaseException as error:
-        last = traceback.format_exception_only(error)[-1].strip()
-        pipe.send({"error": last, "traceback": traceback.format_exc()})
+        pipe.send({"error": message_of(error), "traceback": traceback.format_exc()})
         if channel is not None:
             channel.post(Message(Opcode.FAILED))
         raise

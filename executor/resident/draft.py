@@ -7,6 +7,7 @@ and their signals stay in device buffers; the host learns them when a round sett
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, overload
@@ -20,7 +21,7 @@ from executor.resident.engine import ResidentEngine
 from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
 from executor.roles.draft import Forward
-from executor.verification import choose, noisy_scores, signals, top_tokens
+from executor.verification import check_finite, choose, noisy_scores, signals, top_tokens
 from sim.decoding.policies.base import Needs
 from traces.schema import UNKNOWN_SIGNAL, Signal
 
@@ -74,6 +75,7 @@ class GraphDraft:
         self._width = 0  # of the buffers of best tokens
         self._timed: list[_Timed] = []
         self._signals = torch.zeros(MOST_PENDING, 3, device=engine.device)
+        self._is_broken = torch.zeros((), dtype=torch.bool, device=engine.device)
         self._host_line = torch.zeros(MOST_PENDING, dtype=torch.int64, pin_memory=engine.device.type == "cuda")
 
     @property
@@ -307,6 +309,7 @@ class GraphDraft:
         noise = self._shared.noise_at(generated) if self._sampling.temperature > 0 else None
         scores = noisy_scores(logits, self._sampling, noise)
         best = choose(scores)[:, None] if self._num_best == 1 else top_tokens(scores, self._num_best)
+        self._is_broken.logical_or_(~scores.gather(-1, best[:, :1]).isfinite().all())
         if not self._needs.signals:
             return best, torch.zeros(len(logits), 3, device=logits.device)
         return best, signals(logits, scores, self._sampling)
@@ -365,8 +368,11 @@ class GraphDraft:
             )
 
     def synchronize(self) -> None:
-        """Wait for everything on the device."""
+        """Wait for everything on the device. Raises `LogitsError` if a law was made of logits that are not numbers."""
         self._shared.synchronize()
+        if bool(self._is_broken):
+            self._is_broken.zero_()
+            check_finite([math.nan], "draft", first_position=self._num_prompt, dtype=self._engine.dtype)
 
     def close(self) -> None:
         """Give the graphs' memory back."""

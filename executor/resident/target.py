@@ -6,6 +6,7 @@ where two streams can share; on a GPU of its own `executor.remote.worker` gives 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
 from executor.roles.scoring import Scores, score_sequence
 from executor.roles.target import Prefill, TargetVerdict
-from executor.verification import choose, noisy_scores
+from executor.verification import check_finite, choose, noisy_scores
 from sim.decoding.machine import ClassProbs
 from traces.schema import Sampling
 
@@ -114,6 +115,8 @@ class GraphTarget:
         """The outcome of the verification under way."""
         self._wait()
         num_accepted, next_token = self._host.tolist()
+        if next_token < 0:
+            check_finite([math.nan], "target", first_position=self._num_cached + num_accepted, dtype=self.engine.dtype)
         self.engine.set_length(self._num_cached + 1 + num_accepted)
         start_s, end_s = self._marks.seconds(self._start), self._marks.seconds(self._end)
         predict_s, classes = 0.0, None
@@ -142,7 +145,10 @@ class GraphTarget:
         hidden, features = engine.forward(ids, positions, slots, view)
         row = torch.arange(width, device=engine.device)
         noise = shared.noise_at(generated + row) if self._sampling.temperature > 0 else None
-        tokens = choose(noisy_scores(engine.logits(hidden), self._sampling, noise))
+        scores = noisy_scores(engine.logits(hidden), self._sampling, noise)
+        tokens = choose(scores)
+        is_sure = scores.gather(-1, tokens[:, None])[:, 0].isfinite()
+        tokens = torch.where(is_sure, tokens, -1)  # which no token equals, and which the host refuses
         is_accepted = (tokens[:-1] == ids[1:]) & (row[:-1] < num_pending)
         num_accepted = is_accepted.long().cumprod(dim=0).sum()[None]
         return torch.cat([num_accepted, tokens.gather(0, num_accepted)]), features

@@ -13,7 +13,7 @@ from executor.models.engines.base import Engine
 from executor.noise import NoiseTable, noise_of
 from executor.request import Request
 from executor.roles.draft import Forward
-from executor.verification import choose, noisy_scores, signals, top_tokens
+from executor.verification import check_finite, choose, noisy_scores, signals, top_tokens
 from sim.decoding.policies.base import Needs
 from traces.schema import UNKNOWN_SIGNAL, Sampling, Signal
 
@@ -220,8 +220,10 @@ class DraftSide:
     def _read(self, logits: Tensor, scores: Tensor) -> list[Law]:
         """Laws of (rows, vocab): the best tokens, and the signals if they are wanted."""
         count = self._needs.num_alternatives
-        tokens = choose(scores)[:, None].tolist() if count == 1 else top_tokens(scores, count).tolist()
+        tokens = choose(scores)[:, None] if count == 1 else top_tokens(scores, count)
+        best = scores.gather(-1, tokens[:, :1])[:, 0].tolist()
+        check_finite(best, "draft", first_position=self._engine.length - 1, dtype=self._engine.dtype)
         if not self._needs.signals:
-            return [Law(row, UNKNOWN_SIGNAL) for row in tokens]
+            return [Law(row, UNKNOWN_SIGNAL) for row in tokens.tolist()]
         rows = signals(logits, scores, self._sampling).tolist()
-        return [Law(row, Signal(*signal)) for row, signal in zip(tokens, rows, strict=True)]
+        return [Law(row, Signal(*signal)) for row, signal in zip(tokens.tolist(), rows, strict=True)]

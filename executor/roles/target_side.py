@@ -19,7 +19,7 @@ from executor.noise import noise_of
 from executor.request import Request
 from executor.roles.scoring import Scores, score_sequence
 from executor.roles.target import Prefill, TargetVerdict
-from executor.verification import choose, noisy_scores
+from executor.verification import check_finite, choose, noisy_scores
 from sim.decoding.machine import ClassProbs
 from sim.decoding.verification import settle
 from traces.schema import Sampling
@@ -79,7 +79,11 @@ class TargetSide:
         logits = self._engine.extend([last, *pending])
         generated = num_cached + 1 - self._num_prompt
         noise = self._noise.rows(generated, len(pending) + 1) if self._noise is not None else None
-        target_tokens = choose(noisy_scores(logits, self._sampling, noise)).tolist()
+        scores = noisy_scores(logits, self._sampling, noise)
+        chosen = choose(scores)
+        best = scores.gather(-1, chosen[:, None])[:, 0].tolist()
+        check_finite(best, "target", first_position=num_cached, dtype=self._engine.dtype)
+        target_tokens = chosen.tolist()
         num_accepted, next_token = settle(target_tokens, pending)
         classes, predict_s = None, 0.0
         if self._predicts:

@@ -22,6 +22,7 @@ class Engine(Protocol):
     num_layers: int
     capacity: int  # positions that the cache can hold, branches included
     device: torch.device
+    dtype: torch.dtype  # of the weights
     num_feature_layers: int
     features: (
         Tensor  # (num_new, num_feature_layers, hidden): blocks' outputs before the final norm, of the last `extend`

@@ -31,6 +31,7 @@ class PromptLookupEngine:
 
     def __init__(self, lookup: Lookup, *, vocab_size: int, capacity: int, device: torch.device | str = "cpu") -> None:
         self.vocab_size, self.capacity, self.device = vocab_size, capacity, torch.device(device)
+        self.dtype = torch.float32  # of the logits: there are no weights
         self.features = torch.empty(0, 0, 0, device=self.device)
         self._sizes = range(lookup.max_ngram, lookup.min_ngram - 1, -1)
         self._line: list[int] = []
