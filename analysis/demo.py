@@ -42,7 +42,7 @@ QUICK = DemoSize(num_recorded=12, num_measured=6, max_new_tokens=64, temperature
 
 
 def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Path:
-    """Run the loop and print what was found; returns the folder with everything."""
+    """Run the loop and print its results; returns the folder with everything."""
     from executor.recording.recorder import record_run
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 

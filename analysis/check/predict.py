@@ -54,7 +54,7 @@ def frames_of(run: SimulatedRun) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Requests and rounds of a simulated run, as `traces.folder.run.Run` gives them for a recorded one."""
     requests = pd.DataFrame(run.requests, columns=RequestRecord._fields)
     rounds = pd.DataFrame(
-        [(*turn, *times) for turn, times in run.rounds], columns=[*Round._fields, *RoundTimes._fields]
+        [(*round_, *times) for round_, times in run.rounds], columns=[*Round._fields, *RoundTimes._fields]
     )
     return requests, rounds
 

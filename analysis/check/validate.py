@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from analysis.check.identity import compare_rounds, policies_with_other_tokens
+from analysis.check.identity import RoundComparison, compare_rounds, policies_with_other_tokens
 from analysis.check.predict import predict, speed_of
 from analysis.check.reports import read_report, write_report
 from analysis.explore.simulation import load_calibration
-from executor.recording.settings import read_settings
+from executor.recording.settings import RecordSettings, read_settings
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of, parse_policy
 from sim.decoding.policies.serial.autoregressive import Autoregressive
@@ -108,9 +108,15 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         )
         for speed in speeds
     ]
+    tokens_identical = not mismatched_prompts(measured.requests) if has_own_tokens else None
+    return _summarised(checks, rounds, dict(measured.summary.get("contention", {})), tokens_identical=tokens_identical)
+
+
+def _summarised(
+    checks: list[PolicyCheck], rounds: RoundComparison, contention: dict[str, float], *, tokens_identical: bool | None
+) -> Validation:
     errors = [abs(check.relative_error) for check in checks]
     latency_errors = [abs(check.latency_error) for check in checks]
-    contention = dict(measured.summary.get("contention", {}))
     is_claim = contention.get("mean_other_share", 0.0) <= BUSY_SHARE
     return Validation(
         policies=checks,
@@ -118,8 +124,8 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         worst_abs_relative_error=max(errors),
         mean_abs_latency_error=sum(latency_errors) / len(latency_errors),
         worst_abs_latency_error=max(latency_errors),
-        regret=max(_regret(checks, temperature) for temperature in temperatures),
-        tokens_identical=not mismatched_prompts(measured.requests) if has_own_tokens else None,
+        regret=max(_regret(checks, temperature) for temperature in {check.temperature for check in checks}),
+        tokens_identical=tokens_identical,
         rounds_identical=rounds.is_identical,
         num_rounds_compared=rounds.num_rounds,
         num_requests_within_rounding=rounds.num_within_rounding,
@@ -178,10 +184,6 @@ def validate_run(
     turn by turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run.
     With a calibration given, that is used instead.
     """
-    from executor.pair import Session
-    from executor.recording.recorder import record
-    from executor.recording.schedule import interleaved, make_requests, rotated
-
     recorded = read_run(run_dir)
     base = read_settings(recorded.config, where=run_dir)
     if base is None:
@@ -189,11 +191,10 @@ def validate_run(
     check_new_folder(output_dir)
     anchors = [] if calibration is not None else [parse_policy(label) for label in base.decoding.policies]
     tested = list(dict.fromkeys([Autoregressive(), *policies]))
-    both = list(dict.fromkeys([*tested, *anchors]))
     num_anchored = min(num_prompts, base.prompts.num) if anchors else 0
     settings = replace(
         base,
-        decoding=replace(base.decoding, policies=tuple(map(label_of, both))),
+        decoding=replace(base.decoding, policies=tuple(map(label_of, dict.fromkeys([*tested, *anchors])))),
         prompts=replace(
             base.prompts,
             num=num_anchored + num_prompts,
@@ -203,16 +204,7 @@ def validate_run(
         aligns=True,
     )
     old_prompts = set(recorded.requests.prompt_id)
-    with Session(settings.pair) as session:
-        requests = make_requests(settings, session)
-        old = [request for request in requests if request.prompt_id in old_prompts]
-        new = [request for request in requests if request.prompt_id not in old_prompts]
-        schedule = [
-            entry
-            for entry in rotated(interleaved(new, old), both, repeats)
-            if entry.policy in (anchors if entry.request.prompt_id in old_prompts else tested)
-        ]
-        measured = record(schedule, settings, output_dir, session=session, progress=progress)
+    measured = _measure(settings, output_dir, tested, anchors, old_prompts, progress=progress)
     is_old = measured.requests.prompt_id.isin(old_prompts)
     if anchors:
         fitted = calibrate(measured.subset(measured.requests.request_id[is_old]), seed=seed)
@@ -222,6 +214,32 @@ def validate_run(
     validation = validate(part, recorded.traces(), FittedLatency(fitted), seed=seed)
     write_report(output_dir, VALIDATION, validation)
     return validation
+
+
+def _measure(
+    settings: RecordSettings,
+    output_dir: Path,
+    tested: Sequence[Policy],
+    anchors: Sequence[Policy],
+    old_prompts: set[str],
+    *,
+    progress: Report,
+) -> Run:
+    """Run the tested policies on new prompts, in turns with the anchors on old ones."""
+    from executor.pair import Session
+    from executor.recording.recorder import record
+    from executor.recording.schedule import interleaved, make_requests, rotated
+
+    with Session(settings.pair) as session:
+        requests = make_requests(settings, session)
+        old = [request for request in requests if request.prompt_id in old_prompts]
+        new = [request for request in requests if request.prompt_id not in old_prompts]
+        schedule = [
+            entry
+            for entry in rotated(interleaved(new, old), list(dict.fromkeys([*tested, *anchors])), settings.repeats)
+            if entry.policy in (anchors if entry.request.prompt_id in old_prompts else tested)
+        ]
+        return record(schedule, settings, output_dir, session=session, progress=progress)
 
 
 def read_validation(folder: Path) -> Validation:

@@ -33,7 +33,7 @@ _FOREVER_S = 365 * 86400.0  # a process that waits for its next command is not l
 _SLACK_S = 0.05  # gloo counts whole milliseconds
 _SPIN_S, _NAP_S = 0.02, 0.0002
 # A round trip lies between two messages of one side, so that an older send is over; its words may go then.
-_MOST_SENDS = 8
+_MAX_SENDS = 8
 
 
 class _Group(Protocol):
@@ -56,7 +56,7 @@ class DistributedChannel:
         self._polls = device.type == "cuda"
         with _as_connection_errors():
             self._group = _meet(store, rank, is_nccl=self._polls)
-        self._sends: deque[tuple[Work, Tensor]] = deque(maxlen=_MOST_SENDS)
+        self._sends: deque[tuple[Work, Tensor]] = deque(maxlen=_MAX_SENDS)
         # NCCL connects with the first message, and both must be there: that is now, and not at a user's first request.
         if rank == 0:
             self.post(Message(_HELLO))

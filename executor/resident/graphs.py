@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 512
+MAX_GRAPHS = 512
 _RING = 64  # hand-overs that may be under way at once
 
 
@@ -29,12 +29,12 @@ class Graphs:
         """Run a step on the stream; capture it the first time. key: everything in the body that is not a device tensor."""
         if not self._is_cuda:
             return body()
-        found = self._graphs.get(key)
-        if found is None:
-            found = self._graphs[key] = self._captured(body)
-            if len(self._graphs) > MOST_GRAPHS:
+        captured = self._graphs.get(key)
+        if captured is None:
+            captured = self._graphs[key] = self._captured(body)
+            if len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
-        graph, outputs = found
+        graph, outputs = captured
         with torch.cuda.stream(self._stream):
             graph.replay()
         return outputs

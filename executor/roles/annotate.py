@@ -24,7 +24,7 @@ from sim.decoding.machine import ClassProbs
 from traces.schema import RequestTrace, Sampling, Signal
 
 NUM_TOP = 8
-MOST_ROLLED_TOKENS = 512  # of all rollouts that run as one batch
+MAX_ROLLED_TOKENS = 512  # of all rollouts that run as one batch
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _roll_out(
         return {}
     num_tokens = len(ranks)
     starts = [position for position, rank in enumerate(ranks) if rank > 0]
-    found: dict[int, list[Signal]] = {position: [] for position in starts} | {num_tokens: [last_law]}
+    tails: dict[int, list[Signal]] = {position: [] for position in starts} | {num_tokens: [last_law]}
     starts.append(num_tokens)
     room = (engine.capacity - engine.length) // depth
     if room < 1:
@@ -121,7 +121,7 @@ def _roll_out(
             f"no room for rollouts of {depth} tokens behind {engine.length} cached ones (capacity {engine.capacity}); "
             "load the draft with a larger capacity or use a smaller tail_depth."
         )
-    num_rows = min(room, max(1, MOST_ROLLED_TOKENS // depth))
+    num_rows = min(room, max(1, MAX_ROLLED_TOKENS // depth))
     for first in range(0, len(starts), num_rows):
         group = starts[first : first + num_rows]
         engine.open_branches([num_prompt + position for position in group])
@@ -133,9 +133,9 @@ def _roll_out(
                 rows = noise.at([position + 1 + step for position in group])
             scores = noisy_scores(logits, sampling, rows)
             for position, signal in zip(group, _as_signals(logits, scores, sampling), strict=True):
-                found[position].append(signal)
+                tails[position].append(signal)
             newest = choose(scores).tolist()
-    return {position: tuple(laws[:depth]) for position, laws in found.items()}
+    return {position: tuple(laws[:depth]) for position, laws in tails.items()}
 
 
 def _scored(

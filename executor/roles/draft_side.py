@@ -206,7 +206,7 @@ class DraftSide:
         scores = self._score(logits, [num_committed - self._num_prompt + len(self._pending)])
         end = time.perf_counter()
         (law,) = self._read(logits, scores)
-        # Reading signals, which not every policy wants, is told apart from drafting.
+        # Reading signals, which not every policy wants, is timed apart from drafting.
         read_s = time.perf_counter() - end if self._needs.signals else 0.0
         end = end if self._needs.signals else time.perf_counter()
         self._forwards.append(Forward(kind, start, end, len(lag), 1, context, read_s))

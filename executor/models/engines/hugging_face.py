@@ -200,7 +200,7 @@ class HuggingFaceEngine:
         for module in self._model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
                 return module
-        raise ValueError(f"found no list of {self.num_layers} decoder blocks to take features from.")
+        raise ValueError(f"the model has no list of {self.num_layers} decoder blocks to take features from.")
 
     def _keeper(self, index: int) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -107,61 +107,71 @@ def lift(
 
     model: the transformers module; its rotary embedding makes the table, so that every rope scaling is its own.
     """
-
-    def place(weight: Tensor | None) -> Tensor | None:
-        return None if weight is None else weight.detach().to(device, dtype)
-
-    def projected(norm: Tensor | None, weights: list[Tensor], biases: list[Tensor | None]) -> Projection:
-        weight = torch.cat([w.detach().to(device, dtype) for w in weights])
-        if norm is not None:
-            weight = weight * (norm.detach().to(device, dtype) * weight.shape[1] ** 0.5)
-        bias = None if biases[0] is None else torch.cat([b.detach().to(device, dtype) for b in biases if b is not None])
-        return Projection(weight, bias)
-
-    decoder = model.model
-    blocks = []
-    for layer in decoder.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        heads = [
-            (attention.q_proj, model.config.num_attention_heads),
-            (attention.k_proj, model.config.num_key_value_heads),
-        ]
-        query_key_norm = None
-        if hasattr(attention, "q_norm"):
-            rows = [
-                _interleaved(norm.weight, 1).expand(count, -1)
-                for norm, (_, count) in zip((attention.q_norm, attention.k_norm), heads, strict=True)
-            ]
-            query_key_norm = place(torch.cat(rows))
-        blocks.append(
-            Block(
-                attention_norm=None if folds_norms else place(norms[0]),
-                query_key_value=projected(
-                    norms[0] if folds_norms else None,
-                    [*(_interleaved(p.weight, count) for p, count in heads), attention.v_proj.weight],
-                    [None if p.bias is None else _interleaved(p.bias, count) for p, count in heads]
-                    + [attention.v_proj.bias],
-                ),
-                query_key_norm=query_key_norm,
-                attention_out=projected(None, [attention.o_proj.weight], [attention.o_proj.bias]),
-                mlp_norm=None if folds_norms else place(norms[1]),
-                gate_up=projected(
-                    norms[1] if folds_norms else None,
-                    [mlp.gate_proj.weight, mlp.up_proj.weight],
-                    [mlp.gate_proj.bias, mlp.up_proj.bias],
-                ),
-                down=projected(None, [mlp.down_proj.weight], [mlp.down_proj.bias]),
-            )
-        )
-    head = model.get_output_embeddings()
+    lifter = _Lifter(device, dtype, folds_norms)
+    decoder, head = model.model, model.get_output_embeddings()
     return Weights(
-        embedding=decoder.embed_tokens.weight.detach().to(device, dtype),
-        blocks=blocks,
-        final_norm=None if folds_norms else place(decoder.norm.weight),
-        head=projected(decoder.norm.weight if folds_norms else None, [head.weight[:vocab_size]], [None]),
+        embedding=lifter.placed(decoder.embed_tokens.weight),
+        blocks=[lifter.block(layer, model.config) for layer in decoder.layers],
+        final_norm=lifter.norm(decoder.norm.weight),
+        head=lifter.projection([head.weight[:vocab_size]], [None], after=decoder.norm.weight),
         rotary=_rotary_table(decoder.rotary_emb, num_positions, dtype).to(device),
     )
+
+
+class _Lifter(NamedTuple):
+    """Where copies of weights go, and whether norms are folded into the projections after them."""
+
+    device: torch.device
+    dtype: torch.dtype
+    folds_norms: bool
+
+    def placed(self, weight: Tensor) -> Tensor:
+        """A copy of a weight in its place."""
+        return weight.detach().to(self.device, self.dtype)
+
+    def norm(self, weight: Tensor) -> Tensor | None:
+        """The weight of a norm, unless it is folded."""
+        return None if self.folds_norms else self.placed(weight)
+
+    def projection(
+        self, weights: list[Tensor], biases: list[Tensor | None], *, after: Tensor | None = None
+    ) -> Projection:
+        """Several projections of one input as a single one. after: weight of the norm before it, which may be folded in."""
+        weight = torch.cat([self.placed(each) for each in weights])
+        if after is not None and self.folds_norms:
+            weight = weight * (self.placed(after) * weight.shape[1] ** 0.5)
+        bias = None if biases[0] is None else torch.cat([self.placed(each) for each in biases if each is not None])
+        return Projection(weight, bias)
+
+    def block(self, layer: Any, config: Any) -> Block:
+        """One decoder block; layer, config: of transformers."""
+        attention, mlp = layer.self_attn, layer.mlp
+        turned = [(attention.q_proj, config.num_attention_heads), (attention.k_proj, config.num_key_value_heads)]
+        query_key_norm = None
+        if hasattr(attention, "q_norm"):
+            counts = [count for _, count in turned]
+            norms = zip((attention.q_norm, attention.k_norm), counts, strict=True)
+            query_key_norm = self.placed(
+                torch.cat([_interleaved(norm.weight, 1).expand(count, -1) for norm, count in norms])
+            )
+        biases = [None if p.bias is None else _interleaved(p.bias, count) for p, count in turned]
+        return Block(
+            attention_norm=self.norm(layer.input_layernorm.weight),
+            query_key_value=self.projection(
+                [*(_interleaved(p.weight, count) for p, count in turned), attention.v_proj.weight],
+                [*biases, attention.v_proj.bias],
+                after=layer.input_layernorm.weight,
+            ),
+            query_key_norm=query_key_norm,
+            attention_out=self.projection([attention.o_proj.weight], [attention.o_proj.bias]),
+            mlp_norm=self.norm(layer.post_attention_layernorm.weight),
+            gate_up=self.projection(
+                [mlp.gate_proj.weight, mlp.up_proj.weight],
+                [mlp.gate_proj.bias, mlp.up_proj.bias],
+                after=layer.post_attention_layernorm.weight,
+            ),
+            down=self.projection([mlp.down_proj.weight], [mlp.down_proj.bias]),
+        )
 
 
 def _interleaved(weight: Tensor, num_heads: int) -> Tensor:

@@ -57,12 +57,12 @@ class PromptLookupEngine:
         """Append tokens to the line; close open branches."""
         check_extension(length=self.length, num_new=len(tokens), capacity=self.capacity)
         self._starts, self._tails = [], []
-        found = []
+        laws = []
         for index, token in enumerate(tokens, 1):
             self._append(token)
             if not last_only or index == len(tokens):
-                found.append(self._next(self.length, ()))
-        return self._laws(found)
+                laws.append(self._next(self.length, ()))
+        return self._laws(laws)
 
     def roll_back(self, length: int) -> None:
         """Cut the line; close open branches."""

@@ -79,5 +79,5 @@ def resolve_device(device: torch.device | str) -> torch.device:
 def resolve_dtype(dtype: str) -> torch.dtype:
     """A dtype that models can have, by its name."""
     assert dtype in DTYPES, f"settings hold no dtype {dtype!r}"
-    found: torch.dtype = getattr(torch, dtype)
-    return found
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved

@@ -1,7 +1,6 @@
 """Both engines against a forward without any cache, and against each other."""
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -9,69 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from executor.models.engines.base import Engine
-from executor.models.engines.hugging_face import HuggingFaceEngine, cache_argument
-from executor.models.engines.lifted import why_unsupported
+from executor.models.engines.hugging_face import HuggingFaceEngine
 from executor.models.engines.static import StaticEngine
+from tests.executor.models.tiny_models import (
+    BUILDERS,
+    CAPACITY,
+    HUGGING_FACE_ONLY,
+    STATIC,
+    assert_same,
+    engines_of,
+    logits_without_cache,
+    model_of,
+    some_tokens,
+)
 
 pytestmark = pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")
-
-VOCAB = 61
-CAPACITY = 96
-TOLERANCE = 1e-4
-
-SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 1024,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-BUILDERS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False)),
-    "llama-one-layer": lambda: LlamaForCausalLM(
-        LlamaConfig(**{**SMALL, "num_hidden_layers": 1, "num_key_value_heads": 4}, tie_word_embeddings=True)
-    ),
-    "llama-biased-scaled": lambda: LlamaForCausalLM(
-        LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3_ROPE)
-    ),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=True)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
-    "mistral-window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=7)),
-    "qwen2-mixed-windows": lambda: Qwen2ForCausalLM(
-        Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=6, max_window_layers=1)
-    ),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=1024)),
-}
-STATIC = ("llama", "llama-one-layer", "llama-biased-scaled", "mistral", "qwen2", "qwen3")
-HUGGING_FACE_ONLY = ("mistral-window", "qwen2-mixed-windows", "gpt2")
-_MODELS: dict[str, Any] = {}
-_LOGITS: dict[tuple[Any, tuple[int, ...]], Tensor] = {}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,43 +34,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
-
-
-def model_of(name: str) -> Any:
-    """A tiny model with random weights, biases and norms; the same for a name in one run."""
-    if name not in _MODELS:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(5)
-            model = BUILDERS[name]().eval()
-            for weight in model.parameters():
-                weight.data.add_(0.15 * torch.randn_like(weight))
-        _MODELS[name] = model
-    return _MODELS[name]
-
-
-def logits_without_cache(model: Any, tokens: Sequence[int]) -> Tensor:
-    """(len(tokens), vocab): the plain forward that every engine is held to."""
-    key = (model, tuple(tokens))
-    if key not in _LOGITS:
-        with torch.inference_mode():
-            _LOGITS[key] = model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
-    return _LOGITS[key]
-
-
-def assert_same(got: Tensor, expected: Tensor) -> None:
-    assert got.shape == expected.shape
-    distance = (got - expected).abs().max().item()
-    assert distance < TOLERANCE, f"logits differ by {distance:.2e}"
-    assert torch.equal(got.argmax(-1), expected.argmax(-1))
-
-
-def some_tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def engines_of(name: str) -> list[Engine]:
-    kinds: list[Any] = [HuggingFaceEngine] if name in HUGGING_FACE_ONLY else [StaticEngine, HuggingFaceEngine]
-    return [kind(model_of(name), capacity=CAPACITY) for kind in kinds]
 
 
 OPERATIONS = st.lists(
@@ -175,17 +91,6 @@ def replay(engine: Engine, model: Any, operations: Sequence[tuple[str, int, int,
     room = CAPACITY - len(line)
     if room:  # whatever happened, the cache holds this line and no other
         assert_same(engine.extend([7]), logits_without_cache(model, [*line, 7])[-1:])
-
-
-def test_a_cache_goes_by_the_name_that_the_model_gives_it() -> None:
-    class Older(torch.nn.Module):
-        def forward(self, input_ids: Tensor, past_key_values: object = None) -> Tensor: ...
-
-    class Newer(torch.nn.Module):
-        def forward(self, input_ids: Tensor, cache: object = None, **kwargs: object) -> Tensor: ...
-
-    assert cache_argument(Older()) == "past_key_values"
-    assert cache_argument(Newer()) == "cache"
 
 
 @pytest.mark.parametrize("name", [*STATIC, *HUGGING_FACE_ONLY])
@@ -275,33 +180,6 @@ def test_a_prompt_longer_than_one_chunk_is_one_line() -> None:
     assert_same(engine.extend(tokens, last_only=True), expected[-1:])
 
 
-def test_branches_outgrow_the_room_made_for_them() -> None:
-    tokens = some_tokens(20)
-    engine = StaticEngine(model_of("llama"), capacity=CAPACITY)
-    engine.extend(tokens)
-    num_rows = 11
-    engine.open_branches([20 - row for row in range(num_rows)])
-    tails = [some_tokens(50, row) for row in range(num_rows)]
-    for step in range(50):  # 550 slots, and more than one mask
-        logits = engine.grow([tail[step] for tail in tails])
-    for row, tail in enumerate(tails):
-        assert_same(logits[row], logits_without_cache(model_of("llama"), tokens[: 20 - row] + tail)[-1])
-    engine.adopt(10, 50)
-    assert_same(engine.extend([3]), logits_without_cache(model_of("llama"), [*tokens[:10], *tails[10], 3])[-1:])
-
-
-def test_branches_and_rollback_leave_the_prefix_where_it_is() -> None:
-    engine = StaticEngine(model_of("llama"), capacity=CAPACITY)
-    engine.extend(some_tokens(40))
-    address, prefix = engine._cache.data_ptr(), engine._cache[:, :40].clone()
-    engine.open_branches([40] * 8)
-    for _ in range(4):
-        engine.grow(some_tokens(8))
-    engine.roll_back(30)
-    assert engine._cache.data_ptr() == address
-    assert torch.equal(engine._cache[:, :40], prefix)
-
-
 def test_half_precision_follows_the_module_in_half_precision() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -334,73 +212,3 @@ def test_a_cut_head_gives_the_first_columns() -> None:
         engine = kind(model_of("llama"), capacity=CAPACITY, vocab_size=50)
         assert engine.vocab_size == 50
         assert_same(engine.extend(tokens), logits_without_cache(model_of("llama"), tokens)[:, :50])
-
-
-@pytest.mark.parametrize("kind", [StaticEngine, HuggingFaceEngine])
-def test_misuse_is_one_clear_error_and_changes_nothing(kind: Any) -> None:
-    engine = kind(model_of("llama"), capacity=12)
-    engine.extend(some_tokens(10))
-    with pytest.raises(ValueError, match=r"context overflow: 10 cached and 3 new tokens exceed the capacity of 12"):
-        engine.extend([1, 2, 3])
-    with pytest.raises(ValueError, match="at least one token"):
-        engine.extend([])
-    with pytest.raises(ValueError, match="cannot roll back to length 11"):
-        engine.roll_back(11)
-    with pytest.raises(ValueError, match="no branches are open"):
-        engine.grow([1])
-    with pytest.raises(ValueError, match="no branches are open"):
-        engine.adopt(0, 0)
-    with pytest.raises(ValueError, match=r"must start within the 10 cached tokens, but got starts \[3, 11\]"):
-        engine.open_branches([3, 11])
-    engine.open_branches([10, 4])
-    with pytest.raises(ValueError, match="each of the 2 open branches, but got 1"):
-        engine.grow([1])
-    engine.grow([1, 2])
-    engine.grow([1, 2])
-    with pytest.raises(ValueError, match="exceeds the capacity of 12"):
-        engine.grow([1, 2])
-    with pytest.raises(ValueError, match="cannot adopt row 2"):
-        engine.adopt(2, 1)
-    with pytest.raises(ValueError, match="its tail holds 2"):
-        engine.adopt(1, 3)
-    assert engine.length == 10
-    engine.adopt(0, 2)
-    assert engine.length == 12
-
-
-@pytest.mark.parametrize("kind", [StaticEngine, HuggingFaceEngine])
-def test_extend_and_roll_back_close_branches(kind: Any) -> None:
-    engine = kind(model_of("llama"), capacity=CAPACITY)
-    engine.extend(some_tokens(10))
-    for close in (lambda: engine.extend([1]), lambda: engine.roll_back(5), lambda: engine.adopt(0, 0)):
-        engine.open_branches([5, 5])
-        engine.grow([1, 2])
-        close()
-        with pytest.raises(ValueError, match="no branches are open"):
-            engine.grow([1, 2])
-
-
-def test_unsupported_architectures_are_named() -> None:
-    assert why_unsupported(model_of("llama").config, CAPACITY) is None
-    assert why_unsupported(model_of("mistral-window").config, 7) is None  # never more than the window in the cache
-    for name, reason in (
-        ("gpt2", "model type 'gpt2'"),
-        ("mistral-window", "sliding window of 7"),
-        ("qwen2-mixed-windows", "sliding window of 6"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            StaticEngine(model_of(name), capacity=CAPACITY)
-    changed = LlamaConfig(**SMALL, hidden_act="gelu")
-    assert "gelu" in str(why_unsupported(changed, CAPACITY))
-    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert "dynamic" in str(why_unsupported(LlamaConfig(**SMALL, rope_parameters=dynamic), CAPACITY))
-
-
-def test_engines_draw_nothing_from_the_global_generator() -> None:
-    model_of("llama")
-    before = torch.random.get_rng_state()
-    for engine, tokens in itertools.product(engines_of("llama"), ([1, 2, 3], [4])):
-        engine.extend(tokens)
-        engine.open_branches([1, 1])
-        engine.grow([1, 2])
-    assert torch.equal(torch.random.get_rng_state(), before)
