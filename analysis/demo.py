@@ -43,13 +43,30 @@ QUICK = DemoSize(num_recorded=12, num_measured=6, max_new_tokens=64, temperature
 
 def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Path:
     """Run the loop and print its results; returns the folder with everything."""
-    from executor.recording.recorder import record_run
-    from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
-
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
     folder = output_dir or _next_folder(Path("runs"))
     check_new_folder(folder)
+    _record(console, folder / "recorded", size, seed)
+    explored = _explore(console, folder, size, seed)
+    validation = _validate(console, folder, size, explored, seed)
+    figure = _draw(folder / "speedup.png", explored, validation, size.temperatures)
+    best = [max(_at(validation, t), key=lambda check: check.measured_tokens_per_s) for t in size.temperatures]
+    for check in best:
+        console.print(
+            f"T = {check.temperature:g}: fastest measured is {short_label(check.policy)}, "
+            f"{check.speedup_over_autoregressive or 1:.2f} times autoregressive"
+        )
+    wall_s = time.perf_counter() - started
+    write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
+    console.print(f"figure {figure}, everything in {folder}, {wall_s:.0f} s")
+    return folder
+
+
+def _record(console: Console, folder: Path, size: DemoSize, seed: int) -> None:
+    """A run folder with its timeline and its calibration."""
+    from executor.recording.recorder import record_run
+    from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
     console.rule("1. record the pair on this machine")
     settings = RecordSettings(
@@ -57,22 +74,27 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
         prompts=PromptSettings(num=size.num_recorded),
     )
     with progress_bar(console, "recording") as report:
-        recorded = record_run(settings, folder / "recorded", progress=report)
+        recorded = record_run(settings, folder, progress=report)
     print_speeds(console, "Measured", measured_speeds(recorded.requests, recorded.rounds))
-    write_timeline(recorded.ops, folder / "recorded" / "timeline.json")
+    write_timeline(recorded.ops, folder / "timeline.json")
 
     console.rule("2. calibrate the simulator")
     calibration = calibrate(recorded, seed=seed)
-    calibration.save(folder / "recorded" / "calibration.json")
+    calibration.save(folder / "calibration.json")
     console.print(calibration.report(), highlight=False, markup=False)
 
+
+def _explore(console: Console, folder: Path, size: DemoSize, seed: int) -> Exploration:
     console.rule("3. explore policies on the simulator")
     explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
     console.print(
         f"{explored.num_policies} policies on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s"
     )
     print_speeds(console, "Best, predicted", [explored.best_at(t) for t in size.temperatures])
+    return explored
 
+
+def _validate(console: Console, folder: Path, size: DemoSize, explored: Exploration, seed: int) -> Validation:
     console.rule("4. run the best ones for real, on prompts that were not recorded")
     best_labels = [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
     policies = validated_policies(size.draft_lengths, [length for length in size.draft_lengths if length > 1])
@@ -87,18 +109,7 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
             progress=report,
         )
     print_validation(console, validation)
-
-    figure = _draw(folder / "speedup.png", explored, validation, size.temperatures)
-    best = [max(_at(validation, t), key=lambda check: check.measured_tokens_per_s) for t in size.temperatures]
-    for check in best:
-        console.print(
-            f"T = {check.temperature:g}: fastest measured is {short_label(check.policy)}, "
-            f"{check.speedup_over_autoregressive or 1:.2f} times autoregressive"
-        )
-    wall_s = time.perf_counter() - started
-    write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
-    console.print(f"figure {figure}, everything in {folder}, {wall_s:.0f} s")
-    return folder
+    return validation
 
 
 def _at(validation: Validation, temperature: float) -> list[PolicyCheck]:

@@ -29,7 +29,8 @@ import numpy as np
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from analysis.study.alignments import parse_alignment
+from analysis.study.alignments import KINDS
+from sim.decoding.acceptance_models import parse_acceptance
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import PolicyError, label_of, make_policy, parse_policy
 from sim.latency.placement import Placement, PlacementKind
@@ -152,7 +153,7 @@ class Conditions:
             if ratio != "measured" and not float(ratio) > 0:
                 raise ValueError(f"cost_ratios must be positive, but got {ratio}; it is target / draft forward.")
         for alignment in self.alignments:
-            parse_alignment(alignment)
+            parse_acceptance(alignment, KINDS)
         self.all_placements()
 
     def all_placements(self) -> list[Placement]:

@@ -45,7 +45,7 @@ def record_run(
     """Decode every prompt under every policy of `settings`; returns the finished run folder.
 
     A given session is used and left open. progress: counts decoded requests. Raises ValueError, before any model is loaded,
-    for a folder that holds something and for policies that this pair cannot run.
+    for a folder that holds something, policies that this pair cannot run, and an acceptance that is none.
     """
     has_predictor = session.has_predictor if session is not None else bool(settings.pair.hrad)
     policies = [parse_policy(label) for label in settings.decoding.policies]
@@ -53,6 +53,8 @@ def record_run(
         check_classes(policy, has_predictor)
         check_drafter(policy, settings.pair.draft)
     check_new_folder(Path(output_dir))
+    if settings.decoding.acceptance:
+        SyntheticAcceptance(settings.decoding.acceptance)
     with nullcontext(session) if session is not None else Session(settings.pair) as session:
         schedule = rotated(make_requests(settings, session), policies, settings.repeats)
         return record(schedule, settings, output_dir, session=session, progress=progress)

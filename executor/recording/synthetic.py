@@ -7,17 +7,14 @@ says nothing about tokens, and is marked so.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from executor.loop import Outcomes
 from executor.request import Request
-from sim.decoding.acceptance_models import AcceptanceModel, Geometric, Recorded
+from sim.decoding.acceptance_models import GEOMETRIC_SETTINGS, AcceptanceModel, Geometric, Recorded, parse_acceptance
 from sim.decoding.policies.base import Policy
 from sim.decoding.replay import TraceWorld
 from traces.folder.run import read_run
@@ -52,15 +49,10 @@ class SyntheticAcceptance:
 
 
 def _model_of(label: str) -> AcceptanceModel:
-    kind, _, rest = label.partition(":")
-    if kind == "run" and rest:
-        return Recorded(read_run(Path(rest)).traces())
-    if kind != "geometric":
-        raise ValueError(
-            f"unknown acceptance {label!r}; write geometric:alpha=0.8 (with rank_decay=0.5 if you like) or run:FOLDER."
-        )
-    settings: Mapping[str, Any] = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
+    kind, _, folder = label.partition(":")
+    if kind == "run" and folder:
+        return Recorded(read_run(Path(folder)).traces())
     try:
-        return TypeAdapter(Geometric).validate_python(settings)
-    except ValidationError as error:
-        raise ValueError(f"acceptance {label!r}: {error.errors()[0]['msg']}; write geometric:alpha=0.8.") from None
+        return Geometric(**parse_acceptance(label, {"geometric": GEOMETRIC_SETTINGS})[1])
+    except ValueError as error:
+        raise ValueError(f"{error} Write geometric:alpha=0.8,rank_decay=0.5, or run:FOLDER.") from None

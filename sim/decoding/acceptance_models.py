@@ -6,9 +6,9 @@ A sampled trace is a trace like any other, so that replay and the SimPy engine r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,40 @@ class AcceptanceModel(Protocol):
     def sample(self, num_tokens: int, request_id: int, rng: np.random.Generator) -> RequestTrace:
         """A request that emits exactly `num_tokens` tokens."""
         ...
+
+
+def parse_acceptance(label: str, kinds: Mapping[str, Collection[str]]) -> tuple[str, dict[str, Any]]:
+    """Kind and numbers (floats) of a label such as geometric:alpha=0.8,rank_decay=0.5.
+
+    kinds: the settings that each kind knows. Raises ValueError for another kind or setting, and for what is not a number.
+
+    >>> parse_acceptance("geometric:alpha=0.8", {"geometric": ["alpha", "rank_decay"]})
+    ('geometric', {'alpha': 0.8})
+    """
+    kind, _, text = label.strip().partition(":")
+    if kind not in kinds:
+        raise ValueError(f"unknown acceptance {kind!r}; known are {', '.join(kinds)}.")
+    numbers: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key not in kinds[kind]:
+            known = f"it has only {', '.join(kinds[kind])}" if kinds[kind] else "it has none"
+            raise ValueError(f"acceptance {label!r}: {key!r} is not a setting of {kind}; {known}.")
+        if key in numbers:
+            raise ValueError(f"acceptance {label!r}: {key} is given twice; give it once.")
+        try:
+            numbers[key] = float(value)
+        except ValueError:
+            raise ValueError(f"acceptance {label!r}: {value!r} is not a number; write {key}=0.7.") from None
+    if kind == "geometric" and "alpha" not in numbers:
+        raise ValueError(f"acceptance {label!r} needs its acceptance: write geometric:alpha=0.8.")
+    alpha = numbers.get("alpha", 0.5)
+    if not 0 <= alpha <= 1 or (kind != "geometric" and alpha in (0, 1)):  # no chain can be shifted to certainty
+        raise ValueError(f"acceptance {label!r}: alpha must lie between 0 and 1; write {kind}:alpha=0.8.")
+    return kind, numbers
+
+
+GEOMETRIC_SETTINGS = ("alpha", "rank_decay")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.decoding.acceptance_models import AcceptanceModel, Chained, Geometric, JointEmpirical, Recorded, continuation
+from sim.decoding.acceptance_models import (
+    AcceptanceModel,
+    Chained,
+    Geometric,
+    JointEmpirical,
+    Recorded,
+    continuation,
+    parse_acceptance,
+)
 from sim.decoding.machine import Close, decode
 from sim.decoding.policies.base import Defaults, Hedges, Needs, Observation
 from sim.decoding.replay import TraceWorld
@@ -230,3 +238,33 @@ def test_a_chain_needs_right_and_wrong_tokens_to_draw_from() -> None:
             AcceptanceChain(name="made up", hazards=(0.5,)),
             [Geometric(alpha=1.0).sample(9, 0, np.random.default_rng(0))],
         )
+
+
+ACCEPTANCES = {"geometric": ("alpha", "rank_decay"), "markov": ("alpha",), "recorded": ()}
+
+
+def test_labels_of_acceptance_give_kind_and_numbers() -> None:
+    assert parse_acceptance(" geometric:alpha=0.8, rank_decay=0.25", ACCEPTANCES) == (
+        "geometric",
+        {"alpha": 0.8, "rank_decay": 0.25},
+    )
+    assert parse_acceptance("markov", ACCEPTANCES) == ("markov", {})
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("law:alpha=0.5", "unknown acceptance 'law'; known are geometric, markov, recorded"),
+        ("geometric", "write geometric:alpha=0.8"),
+        ("markov:beta=0.5", "'beta' is not a setting of markov; it has only alpha"),
+        ("recorded:alpha=0.5", "'alpha' is not a setting of recorded; it has none"),
+        ("markov:alpha=high", "'high' is not a number"),
+        ("markov:alpha=nan", "between 0 and 1"),
+        ("markov:alpha=1", "between 0 and 1"),
+        ("geometric:alpha=1.5", "between 0 and 1"),
+        ("geometric:alpha=0.5,alpha=0.6", "given twice"),
+    ],
+)
+def test_a_label_that_names_no_acceptance_is_refused(label: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_acceptance(label, ACCEPTANCES)
