@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from executor.hrad.predictor import HradError
 from executor.models.engines.base import Engine
 from executor.models.loading import fingerprint, load_engine, load_tokenizer
 from executor.models.names import resolve_model
-from executor.models.settings import EngineSettings, PairSettings, parse_engine
+from executor.models.settings import PairSettings
 from executor.recording.prompts import encode_prompt, load_prompts
 from executor.recording.recorder import record_run
 from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
@@ -36,33 +36,25 @@ SOURCES = {"training": Purpose.TRAINING, "held_out": Purpose.EVALUATION}
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings:
-    """What to collect; the names are those of `executor.recording.settings`.
+    """What to collect.
 
     purpose: "training" data comes from the prompts `training` or a file, "evaluation" data from `held_out` or a file.
-    draft_length: gamma of the classes. num_feature_layers: K, the target's last blocks that are looked at.
+    decoding: its policies are not used. draft_length: gamma of the classes. num_feature_layers: K, the target's last blocks
+    that are looked at.
     """
 
     purpose: Purpose = Purpose.TRAINING
-    target: str = "embedded"
-    draft: str = "embedded"
-    prompts: str = "training"
-    num_prompts: int = 120
-    skip_prompts: int = 0
-    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
-    max_new_tokens: int = 96
+    pair: PairSettings = field(default_factory=PairSettings)
+    prompts: PromptSettings = field(default_factory=lambda: PromptSettings(source="training", num=120))
+    decoding: DecodingSettings = field(default_factory=lambda: DecodingSettings(temperatures=(0.0, 0.7, 1.0)))
     draft_length: int = 8
     num_feature_layers: int = 4
-    seed: int = 0
-    engine: str = "static"
-    device: str = "cpu"
-    dtype: str = "float32"
-    capacity: int = 1024
 
     def __post_init__(self) -> None:
-        if SOURCES.get(self.prompts, self.purpose) != self.purpose:
+        if SOURCES.get(self.prompts.source, self.purpose) != self.purpose:
             right = next(name for name, purpose in SOURCES.items() if purpose == self.purpose)
             raise HradError(
-                f"{self.prompts} prompts are never used for {self.purpose}; take {right} or a file of your own."
+                f"{self.prompts.source} prompts are never used for {self.purpose}; take {right} or a file of your own."
             )
         if self.draft_length < 1 or self.num_feature_layers < 1:
             raise HradError(
@@ -78,22 +70,15 @@ def collect(
     progress: Report = silent,
 ) -> Dataset:
     """Decode and look; writes the run folder `run` and the dataset into output_dir. progress counts requests."""
-    kind, capacity = parse_engine(settings.engine), settings.capacity
-    engine = EngineSettings(kind=kind, device=settings.device, dtype=settings.dtype, capacity=capacity)
     recording = RecordSettings(
-        pair=PairSettings(target=settings.target, draft=settings.draft, engine=engine),
-        decoding=DecodingSettings(
-            policies=("fixed_length:draft_length=3",),
-            temperatures=settings.temperatures,
-            max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed,
-        ),
-        prompts=PromptSettings(source=settings.prompts, num=settings.num_prompts, skip=settings.skip_prompts),
+        pair=settings.pair,
+        decoding=replace(settings.decoding, policies=("fixed_length:draft_length=3",)),
+        prompts=settings.prompts,
         tail_depth=settings.draft_length - 1,
     )
     run = record_run(recording, Path(output_dir) / "run", progress=progress)
-    looking = replace(engine, num_feature_layers=settings.num_feature_layers)
-    target = load_engine(resolve_model(settings.target, "target"), looking)
+    looking = replace(settings.pair.target_engine, num_feature_layers=settings.num_feature_layers)
+    target = load_engine(resolve_model(settings.pair.target, "target"), looking)
     dataset = dataset_of(run, target, settings)
     save_dataset(output_dir, dataset)
     return dataset
@@ -107,9 +92,9 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
             f"the target has {engine.num_layers} blocks, so the last {settings.num_feature_layers} cannot be looked "
             "at; use a smaller num_feature_layers."
         )
-    target, draft = resolve_model(settings.target, "target"), resolve_model(settings.draft, "draft")
+    target, draft = resolve_model(settings.pair.target, "target"), resolve_model(settings.pair.draft, "draft")
     tokenizer = load_tokenizer(target)
-    prompts = load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts)
+    prompts = load_prompts(settings.prompts.source, settings.prompts.num, skip=settings.prompts.skip)
     index_of = {prompt.prompt_id: index for index, prompt in enumerate(prompts)}
     generated = {
         int(str(request_id)): rows.token.astype(int).tolist()
@@ -148,7 +133,7 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
         num_feature_layers=settings.num_feature_layers,
         hidden_size=engine.hidden_size,
         embedding_size=arrays["inputs"].shape[1] - settings.num_feature_layers * engine.hidden_size,
-        temperatures=settings.temperatures,
+        temperatures=settings.decoding.temperatures,
         prompt_keys=prompt_keys(settings),
     )
     return Dataset(meta=meta, **arrays)
@@ -156,5 +141,5 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
 
 def prompt_keys(settings: CollectSettings) -> tuple[str, ...]:
     """Hashes of the prompts' texts: tell whether two data sets share a prompt, whatever its name."""
-    prompts = load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts)
+    prompts = load_prompts(settings.prompts.source, settings.prompts.num, skip=settings.prompts.skip)
     return tuple(hashlib.sha256(prompt.text.encode()).hexdigest()[:12] for prompt in prompts)

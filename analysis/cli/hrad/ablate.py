@@ -56,26 +56,23 @@ def ablate(
     from executor.hrad.dataset import Purpose, load_dataset, with_last_layers
     from executor.hrad.report import print_ablation
     from executor.hrad.training import TrainingSettings
+    from executor.models.settings import EngineSettings, PairSettings, parse_engine
+    from executor.recording.settings import DecodingSettings, PromptSettings
 
     training, wanted = load_dataset(data), tuple(layers or (1, 4, 8))
     for count in wanted:
         with_last_layers(training, count)  # refused before anything is decoded
     settings = CollectSettings(
         purpose=Purpose.EVALUATION,
-        target=target,
-        draft=draft,
-        prompts=prompts,
-        num_prompts=num_prompts,
-        skip_prompts=skip_prompts,
-        temperatures=training.meta.temperatures,
-        max_new_tokens=max_new_tokens,
+        pair=PairSettings(
+            target=target,
+            draft=draft,
+            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
+        ),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
+        decoding=DecodingSettings(temperatures=training.meta.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=training.meta.draft_length,
         num_feature_layers=max(wanted),
-        seed=seed,
-        engine=engine,
-        device=device,
-        dtype=dtype,
-        capacity=capacity,
     )
     with progress_bar(console, "decoding") as report:
         evaluation = collect_data(settings, output_dir, progress=report)

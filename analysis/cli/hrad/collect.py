@@ -49,22 +49,23 @@ def collect(
     from executor.hrad.collection import CollectSettings
     from executor.hrad.collection import collect as collect_data
     from executor.hrad.predictor import CLASS_NAMES
+    from executor.models.settings import EngineSettings, PairSettings, parse_engine
+    from executor.recording.settings import DecodingSettings, PromptSettings
 
     settings = CollectSettings(
-        target=target,
-        draft=draft,
-        prompts=prompts,
-        num_prompts=num_prompts,
-        skip_prompts=skip_prompts,
-        temperatures=tuple(temperature or CollectSettings().temperatures),
-        max_new_tokens=max_new_tokens,
+        pair=PairSettings(
+            target=target,
+            draft=draft,
+            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
+        ),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
+        decoding=DecodingSettings(
+            temperatures=tuple(temperature or CollectSettings().decoding.temperatures),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        ),
         draft_length=draft_length,
         num_feature_layers=num_feature_layers,
-        seed=seed,
-        engine=engine,
-        device=device,
-        dtype=dtype,
-        capacity=capacity,
     )
     with progress_bar(console, "decoding") as report:
         dataset = collect_data(settings, output_dir, progress=report)

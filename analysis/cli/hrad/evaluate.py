@@ -57,35 +57,29 @@ def evaluate(
     from executor.hrad.report import as_markdown, print_evaluation
     from executor.models.loading import load_engine
     from executor.models.names import resolve_model
-    from executor.models.settings import EngineSettings, parse_engine
+    from executor.models.settings import EngineSettings, PairSettings, parse_engine
+    from executor.recording.settings import DecodingSettings, PromptSettings
 
     loaded, training = load_predictor(predictor, device), load_dataset(data)
     target_path = resolve_model(target, "target")
     check_pair(loaded.card, target_path, resolve_model(draft, "draft"))
     settings = CollectSettings(
         purpose=Purpose.EVALUATION,
-        target=target,
-        draft=draft,
-        prompts=prompts,
-        num_prompts=num_prompts,
-        skip_prompts=skip_prompts,
-        temperatures=loaded.card.temperatures,
-        max_new_tokens=max_new_tokens,
+        pair=PairSettings(
+            target=target,
+            draft=draft,
+            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
+        ),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
+        decoding=DecodingSettings(temperatures=loaded.card.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=loaded.card.draft_length,
         num_feature_layers=loaded.card.num_feature_layers,
-        seed=seed,
-        engine=engine,
-        device=device,
-        dtype=dtype,
-        capacity=capacity,
     )
     check_prompts_apart(loaded.card, prompt_keys(settings))
     with progress_bar(console, "decoding") as report:
         evaluation = collect_data(settings, output_dir, progress=report)
     torch.set_num_threads(1)  # as the target's process runs
-    timed = load_engine(
-        target_path, EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity)
-    )
+    timed = load_engine(target_path, settings.pair.target_engine)
     evaluated = judge(loaded, training, evaluation, cost=measure_cost(loaded, timed), seed=seed)
     print_evaluation(console, evaluated)
     text = json.dumps(asdict(evaluated), indent=2) + "\n"

@@ -211,3 +211,32 @@ def test_a_warning_is_one_line_without_source(capsys: pytest.CaptureFixture[str]
         patch.setattr("traces.folder.run.read_run", warn_and_fail)
         code, error = _run(capsys, "calibrate", "--run", str(tmp_path))
     assert (code, error) == (1, "warning: two lines\nerror: enough\n")
+
+
+def test_the_defaults_of_record_are_those_of_its_settings() -> None:
+    import inspect
+
+    from analysis.cli.models.record import record
+    from executor.recording.settings import RecordSettings
+
+    settings = RecordSettings()
+    pair, engine, decoding, prompts = settings.pair, settings.pair.engine, settings.decoding, settings.prompts
+    expected = {
+        **{name: getattr(pair, name) for name in ("target", "draft", "target_device", "transport", "verify_width")},
+        **{name: getattr(engine, name) for name in ("device", "dtype", "capacity")},
+        **{name: getattr(decoding, name) for name in ("top_k", "top_p", "max_new_tokens", "seed", "ignore_eos")},
+        "draft_sms": pair.draft_sms,
+        "engine": engine.kind,
+        "acceptance": decoding.acceptance,
+        "prompts": prompts.source,
+        "num_prompts": prompts.num,
+        "skip_prompts": prompts.skip,
+        "repeats": settings.repeats,
+        "tail_depth": settings.tail_depth,
+    }
+    defaults = {name: value.default for name, value in inspect.signature(record).parameters.items()}
+    assert {name: defaults[name] for name in expected} == expected
+    rest = defaults.keys() - expected.keys()
+    assert rest == {"output_dir", "policy", "temperature", "stop", "sweep"}, (
+        "a new option needs a default of its settings"
+    )

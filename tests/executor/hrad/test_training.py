@@ -25,6 +25,7 @@ from executor.hrad.predictor import (
     save_predictor,
 )
 from executor.hrad.training import TrainingSettings, split_by_prompt, train
+from executor.recording.settings import PromptSettings
 from tests.settings import load
 from traces.fits.signals import area_under_curve
 
@@ -109,7 +110,7 @@ def test_training_and_evaluation_never_mix() -> None:
     with pytest.raises(HradError, match="1 of 10 evaluation prompts were trained on"):
         check_apart(predictor, data, overlapping)
     with pytest.raises(HradError, match="held_out prompts are never used for training"):
-        CollectSettings(prompts="held_out")
+        CollectSettings(prompts=PromptSettings(source="held_out"))
     with pytest.raises(HradError, match="training prompts are never used for evaluation"):
         CollectSettings(purpose=Purpose.EVALUATION)
 
