@@ -11,7 +11,7 @@ import torch
 
 from executor.errors import ExecutorError, LogitsError
 from executor.hrad.predictor import check_classes, check_pair, read_card
-from executor.loop import Decoded, Outcomes, run_request
+from executor.loop import Decoded, run_request
 from executor.models.engines.base import Engine
 from executor.models.loading import check_vocabularies, eos_token_ids, load_engine, load_tokenizer
 from executor.models.names import check_drafter, resolve_model, resolve_predictor
@@ -31,6 +31,7 @@ from executor.roles.draft_side import DraftSide
 from executor.roles.target import Target
 from executor.roles.target_side import load_target
 from sim.decoding.policies.base import Policy
+from sim.decoding.world import World
 from traces.processes import num_cores
 
 
@@ -100,7 +101,7 @@ class Session:
         *,
         request_id: int = 0,
         is_recording: bool = True,
-        outcomes: Outcomes | None = None,
+        outcomes: World | None = None,
     ) -> Decoded:
         """Decode one request. Without recording only its tokens and its start and end are kept. A run that fails, or is
         interrupted, closes the session.

@@ -24,7 +24,7 @@ from sim.decoding.replay import next_mismatches
 from sim.durations import DrawnDurations, Durations, MeanDurations
 from sim.latency.base import Conditions, LatencyModel
 from sim.latency.fitted import FittedLatency
-from traces.schema import RequestTrace
+from traces.schema import Actor, OpKind, RequestTrace
 
 Process: TypeAlias = Generator[Any, Any, None]  # simpy ships without types for its events' values
 
@@ -158,7 +158,7 @@ class _Decoding:
         position, num_tokens = self.committed, self.trace.num_tokens
         while position < num_tokens:
             count = min(self.settings.lookahead, num_tokens - position)
-            seconds = self.durations.of(Forwards("draft", "draft", count, 1, 1, self._context(position)))
+            seconds = self.durations.of(Forwards(Actor.DRAFT, OpKind.DRAFT, count, 1, 1, self._context(position)))
             started = self.env.now
             try:
                 yield self.env.timeout(sum(seconds))
@@ -203,7 +203,7 @@ class _Decoding:
         self._finish()
 
     def _forward(self, position: int, num_tokens: int) -> Process:
-        (seconds,) = self.durations.of(Forwards("target", "verify", 1, num_tokens, 1, self._context(position)))
+        (seconds,) = self.durations.of(Forwards(Actor.TARGET, OpKind.VERIFY, 1, num_tokens, 1, self._context(position)))
         started = self.env.now
         self.num_forwards += 1
         self._num_busy += 1

@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from sim.decoding.draft_cache import Forwards
-from sim.latency.base import LatencyModel, OpShape
+from sim.latency.base import LatencyModel
+from traces.schema import OpKind, OpShape
 
 _FIRST_TABLE_LENGTH = 1024
 
@@ -29,11 +30,11 @@ class MeanDurations:
     def __init__(self, latency: LatencyModel, longest: int = 0) -> None:
         self._latency = latency
         self._first_length = max(_FIRST_TABLE_LENGTH, longest + 1)
-        self._tables: dict[tuple[str, int, int], list[float]] = {}
+        self._tables: dict[tuple[OpKind, int, int], list[float]] = {}
 
     def of(self, forwards: Forwards) -> list[float]:
         actor, kind, count, first_tokens, num_branches, context = forwards
-        if kind == "prefill":  # once a request: no table
+        if kind == OpKind.PREFILL:  # once a request: no table
             return [self._latency.mean_s(OpShape(actor, kind, first_tokens, num_branches, context))] * count
         if first_tokens == 1:
             last = context + count
@@ -45,14 +46,14 @@ class MeanDurations:
         last = context + count - 1
         return [first_s, *self._table(kind, 1, num_branches, last)[context:last]]
 
-    def _table(self, kind: str, num_tokens: int, num_branches: int, last: int) -> list[float]:
+    def _table(self, kind: OpKind, num_tokens: int, num_branches: int, last: int) -> list[float]:
         """Means by context, as far as `last` at least."""
         table = self._tables.get((kind, num_tokens, num_branches))
         if table is None or len(table) <= last:
             table = self._extend(kind, num_tokens, num_branches, last)
         return table
 
-    def _extend(self, kind: str, num_tokens: int, num_branches: int, context: int) -> list[float]:
+    def _extend(self, kind: OpKind, num_tokens: int, num_branches: int, context: int) -> list[float]:
         """A table of means that reaches a context, and as far again if that is more than was foreseen."""
         length = self._first_length if context < self._first_length else 2 * (context + 1)
         table: list[float] = self._latency.mean_array(kind, num_tokens, num_branches, np.arange(length)).tolist()
@@ -67,20 +68,14 @@ class DrawnDurations:
         self._latency = latency
         prefill, draft, verify, host = rng.spawn(4)
         self._rngs = {
-            "prefill": prefill,
-            "draft": draft,
-            "look": draft,
-            "branch": draft,
-            "verify": verify,
-            "host": host,
+            OpKind.PREFILL: prefill,
+            OpKind.DRAFT: draft,
+            OpKind.LOOK: draft,
+            OpKind.BRANCH: draft,
+            OpKind.VERIFY: verify,
+            OpKind.HOST: host,
         }
 
     def of(self, forwards: Forwards) -> list[float]:
-        actor, kind, count, first_tokens, num_branches, context = forwards
-        rng = self._rngs[kind]
-        seconds = []
-        for index in range(count):
-            num_tokens = first_tokens if index == 0 else 1
-            seconds.append(self._latency.draw_s(OpShape(actor, kind, num_tokens, num_branches, context), rng))
-            context += num_tokens
-        return seconds
+        rng = self._rngs[forwards.kind]
+        return [self._latency.draw_s(shape, rng) for shape in forwards.shapes()]

@@ -1,7 +1,7 @@
 """The SimPy engine: requests run their step machine on two devices, and simulated time passes.
 
-The reference for every other way to a time. One request is one process; a device serves its jobs in order of arrival.
-The target's verification runs while the process goes on drafting; the round settles when both are done.
+The reference for every other way to a time. One request is one process; devices say when their jobs are done. The
+target's verification runs while the process goes on drafting; the round settles when both are done.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import simpy
 
-from sim.decoding.draft_cache import DraftCache, Forwards, host, prefill
-from sim.decoding.machine import Branch, Close, DraftTokens, Keep, Reply, Settle, Settled, Submit, decode
+from sim.decoding.draft_cache import Forwards, host, prefill
+from sim.decoding.machine import Branch, Close, DraftTokens, Look, Submit
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import POLICIES, label_of
 from sim.decoding.replay import TraceWorld
+from sim.decoding.world import drive
+from sim.devices import Device, Fifo, Job, Lane, SharedDevice
 from sim.durations import DrawnDurations, Durations, MeanDurations
-from sim.latency.base import Conditions, LatencyModel
-from traces.fits.cold_start import ColdStart
+from sim.latency.base import AHEAD, FURTHER, Conditions, LatencyModel
 from traces.metrics.counts import Summary, summarise_rounds
-from traces.schema import Op, RequestRecord, RequestTrace, Round, RoundTimes
+from traces.schema import Actor, Op, OpKind, RequestRecord, RequestTrace, Round, RoundTimes, op_of
 
-Event: TypeAlias = Any  # simpy ships without types for its events' values
-Process: TypeAlias = Generator[Event, Any, None]
+Process: TypeAlias = Generator[Any, Any, None]
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,6 @@ class SimulatedRun:
     ops: list[Op] = field(default_factory=list)
 
 
-class Device:
-    """One model's device: a queue served first come, first served.
-
-    A job's length is known when it is queued, so its end is known too: no resource has to be held, and whoever needs the
-    result waits until then. Jobs queued at one instant run in the order of the calls. (A test holds this equal to
-    `simpy.Resource`.)
-    """
-
-    def __init__(self, env: simpy.Environment, name: str) -> None:
-        self.name = name
-        self.starts_at_s = self.free_at_s = 0.0  # of the job queued last
-        self._env = env
-
-    def work(self, duration_s: float) -> float:
-        """Queue a job; gives the time at which it will be done."""
-        now = self._env.now
-        self.starts_at_s = start_s = self.free_at_s if self.free_at_s > now else now
-        self.free_at_s = end_s = start_s + duration_s
-        return end_s
-
-
 def simulate(
     policy: Policy,
     traces: Sequence[RequestTrace],
@@ -65,30 +44,34 @@ def simulate(
     *,
     rng: np.random.Generator | None = None,
     num_streams: int = 1,
-    same_device: bool = False,
+    takes_turns: bool = False,
+    interference: float | None = None,
     record_ops: bool = True,
     label: str | None = None,
 ) -> SimulatedRun:
     """Decode recorded requests under `policy`, in simulated time.
 
-    rng:         draws operation times; None takes their means. Every request gets its own spawned generators.
-    num_streams: requests decoded at once (each stream takes the next request when it is done); they share the devices.
-    same_device: draft and target share one device, so that nothing overlaps.
-    record_ops:  whether to write down every operation; the times are the same without.
-    label:       the policy's name in the records; that of the catalog by default.
+    rng:          draws operation times; None takes their means. Every request gets its own spawned generators.
+    num_streams:  requests decoded at once (each stream takes the next request when it is done); they share the devices.
+    takes_turns:  draft and target share one device that runs one of them at a time, so that nothing overlaps.
+    interference: both share one device and run at once, slowing each other down by this factor; None: a device each.
+    record_ops:   whether to write down every operation; the times are the same without.
+    label:        the policy's name in the records; that of the catalog by default.
+    Raises ValueError for less than one stream, and where the traces cannot answer the policy's questions.
     """
     if num_streams < 1:
         raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
-    latency = latency.under(Conditions.of(policy, same_device=same_device))
+    if takes_turns and interference is not None:
+        raise ValueError("models that take turns do not interfere; give takes_turns or interference.")
+    latency = latency.under(Conditions.of(policy, takes_turns=takes_turns))
     env = simpy.Environment()
-    target = Device(env, "sim:target" if not same_device else "sim:shared")
-    draft = Device(env, "sim:draft") if not same_device else target
+    draft, target = _devices(env, takes_turns, interference)
     longest = max((trace.num_prompt_tokens + trace.num_tokens for trace in traces), default=0)
     means = MeanDurations(latency, longest) if rng is None else None
     rngs = rng.spawn(len(traces)) if rng is not None else []
     run = SimulatedRun()
     name = _label_of(policy) if label is None else label
-    stage = _Stage(env, policy, draft, target, run, record_ops, name, latency.cold_start, same_device)
+    stage = _Stage(env, policy, draft, target, latency, takes_turns, run, record_ops, name)
 
     def durations_of(index: int) -> Durations:
         return means if means is not None else DrawnDurations(latency, rngs[index])
@@ -104,6 +87,17 @@ def simulate(
     return run
 
 
+def _devices(env: simpy.Environment, takes_turns: bool, interference: float | None) -> tuple[Device, Device]:
+    """The draft's and the target's."""
+    if takes_turns:
+        both = Fifo(env, "sim:shared")
+        return both, both
+    if interference is not None:
+        shared = SharedDevice(env, "sim:shared", interference)
+        return shared.lane(), shared.lane()
+    return Fifo(env, "sim:draft"), Fifo(env, "sim:target")
+
+
 def summarise(run: SimulatedRun) -> Summary:
     """Metrics of a simulated run, computed as for a real one."""
     return summarise_rounds(run.rounds, run.requests)
@@ -111,141 +105,145 @@ def summarise(run: SimulatedRun) -> Summary:
 
 @dataclass(frozen=True)
 class _Stage:
-    """What all requests of a run share."""
+    """What all requests share. latency: as the policy meets it."""
 
     env: simpy.Environment
     policy: Policy
     draft: Device
     target: Device
+    latency: LatencyModel
+    takes_turns: bool
     run: SimulatedRun
     record_ops: bool
     label: str
-    cold_start: ColdStart
-    takes_turns: bool
 
     def serve(self, trace: RequestTrace, durations: Durations) -> Process:
         """One request, from its prefill to its last token."""
-        env, draft, target = self.env, self.draft, self.target
-        note = self._note if self.record_ops else None
-        arrival_s = ready_s = env.now
-        for device, actor in ((draft, "draft"), (target, "target")):  # at the same time; both must be done
-            forwards = prefill(actor, trace.num_prompt_tokens)
-            times = durations.of(forwards)
-            ready_s = max(ready_s, device.work(sum(times)))
-            if note:
-                note(trace, -1, device.name, device.starts_at_s, forwards, times)
-        yield env.timeout(ready_s - arrival_s)
-
-        world, cache = TraceWorld(trace, self.policy.needs), DraftCache(trace.num_prompt_tokens)
-        machine = decode(
-            self.policy,
+        env, policy = self.env, self.policy
+        arrival_s = env.now
+        work = _Work(self, trace.request_id, durations)
+        work.prefill(trace.num_prompt_tokens)
+        yield from work.finish(-1)
+        first_token_s = start_s = env.now
+        steps = drive(
+            policy,
+            TraceWorld(trace, policy.needs),
             request_id=trace.request_id,
             max_new_tokens=trace.max_new_tokens,
-            class_probs=world.first_classes,
+            num_prompt_tokens=trace.num_prompt_tokens,
         )
-        reply: Reply = None
-        start_s = env.now
-        first_token_s: float | None = None
-        draft_s = verify_s = ahead_s = verified_s = 0.0
-        index = num_forwards = 0
-        cold_start, waking_s = self.cold_start, self.cold_start.first_s  # before round 0 the target's prompt has passed
-        while True:
-            try:
-                command = machine.send(reply)
-            except StopIteration:
-                break
+        for command, _ in steps:
             if isinstance(command, Close):
-                closed, reply = command.round, None
-                assert num_forwards == closed.num_draft_forwards, (
-                    f"round {index} of request {trace.request_id} ran {num_forwards} draft forwards, "
-                    f"but the step machine counted {closed.num_draft_forwards}."
-                )
-                # Wait for the verdict and for the host's own work at once: nothing happens in between.
-                forwards = host(closed.num_pending, closed.num_branches, cache.num_sequence - closed.num_emitted)
-                times = durations.of(forwards)
-                now = env.now
-                settled_s = verified_s if verified_s > now else now
-                if note and times[0] > 0:
-                    note(trace, index, "sim:host", settled_s, forwards, times)
-                yield env.timeout(settled_s + times[0] - now)
-                end_s = env.now
-                self.run.rounds.append((closed, RoundTimes(start_s, end_s, draft_s, verify_s)))
-                if first_token_s is None:
-                    first_token_s = end_s
-                if cold_start.first_s:
-                    wait_s = verify_s if self.takes_turns else verify_s - ahead_s
-                    waking_s = cold_start.waking_s(wait_s, num_forwards)
-                start_s = end_s
-                draft_s, num_forwards, index = 0.0, 0, index + 1
-                continue
-            reply = world.answer(command)
-            if isinstance(command, Settle):
-                assert isinstance(reply, Settled)
-                cache.settle(reply.num_accepted, reply.num_emitted, reply.is_hit)
+                yield from work.finish(command.round.round, _host_of(command.round, trace.num_prompt_tokens))
+                times = RoundTimes(start_s, env.now, work.draft_s, work.verify_s)
+                self.run.rounds.append((command.round, times))
+                if command.round.round == 0:
+                    first_token_s = env.now
+                start_s = env.now
+                work.begin_round()
             elif isinstance(command, Submit):
-                forwards = cache.submit(command.num_pending)
-                times = durations.of(forwards)
-                verify_s, ahead_s = times[0], 0.0
-                verified_s = target.work(verify_s)
-                if note:
-                    note(trace, index, target.name, target.starts_at_s, forwards, times)
-            elif isinstance(command, Keep):
-                cache.keep(command.num_kept)
-            else:
-                if isinstance(command, DraftTokens):
-                    forwards = cache.draft(command.num_tokens)
-                elif isinstance(command, Branch):
-                    forwards = cache.branch(sum(command.fanout), command.num_steps)
-                else:
-                    forwards = cache.look()
-                if forwards.num_forwards:
-                    times = durations.of(forwards)
-                    spent_s = sum(times)
-                    ahead_s += spent_s
-                    if waking_s:
-                        for ordinal in range(len(times)):
-                            times[ordinal] += waking_s
-                            spent_s += waking_s
-                            waking_s *= cold_start.decay
-                    draft_s += spent_s
-                    num_forwards += forwards.num_forwards
-                    done_s = draft.work(spent_s)
-                    if note:
-                        note(trace, index, draft.name, draft.starts_at_s, forwards, times)
-                    yield env.timeout(done_s - env.now)
-        assert first_token_s is not None, f"request {trace.request_id} ended without a round."
+                work.verify(command.forwards)
+            elif isinstance(command, DraftTokens | Look | Branch) and command.forwards.num_forwards:
+                yield work.draft(command.forwards).done
         self.run.requests.append(_request_record(trace, self.label, arrival_s, first_token_s, env.now))
 
-    def _note(
-        self,
-        trace: RequestTrace,
-        index: int,
-        device: str,
-        start_s: float,
-        forwards: Forwards,
-        seconds: Sequence[float],
-    ) -> None:
-        """Write down forwards that run one after another on a device."""
-        actor, kind, _, num_tokens, num_branches, context = forwards
-        end_s = start_s
-        for duration_s in seconds:
-            start_s, end_s = end_s, end_s + duration_s
-            self.run.ops.append(
-                Op(
-                    request_id=trace.request_id,
-                    round=index,
-                    actor=actor,
-                    device=device,
-                    kind=kind,
-                    start_s=start_s,
-                    end_s=end_s,
-                    num_tokens=num_tokens,
-                    batch=1,
-                    num_branches=num_branches,
-                    context_tokens=context,
+
+class _Work:
+    """What the devices do for one request in the round under way: the seconds of each side, cold starts included.
+
+    draft_s, verify_s: seconds of the two sides so far. Operations are written down when the round is over.
+    """
+
+    def __init__(self, stage: _Stage, request_id: int, durations: Durations) -> None:
+        self._stage, self._request_id, self._durations = stage, request_id, durations
+        self._cold_start = stage.latency.cold_start
+        self._waking_s = self._cold_start.first_s  # before round 0 the target's prompt has passed
+        self._jobs: list[tuple[Job, Forwards, list[float]]] = []
+        self._round = -1
+        self._verification: Job | None = None
+        self.draft_s = self.verify_s = self._ahead_s = 0.0
+        self._num_forwards = 0
+
+    def prefill(self, num_prompt_tokens: int) -> None:
+        """Both models' prompts, at the same time."""
+        for device, actor in ((self._stage.draft, Actor.DRAFT), (self._stage.target, Actor.TARGET)):
+            self._submit(device, forwards := prefill(actor, num_prompt_tokens), self._durations.of(forwards))
+
+    def verify(self, forwards: Forwards) -> None:
+        """The target starts; what the draft does from here on is ahead of the verdict."""
+        times = self._durations.of(forwards)
+        self.verify_s, self._ahead_s = times[0], 0.0
+        self._verification = self._submit(self._stage.target, forwards, times)
+
+    def draft(self, forwards: Forwards) -> Job:
+        """Forwards of the draft, the first ones slower after a wait."""
+        times = self._durations.of(forwards)
+        spent_s = sum(times)
+        self._ahead_s += spent_s
+        if self._waking_s:
+            for ordinal in range(len(times)):
+                times[ordinal] += self._waking_s
+                spent_s += self._waking_s
+                self._waking_s *= self._cold_start.decay
+        self.draft_s += spent_s
+        self._num_forwards += forwards.num_forwards
+        return self._submit(self._stage.draft, forwards, times, spent_s)
+
+    def finish(self, index: int, host: Forwards | None = None) -> Process:
+        """Wait for everything that was submitted, and then for the host's own work: at once where the ends are known."""
+        env = self._stage.env
+        awaited = [self._verification] if self._verification is not None else [job for job, _, _ in self._jobs]
+        for job in awaited:
+            if job.end_s is None:
+                yield job.done
+        now = env.now
+        settled_s = max([now, *(job.end_s for job in awaited if job.end_s is not None)])
+        times = self._durations.of(host) if host is not None else [0.0]
+        if host is not None and times[0] > 0:
+            self._jobs.append((Job(env, settled_s, settled_s + times[0]), host, times))
+        yield env.timeout(settled_s + times[0] - now)
+        if self._stage.record_ops:
+            self._write_down(index)
+        self._jobs.clear()
+        self._verification = None
+
+    def begin_round(self) -> None:
+        """After a round: how cold the draft has become meanwhile."""
+        if self._cold_start.first_s:
+            wait_s = self.verify_s if self._stage.takes_turns else self.verify_s - self._ahead_s
+            self._waking_s = self._cold_start.waking_s(wait_s, self._num_forwards)
+        self.draft_s, self._num_forwards = 0.0, 0
+
+    def _submit(self, device: Device, forwards: Forwards, times: list[float], seconds: float | None = None) -> Job:
+        job = device.submit(sum(times) if seconds is None else seconds)
+        self._jobs.append((job, forwards, times))
+        return job
+
+    def _write_down(self, index: int) -> None:
+        """The round's operations, in the order in which they were submitted."""
+        stage = self._stage
+        is_overlapped = not stage.takes_turns and any(forwards.kind in AHEAD for _, forwards, _ in self._jobs)
+        devices = {Actor.DRAFT: stage.draft.name, Actor.TARGET: stage.target.name, Actor.HOST: "sim:host"}
+        for job, forwards, times in self._jobs:
+            assert job.end_s is not None, "operations are written down when they are over"
+            planned_s = sum(times)
+            stretch = (job.end_s - job.start_s) / planned_s if isinstance(stage.draft, Lane) and planned_s else 1.0
+            is_beside = is_overlapped and (forwards.kind in AHEAD or forwards.kind == OpKind.VERIFY)
+            end_s = job.start_s
+            for shape, seconds in zip(forwards.shapes(), times, strict=True):
+                start_s, end_s = end_s, end_s + seconds * stretch
+                middle_s = end_s - stage.latency.further_s(shape) * stretch
+                parts = [(shape, start_s, middle_s)]
+                if middle_s < end_s:
+                    parts.append((shape._replace(kind=FURTHER[shape.kind]), middle_s, end_s))
+                stage.run.ops.extend(
+                    op_of(self._request_id, index, devices[part.actor], part, from_s, to_s, is_beside=is_beside)
+                    for part, from_s, to_s in parts
                 )
-            )
-            context, num_tokens = context + num_tokens, 1
+
+
+def _host_of(closed: Round, num_prompt_tokens: int) -> Forwards:
+    return host(closed.num_pending, closed.num_branches, num_prompt_tokens + closed.position)
 
 
 def _label_of(policy: Policy) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,68 @@ class RoundTimes(NamedTuple):
     verify_s: float
 
 
+class Actor(enum.StrEnum):
+    """Who does an operation."""
+
+    DRAFT = "draft"
+    TARGET = "target"
+    HOST = "host"
+
+
+class OpKind(enum.StrEnum):
+    """What an operation is; when it happens is said by `Op.is_beside`."""
+
+    PREFILL = "prefill"  # the prompt, of either model
+    DRAFT = "draft"  # one more pending token
+    LOOK = "look"  # the draft's law right after the pending tokens
+    BRANCH = "branch"  # one more token for every hedge, as one batch
+    READ = "read"  # the draft's signals, after a forward
+    VERIFY = "verify"  # the pending tokens and the newest committed one
+    PREDICT = "predict"  # H-RAD's classes, after a verification
+    HOST = "host"  # decisions, hand-over, bookkeeping
+
+
+class OpShape(NamedTuple):
+    """What decides how long an operation takes: a batch of num_branches equal rows, one unless hedges are extended.
+
+    num_tokens: new tokens a row (verify: pending + 1; host: pending). context_tokens: tokens in the cache before.
+    """
+
+    actor: Actor
+    kind: OpKind
+    num_tokens: int
+    num_branches: int
+    context_tokens: int
+
+
 class Op(NamedTuple):
-    """One operation of one actor. num_tokens: new tokens a row; context_tokens: tokens already in the cache."""
+    """One operation of one actor, as it ran; the last fields are those of its `OpShape`.
+
+    is_beside: whether the other model worked on the same round at the same time: a verification during which the draft
+    looked or branched, and these.
+    batch: requests served at once.
+    """
 
     request_id: int
     round: int
-    actor: str  # draft | target | host
+    actor: Actor
     device: str
-    # prefill, draft, look, branch; read, read_ahead: the draft's signals; verify, verify_beside: the draft
-    # works too; predict: H-RAD, after a verification; host
-    kind: str
+    kind: OpKind
+    is_beside: bool
     start_s: float
     end_s: float
     num_tokens: int
     batch: int
     num_branches: int
     context_tokens: int
+
+
+def op_of(
+    request_id: int, index: int, device: str, shape: OpShape, start_s: float, end_s: float, *, is_beside: bool = False
+) -> Op:
+    """The record of one operation of this shape in the round of this index."""
+    actor, kind, num_tokens, num_branches, context = shape
+    return Op(request_id, index, actor, device, kind, is_beside, start_s, end_s, num_tokens, 1, num_branches, context)
 
 
 class RequestRecord(NamedTuple):

@@ -20,7 +20,7 @@ from sim.decoding.policies.overlapped.specbranch import OnMiss, SpecBranch
 from sim.decoding.replay import next_mismatches
 from sim.latency.base import LatencyModel
 from sim.sweep.sweep import sweep
-from traces.schema import RequestTrace, Signal
+from traces.schema import OpKind, RequestTrace, Signal
 
 Floats = NDArray[np.float64]
 SURE, DOUBTFUL = Signal(0.99, 0.05, 6.0), Signal(0.01, 4.0, 0.01)
@@ -38,9 +38,9 @@ def oracle_speedups(
         for trace in traces:
             start, accepted = _oracle_rounds(trace, length)
             sequence = trace.num_prompt_tokens + start
-            host = latency.mean_array("host", accepted, 1 if overlaps else 0, sequence - 1)
-            verify = latency.mean_array("verify", accepted + 1, 1, sequence - 1)
-            draft = accepted * latency.mean_array("draft", 1, 1, sequence)
+            host = latency.mean_array(OpKind.HOST, accepted, 1 if overlaps else 0, sequence - 1)
+            verify = latency.mean_array(OpKind.VERIFY, accepted + 1, 1, sequence - 1)
+            draft = accepted * latency.mean_array(OpKind.DRAFT, 1, 1, sequence)
             if overlaps:  # while this round is verified, the next one's tokens are drafted
                 seconds += float(draft[0] + (np.maximum(verify, np.append(draft[1:], 0.0)) + host).sum())
             else:
@@ -131,8 +131,8 @@ def entropy_speedups(
     draft_length, tokens_per_forward, speedup."""
     verified = np.asarray(lengths) + 1
     tokens = np.minimum(entropy_bound(entropies_nats, log_moments, verified), verified)  # a chain yields no more
-    one_s = latency.mean_array("verify", 1, 1, context_tokens)
-    gains = tokens * one_s / latency.mean_array("verify", verified, 1, context_tokens)
+    one_s = latency.mean_array(OpKind.VERIFY, 1, 1, context_tokens)
+    gains = tokens * one_s / latency.mean_array(OpKind.VERIFY, verified, 1, context_tokens)
     return pd.DataFrame({"draft_length": lengths, "tokens_per_forward": tokens, "speedup": gains})
 
 
@@ -152,5 +152,7 @@ def _oracle_rounds(trace: RequestTrace, length: int) -> tuple[NDArray[np.int64],
 def _autoregressive_s(trace: RequestTrace, latency: LatencyModel) -> float:
     sequence = trace.num_prompt_tokens + np.arange(trace.num_tokens)
     zeros = np.zeros(len(sequence), dtype=np.int64)
-    seconds = latency.mean_array("verify", 1, 1, sequence - 1) + latency.mean_array("host", zeros, 0, sequence - 1)
+    seconds = latency.mean_array(OpKind.VERIFY, 1, 1, sequence - 1) + latency.mean_array(
+        OpKind.HOST, zeros, 0, sequence - 1
+    )
     return float(seconds.sum())

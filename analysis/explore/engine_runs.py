@@ -27,11 +27,11 @@ class RequestSums:
 
 
 def simulated_requests(
-    policy: Policy, traces: Sequence[RequestTrace], latency: LatencyModel, *, seed: int, same_device: bool = False
+    policy: Policy, traces: Sequence[RequestTrace], latency: LatencyModel, *, seed: int, takes_turns: bool = False
 ) -> RequestSums:
     """Requests one after another; equal seeds give every policy the same draws (common random numbers)."""
     rng = np.random.default_rng(seed)
-    run = simulate(policy, traces, latency, rng=rng, same_device=same_device, record_ops=False)
+    run = simulate(policy, traces, latency, rng=rng, takes_turns=takes_turns, record_ops=False)
     seconds = np.zeros((3, len(traces)))
     rounds: list[list[Round]] = [[] for _ in traces]
     # Requests run one after another, so the rounds come request by request, in the order of the traces.

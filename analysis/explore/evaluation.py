@@ -193,7 +193,7 @@ def _evaluate_drawn(
             apart = simulated_requests(policy, traces, model, seed=workload.seed)
             seconds[:, index, row] = apart.seconds
             if share:  # the same draws, taking turns
-                turns = simulated_requests(policy, traces, model, seed=workload.seed, same_device=True)
+                turns = simulated_requests(policy, traces, model, seed=workload.seed, takes_turns=True)
                 seconds[0, index, row] = mixed(apart.seconds[0], turns.seconds[0], share)
             if index == 0:
                 peaks[row] = apart.peak_kv_tokens

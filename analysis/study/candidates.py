@@ -22,11 +22,11 @@ from sim.decoding.policies.serial.confidence_stop import ConfidenceSignal, Confi
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.policies.serial.product_rule import ProductRule
 from sim.decoding.policies.serial.prompt_lookup import PromptLookup
-from sim.latency.base import LatencyModel, OpShape
+from sim.latency.base import LatencyModel
 from sim.sweep.sweep import sweep
 from traces.fits.signals import fit_ranks, fit_signal
 from traces.progress import Report, silent
-from traces.schema import RequestTrace
+from traces.schema import Actor, OpKind, OpShape, RequestTrace
 
 TYPICAL_SPEEDUP = 1.5  # tokens in the time of a target forward, in what a verified token has to be worth
 TEXTBOOK_LONGEST = 16
@@ -56,12 +56,12 @@ class CostRatios:
 def cost_ratios(latency: LatencyModel, context_tokens: int) -> CostRatios:
     """Cost ratios of a pair at a context length."""
 
-    def seconds(actor: str, kind: str, tokens: int) -> float:
+    def seconds(actor: Actor, kind: OpKind, tokens: int) -> float:
         return latency.mean_s(OpShape(actor, kind, tokens, 1, context_tokens))
 
-    target = seconds("target", "verify", 1)
-    margin = (seconds("target", "verify", 9) - seconds("target", "verify", 4)) / 5
-    return CostRatios(seconds("draft", "draft", 1) / target, max(0.0, margin / target))
+    target = seconds(Actor.TARGET, OpKind.VERIFY, 1)
+    margin = (seconds(Actor.TARGET, OpKind.VERIFY, 9) - seconds(Actor.TARGET, OpKind.VERIFY, 4)) / 5
+    return CostRatios(seconds(Actor.DRAFT, OpKind.DRAFT, 1) / target, max(0.0, margin / target))
 
 
 def typical_context(traces: Sequence[RequestTrace]) -> int:

@@ -18,13 +18,13 @@ from executor.pair import Session
 from executor.recording.contention import ContentionMeter
 from executor.recording.settings import RecordSettings, config_of
 from executor.request import Request
-from executor.roles.draft import Draft, Forward
+from executor.roles.draft import Draft
 from executor.roles.target import Target
 from sim.decoding.policies.base import Needs
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
 from traces.progress import Report, silent
-from traces.schema import FinishReason, Op, RequestRecord, Sampling
+from traces.schema import Actor, FinishReason, Op, OpKind, OpShape, RequestRecord, Sampling, op_of
 
 _WARM_UPS = 3
 
@@ -121,17 +121,17 @@ class _Sweeper:
         for index in range(grid.num_repeats + _WARM_UPS):
             before = len(self._ops)
             for width in grid.widths:
-                self._verify(width, "verify")
+                self._verify(width)
             self._draft.draft(grid.num_steps + 1)
             self._draft.submit(0)
-            self._take("draft")
+            self._take(is_beside=False)
             for count in grid.branch_counts:
                 self._draft.branch((count,), grid.num_steps)
-                self._take("draft")
+                self._take(is_beside=False)
                 self._target.submit(self._pending(4), last=self._tokens[context], num_cached=context)
                 self._draft.branch((count,), grid.num_steps)
-                self._note_verdict(4, "verify_beside")
-                self._take("branch")
+                self._note_verdict(4, is_beside=True)
+                self._take(is_beside=True)
             if index < _WARM_UPS:
                 del self._ops[before:]
         return self._ops
@@ -139,28 +139,22 @@ class _Sweeper:
     def _pending(self, width: int) -> list[int]:
         return self._tokens[self._context + 1 : self._context + width]
 
-    def _verify(self, width: int, kind: str) -> None:
+    def _verify(self, width: int) -> None:
         self._target.submit(self._pending(width), last=self._tokens[self._context], num_cached=self._context)
-        self._note_verdict(width, kind)
+        self._note_verdict(width, is_beside=False)
 
-    def _note_verdict(self, width: int, kind: str) -> None:
+    def _note_verdict(self, width: int, *, is_beside: bool) -> None:
         verdict = self._target.wait_verdict()
+        shape = OpShape(Actor.TARGET, OpKind.VERIFY, width, 1, self._context)
         self._ops.append(
-            Op(
-                self._request_id, 0, "target", self._target_device, kind, verdict.start_s, verdict.end_s, width, 1, 1,
-                self._context,
-            )
-        )  # fmt: skip
+            op_of(self._request_id, 0, self._target_device, shape, verdict.start_s, verdict.end_s, is_beside=is_beside)
+        )
 
-    def _take(self, kind: str) -> None:
-        forwards: list[Forward] = self._draft.take_forwards()
+    def _take(self, *, is_beside: bool) -> None:
         self._ops += [
-            Op(
-                self._request_id, 0, "draft", self._draft_device, kind, forward.start_s, forward.end_s,
-                forward.num_tokens, 1, forward.num_branches, forward.context_tokens,
-            )
-            for forward in forwards
-        ]  # fmt: skip
+            op_of(self._request_id, 0, self._draft_device, shape, start_s, end_s, is_beside=is_beside)
+            for shape, start_s, end_s, _ in self._draft.take_forwards()
+        ]
 
 
 def _record_of(request_id: int, context: int, span: tuple[float, float], is_clean: bool) -> RequestRecord:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from executor.loop import Outcomes
 from executor.request import Request
 from sim.decoding.acceptance_models import GEOMETRIC_SETTINGS, AcceptanceModel, Geometric, Recorded, parse_acceptance
 from sim.decoding.policies.base import Policy
 from sim.decoding.replay import TraceWorld
+from sim.decoding.world import World
 from traces.folder.run import read_run
 from traces.schema import RequestTrace
 
 
 class SyntheticAcceptance:
-    """Outcomes for the requests of one run, from a label: `geometric:alpha=0.8,rank_decay=0.5` or `run:FOLDER`.
+    """World for the requests of one run, from a label: `geometric:alpha=0.8,rank_decay=0.5` or `run:FOLDER`.
 
     A request's outcomes follow from the label and the request's noise key, so that every policy meets the same ones.
     """
@@ -43,7 +43,7 @@ class SyntheticAcceptance:
             temperature=request.sampling.temperature,
         )
 
-    def outcomes(self, request: Request, policy: Policy) -> Outcomes:
+    def outcomes(self, request: Request, policy: Policy) -> World:
         """What decides in the models' place while this policy runs."""
         return TraceWorld(self.trace_of(request), policy.needs)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -22,8 +21,9 @@ from executor.resident.graphs import Graphs, Handover
 from executor.resident.shared import SharedDevice
 from executor.roles.draft import Forward
 from executor.verification import check_finite, choose, noisy_scores, signals, top_tokens
-from sim.decoding.policies.base import Needs
-from traces.schema import UNKNOWN_SIGNAL, Signal
+from sim.decoding.draft_cache import Forwards, prefill
+from sim.decoding.policies.base import Needs, hedged_ranks
+from traces.schema import UNKNOWN_SIGNAL, Actor, OpKind, Signal
 
 MOST_PENDING = 128
 MOST_ROWS = 64
@@ -32,14 +32,11 @@ _LAG_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class _Timed(NamedTuple):
-    """A graph's run of forwards: kind, marks before and after, new tokens of each forward, rows, tokens before it."""
+    """A graph's run of forwards, with marks before and after."""
 
-    kind: str
+    forwards: Forwards
     start: Any
     end: Any
-    num_tokens: tuple[int, ...]
-    num_branches: int
-    context_tokens: int
 
 
 class PendingTokens(Sequence[int]):
@@ -118,7 +115,7 @@ class GraphDraft:
             with self._shared.on(self._stream):
                 start = self._marks.mark()
                 self._engine.extend(prompt, last_only=True)
-                self._note("prefill", start, (len(prompt),), 1, 0)
+                self._note(prefill(Actor.DRAFT, len(self._prompt)), start)
 
     @property
     def pending(self) -> Sequence[int]:
@@ -143,7 +140,7 @@ class GraphDraft:
                 missing -= 1
                 self._num_pending += 1
             if missing:
-                self._run_laws("draft", missing)
+                self._run_laws(OpKind.DRAFT, missing)
                 self._num_pending += missing
         self._is_fetched = False
         return self._signals_at(first, num_tokens)
@@ -161,7 +158,7 @@ class GraphDraft:
     def look(self) -> Signal:
         """The law right after the pending tokens."""
         with self._shared.on(self._stream):
-            self._run_laws("look", 1)
+            self._run_laws(OpKind.LOOK, 1)
         self._knows_frontier = True
         self._is_fetched = False
         self._fetch()
@@ -185,7 +182,7 @@ class GraphDraft:
             start = self._marks.mark()
             key = ("branch", width, num_steps, *self._law_key())
             self._ahead_tokens, self._ahead_signals = self._graphs.run(key, lambda: self._branch_body(width, num_steps))
-            self._note("branch", start, (1,) * num_steps, len(rows), self._engine.length)
+            self._note(Forwards(Actor.DRAFT, OpKind.BRANCH, num_steps, 1, len(rows), self._engine.length), start)
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
         """Commit an outcome; see `Draft.settle`."""
@@ -240,19 +237,18 @@ class GraphDraft:
         timed, self._timed = self._timed, []
         if timed:
             self._wait()
-        forwards = []
-        for kind, start, end, num_tokens, num_branches, context in timed:
+        passed = []
+        for forwards, start, end in timed:
             start_s, end_s = self._marks.seconds(start), self._marks.seconds(end)
-            share = (end_s - start_s) / len(num_tokens)  # a graph's forwards share its time
-            before = accumulate(num_tokens, initial=context)
-            for index, (num, cached) in enumerate(zip(num_tokens, before, strict=False)):
-                begin = start_s + index * share
-                forwards.append(Forward(kind, begin, begin + share, num, num_branches, cached))
-        return forwards
+            share_s = (end_s - start_s) / forwards.num_forwards  # a graph's forwards share its time
+            for index, shape in enumerate(forwards.shapes()):
+                begin_s = start_s + index * share_s
+                passed.append(Forward(shape, begin_s, begin_s + share_s))
+        return passed
 
     # Graphs.
 
-    def _run_laws(self, kind: str, num_tokens: int) -> None:
+    def _run_laws(self, kind: OpKind, num_tokens: int) -> None:
         """Forward what is not cached yet, then draft on: laws number num_pending .. num_pending + num_tokens - 1."""
         engine = self._engine
         cached, end = engine.length, self._num_committed + self._num_pending
@@ -265,7 +261,7 @@ class GraphDraft:
         start = self._marks.mark()
         key = ("laws", width, num_tokens, *self._law_key())
         self._graphs.run(key, lambda: self._laws_body(width, num_tokens))
-        self._note(kind, start, (lag,) + (1,) * (num_tokens - 1), 1, cached)
+        self._note(Forwards(Actor.DRAFT, kind, num_tokens, lag, 1, cached), start)
         engine.set_length(end + num_tokens - 1)
 
     def _laws_body(self, width: int, num_tokens: int) -> tuple[Tensor, ...]:
@@ -318,8 +314,8 @@ class GraphDraft:
 
     def _ranks(self, num_accepted: int, count: int) -> range:
         """Ranks hedged at a position: a pending token itself is not."""
-        first = int(num_accepted < self._num_pending)
-        return range(first, min(first + count, self._num_best))
+        ranks = hedged_ranks(count, is_pending_known=num_accepted < self._num_pending)
+        return range(ranks.start, min(ranks.stop, self._num_best))
 
     def _row_of(self, num_accepted: int, rank: int) -> int | None:
         """The hedge of an outcome; None when there is none."""
@@ -353,8 +349,8 @@ class GraphDraft:
             rows = self._signals[first : first + num].tolist()  # waits for the draft's stream
         return [Signal(*row) for row in rows]
 
-    def _note(self, kind: str, start: Any, num_tokens: tuple[int, ...], num_branches: int, context: int) -> None:
-        self._timed.append(_Timed(kind, start, self._marks.mark(), num_tokens, num_branches, context))
+    def _note(self, forwards: Forwards, start: Any) -> None:
+        self._timed.append(_Timed(forwards, start, self._marks.mark()))
 
     def _law_key(self) -> tuple[object, ...]:
         """What a graph's laws depend on; the noise table is read where it lay when the graph was captured."""

@@ -8,18 +8,15 @@ from typing import NamedTuple, Protocol
 from executor.noise import NoiseTable
 from executor.request import Request
 from sim.decoding.policies.base import Needs
-from traces.schema import Signal
+from traces.schema import OpShape, Signal
 
 
 class Forward(NamedTuple):
     """One timed forward of the draft, for the op table. read_s: seconds after end_s that reading signals took."""
 
-    kind: str
+    shape: OpShape
     start_s: float
     end_s: float
-    num_tokens: int
-    num_branches: int
-    context_tokens: int
     read_s: float = 0.0
 
 

@@ -14,8 +14,8 @@ from executor.noise import NoiseTable, noise_of
 from executor.request import Request
 from executor.roles.draft import Forward
 from executor.verification import check_finite, choose, noisy_scores, signals, top_tokens
-from sim.decoding.policies.base import Needs
-from traces.schema import UNKNOWN_SIGNAL, Sampling, Signal
+from sim.decoding.policies.base import Needs, hedged_ranks
+from traces.schema import UNKNOWN_SIGNAL, Actor, OpKind, OpShape, Sampling, Signal
 
 
 class Law(NamedTuple):
@@ -82,7 +82,7 @@ class DraftSide:
         if prompt:
             start = time.perf_counter()
             self._engine.extend(prompt, last_only=True)
-            self._forwards.append(Forward("prefill", start, time.perf_counter(), len(prompt), 1, 0))
+            self._note(OpKind.PREFILL, len(prompt), 1, 0, start, time.perf_counter())
 
     @property
     def pending(self) -> Sequence[int]:
@@ -103,7 +103,7 @@ class DraftSide:
         """Draft tokens one after another; the first needs no forward when its law is known already."""
         drafted = []
         for _ in range(num_tokens):
-            law = self._frontier or self._forward("draft")
+            law = self._frontier or self._forward(OpKind.DRAFT)
             self._frontier = None
             self._pending.append(law.tokens[0])
             self._laws.append(law)
@@ -119,7 +119,7 @@ class DraftSide:
 
     def look(self) -> Signal:
         """The law right after the pending tokens."""
-        self._frontier = self._forward("look")
+        self._frontier = self._forward(OpKind.LOOK)
         return self._frontier.signal
 
     def branch(self, fanout: Sequence[int], num_steps: int) -> None:
@@ -129,12 +129,11 @@ class DraftSide:
         self._rows, self._steps = [], []
         for n, count in enumerate(fanout):
             if count:
-                if n < len(self._pending):
-                    tokens = self._laws[n].tokens[1 : count + 1]
-                else:
-                    assert self._frontier is not None, "hedging the end of the pending tokens needs a look first"
-                    tokens = self._frontier.tokens[:count]
-                self._rows.extend(_Row(n, token) for token in tokens)
+                is_pending_known = n < len(self._pending)
+                law = self._laws[n] if is_pending_known else self._frontier
+                assert law is not None, "hedging the end of the pending tokens needs a look first"
+                ranks = hedged_ranks(count, is_pending_known=is_pending_known)
+                self._rows.extend(_Row(n, token) for token in law.tokens[ranks.start : ranks.stop])
         if num_steps == 0:
             return
         engine, num_rows = self._engine, len(self._rows)
@@ -147,7 +146,7 @@ class DraftSide:
             newest = choose(scores).tolist()
             self._steps.append(_Step(logits, scores))
             end = time.perf_counter()
-            self._forwards.append(Forward("branch", start, end, 1, num_rows, context + step))
+            self._note(OpKind.BRANCH, 1, num_rows, context + step, start, end)
             start = end
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
@@ -194,7 +193,20 @@ class DraftSide:
         self._engine.roll_back(min(self._engine.length, self._settled_at))
         self._pending, self._laws, self._frontier, self._rows, self._steps = [], [], None, [], []
 
-    def _forward(self, kind: str) -> Law:
+    def _note(
+        self,
+        kind: OpKind,
+        num_tokens: int,
+        num_branches: int,
+        context_tokens: int,
+        start_s: float,
+        end_s: float,
+        read_s: float = 0.0,
+    ) -> None:
+        shape = OpShape(Actor.DRAFT, kind, num_tokens, num_branches, context_tokens)
+        self._forwards.append(Forward(shape, start_s, end_s, read_s))
+
+    def _forward(self, kind: OpKind) -> Law:
         start = time.perf_counter()
         context = self._engine.length
         num_committed = len(self._committed)
@@ -209,7 +221,7 @@ class DraftSide:
         # Reading signals, which not every policy wants, is timed apart from drafting.
         read_s = time.perf_counter() - end if self._needs.signals else 0.0
         end = end if self._needs.signals else time.perf_counter()
-        self._forwards.append(Forward(kind, start, end, len(lag), 1, context, read_s))
+        self._note(kind, len(lag), 1, context, start, end, read_s)
         return law
 
     def _score(self, logits: Tensor, positions: list[int]) -> Tensor:

@@ -8,7 +8,13 @@ lag is 0: the draft's law is known, and its first token is free. The executor cr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
+
+from traces.schema import Actor, OpKind, OpShape
+
+_DRAFT, _TARGET, _HOST = Actor.DRAFT, Actor.TARGET, Actor.HOST
+_PREFILL, _DRAFTING, _LOOK, _BRANCH, _VERIFY = OpKind.PREFILL, OpKind.DRAFT, OpKind.LOOK, OpKind.BRANCH, OpKind.VERIFY
 
 
 class Forwards(NamedTuple):
@@ -18,12 +24,19 @@ class Forwards(NamedTuple):
     num_branches: rows in the batch; 1 unless hedges are extended.
     """
 
-    actor: str  # draft | target | host
-    kind: str  # prefill | draft | look | branch | verify | host
+    actor: Actor
+    kind: OpKind
     num_forwards: int
     first_tokens: int
     num_branches: int
     context_tokens: int
+
+    def shapes(self) -> Iterator[OpShape]:
+        """The shape of each forward, in order."""
+        num_tokens, context = self.first_tokens, self.context_tokens
+        for _ in range(self.num_forwards):
+            yield OpShape(self.actor, self.kind, num_tokens, self.num_branches, context)
+            num_tokens, context = 1, context + num_tokens
 
 
 class DraftCache:
@@ -52,18 +65,18 @@ class DraftCache:
         self.num_pending += num_tokens
         self.num_cached = self.num_sequence + self.num_pending - 1
         if lag:
-            return Forwards("draft", "draft", num_tokens, lag, 1, cached)
-        return Forwards("draft", "draft", num_tokens - 1, 1, 1, cached)
+            return Forwards(_DRAFT, _DRAFTING, num_tokens, lag, 1, cached)
+        return Forwards(_DRAFT, _DRAFTING, num_tokens - 1, 1, 1, cached)
 
     def submit(self, num_pending: int) -> Forwards:
         """Withdraw what is not submitted; gives the target's verification."""
         self.keep(num_pending)
         self.num_hedged = 0
-        return Forwards("target", "verify", 1, num_pending + 1, 1, self.num_sequence - 1)
+        return Forwards(_TARGET, _VERIFY, 1, num_pending + 1, 1, self.num_sequence - 1)
 
     def look(self) -> Forwards:
         """Forward the last pending token, so that the law after it is known."""
-        forwards = Forwards("draft", "look", 1, self.lag, 1, self.num_cached)
+        forwards = Forwards(_DRAFT, _LOOK, 1, self.lag, 1, self.num_cached)
         self.num_cached = self.num_sequence + self.num_pending
         return forwards
 
@@ -73,7 +86,7 @@ class DraftCache:
         Rows fork at different depths; the batch is counted at its longest context, that of all pending tokens.
         """
         self.num_hedged = num_steps
-        return Forwards("draft", "branch", num_steps, 1, num_branches, self.num_cached)
+        return Forwards(_DRAFT, _BRANCH, num_steps, 1, num_branches, self.num_cached)
 
     def settle(self, num_accepted: int, num_emitted: int, is_hit: bool) -> None:
         """Commit an outcome. On a hit the row's tokens but the last are cached and its continuation is pending."""
@@ -88,12 +101,12 @@ class DraftCache:
         self.num_cached = min(self.num_cached, self.num_sequence + num_pending)
 
 
-def prefill(actor: str, num_prompt_tokens: int) -> Forwards:
+def prefill(actor: Actor, num_prompt_tokens: int) -> Forwards:
     """One forward over the prompt without its last token; none for a prompt of one token."""
-    return Forwards(actor, "prefill", int(num_prompt_tokens > 1), num_prompt_tokens - 1, 1, 0)
+    return Forwards(actor, _PREFILL, int(num_prompt_tokens > 1), num_prompt_tokens - 1, 1, 0)
 
 
 def host(num_pending: int, num_branches: int, num_sequence: int) -> Forwards:
     """The host's own work in a round that began with num_sequence committed tokens: decide, hand over, settle, record.
     num_branches is 0 when nothing was hedged."""
-    return Forwards("host", "host", 1, num_pending, num_branches, num_sequence - 1)
+    return Forwards(_HOST, OpKind.HOST, 1, num_pending, num_branches, num_sequence - 1)

@@ -1,9 +1,10 @@
 """The step machine: one loop of plan, act and settle that runs every decoding method in every world.
 
 `decode` is a generator. It yields commands (draft these tokens, submit, look, branch, settle ...) and is sent what came of
-them; it never waits, draws or computes with tokens itself. A *world* answers the commands: the executor with real models,
-the SimPy engine and trace replay with a recorded trace. Hence one policy object meets the same questions everywhere, and
-rounds can be compared field by field.
+them; it never waits, draws or computes with tokens itself. A *world* (`sim.decoding.world`) answers the commands: real
+models, a recorded trace, or next-token tables. Hence one policy object meets the same questions everywhere, and rounds
+can be compared field by field. Which forwards a command asks of a model follows from the outcomes alone, so the machine
+says it: whoever spends time reads it off the command, and nobody counts lags a second time.
 
     round:  plan    draft serially, while the policy wants more; submit a prefix
             act     the target verifies  ||  the draft looks one token ahead and extends the hedges, as one batch
@@ -15,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import NamedTuple, TypeAlias
 
-from sim.decoding.policies.base import Defaults, Observation, Policy, Verdict
+from sim.decoding.draft_cache import DraftCache, Forwards
+from sim.decoding.ledger import Ledger
+from sim.decoding.policies.base import Load, Observation, Policy, Verdict
 from traces.schema import RollbackCase, Round, Signal
 
 ClassProbs: TypeAlias = tuple[float, float, float]
@@ -25,16 +28,20 @@ class DraftTokens(NamedTuple):
     """Draft this many tokens after the pending ones, one forward each (the first is free if its law is known)."""
 
     num_tokens: int
+    forwards: Forwards
 
 
 class Submit(NamedTuple):
     """Hand the first `num_pending` drafted tokens to the target; later ones are withdrawn. Verification starts."""
 
     num_pending: int
+    forwards: Forwards
 
 
 class Look(NamedTuple):
     """Forward the last pending token, so that the draft's law after it is known."""
+
+    forwards: Forwards
 
 
 class Branch(NamedTuple):
@@ -42,6 +49,7 @@ class Branch(NamedTuple):
 
     fanout: tuple[int, ...]
     num_steps: int
+    forwards: Forwards
 
 
 class Settle(NamedTuple):
@@ -55,12 +63,13 @@ class Keep(NamedTuple):
 
 
 class Close(NamedTuple):
-    """The round is over; here is its record."""
+    """The round is over; here are its record and what its forwards were."""
 
     round: Round
+    ledger: Ledger
 
 
-_LOOK, _SETTLE = Look(), Settle()
+_SETTLE = Settle()
 Command: TypeAlias = DraftTokens | Submit | Look | Branch | Settle | Keep | Close
 
 
@@ -83,39 +92,49 @@ class Settled(NamedTuple):
     class_probs: ClassProbs | None
 
 
-Reply: TypeAlias = list[Signal] | Signal | Settled | None
+Reply: TypeAlias = list[Signal] | Signal | Settled | Load | None
 
 
 def decode(
-    policy: Policy, *, request_id: int, max_new_tokens: int, class_probs: ClassProbs | None = None
+    policy: Policy,
+    *,
+    request_id: int,
+    max_new_tokens: int,
+    num_prompt_tokens: int = 1,
+    class_probs: ClassProbs | None = None,
+    load: Load | None = None,
 ) -> Generator[Command, Reply, None]:
     """Decode one request: yields commands, is sent their replies, ends after the last `Close`.
 
-    DraftTokens is answered by a list of the tokens' signals, Look by a signal, Settle by `Settled`, everything else by None.
-    class_probs: H-RAD's prediction after the prefill, if there is one.
+    DraftTokens is answered by a list of the tokens' signals, Look by a signal, Settle by `Settled`, Close by the server's
+    load at the next round's start (None where there is no such thing), everything else by None.
+    class_probs: H-RAD's prediction after the prefill, if there is one. load: of the server when the first round starts.
+    Raises ValueError when the policy hedges more or fewer outcomes than there are.
     """
     pending: tuple[Signal, ...] = ()
     frontier: Signal | None = None  # the draft's law right after `pending`, when it costs no forward
     remaining, position, index = max_new_tokens, 0, 0
     submitted = accepted = last_submitted = last_accepted = 0
     was_hit, memory = False, None
-    predicts = policy.needs.classes
-    learns = getattr(type(policy), "learn", None) is not Defaults.learn  # most do not, and a verdict a round adds up
+    needs = policy.needs
+    predicts, learns = needs.classes, needs.learns
+    cache = DraftCache(num_prompt_tokens)
 
     while True:
         seen = Observation(
-            remaining, index, submitted, accepted, last_submitted, last_accepted, was_hit, class_probs, memory
+            remaining, index, submitted, accepted, last_submitted, last_accepted, was_hit, class_probs, memory, load
         )
         # Plan: draft while the target waits. The target's own token is always one of the remaining, hence the - 1.
         num_pending = carried = len(pending)
-        forwards = unused = 0
+        forwards = unused = look_lag = 0
+        draft_lag = cache.num_sequence + num_pending - cache.num_cached
         while (more := policy.draft_more(seen, pending)) > 0:
             room = remaining - 1 - num_pending
             if more > room:
                 more = room
                 if more <= 0:
                     break
-            signals = yield DraftTokens(more)
+            signals = yield DraftTokens(more, cache.draft(more))
             assert isinstance(signals, list)
             forwards += more if frontier is None else more - 1
             frontier = None
@@ -130,25 +149,29 @@ def decode(
                 frontier, pending, num_pending = pending[kept], pending[:kept], kept
 
         # Act: the target verifies; the draft works ahead on the outcomes that the policy hedges.
-        yield Submit(num_pending)
+        num_withdrawn = carried + num_serial - num_pending
+        yield Submit(num_pending, cache.submit(num_pending))
         fanout: tuple[int, ...] = ()
         num_steps = num_rows = 0
         if remaining > 1 and policy.looks(seen, pending):
             if frontier is None:
-                law = yield _LOOK
+                look = cache.look()
+                look_lag = look.first_tokens
+                law = yield Look(look)
                 assert isinstance(law, Signal)
                 frontier = law
                 forwards += 1
             fanout, num_steps = _useful(policy.hedge(seen, pending, frontier), num_pending, remaining)
             num_rows = sum(fanout)
             if num_rows:
-                yield Branch(fanout, num_steps)
+                yield Branch(fanout, num_steps, cache.branch(num_rows, num_steps))
                 forwards += num_steps
 
         # Settle.
         settled = yield _SETTLE
         assert isinstance(settled, Settled)
         num_accepted, num_emitted, is_finished, next_rank, is_hit, ahead, class_probs = settled
+        cache.settle(num_accepted, num_emitted, is_hit)
         submitted, last_submitted = submitted + num_pending, num_pending
         accepted, last_accepted = accepted + num_accepted, num_accepted
         was_hit = is_hit
@@ -164,9 +187,10 @@ def decode(
             unused += num_pending - num_accepted
         if is_hit:
             seen = Observation(
-                remaining, index, submitted, accepted, last_submitted, last_accepted, was_hit, class_probs, memory
+                remaining, index, submitted, accepted, last_submitted, last_accepted, was_hit, class_probs, memory, load
             )
             kept = _within(policy.keep(seen, ahead), min(len(ahead), remaining - 1))
+            cache.keep(kept)
             yield Keep(kept)
             sibling, trimmed = num_row_tokens - 1 - num_steps, num_steps - kept
             pending, frontier = ahead[:kept], ahead[kept] if kept < len(ahead) else None
@@ -177,32 +201,47 @@ def decode(
         case = _rollback_case(num_pending, rejected, num_rows, is_hit, sibling, trimmed, is_finished)
         predicted_class = class_probs.index(max(class_probs)) if predicts and class_probs else -1
         # By position, in the order of the record's fields: keywords would cost a round a tenth of its time.
-        yield Close(
-            Round(
-                request_id,
-                index - 1,
-                position - num_emitted,
-                num_serial,
-                num_pending,
-                num_accepted,
-                num_emitted,
-                fanout,
-                num_rows,
-                num_steps,
-                num_serial + num_row_tokens,
-                forwards,
-                next_rank,
-                is_hit,
-                kept,
-                rejected,
-                sibling,
-                trimmed,
-                unused,
-                case,
-                predicted_class,
-                is_finished,
-            )
+        record = Round(
+            request_id,
+            index - 1,
+            position - num_emitted,
+            num_serial,
+            num_pending,
+            num_accepted,
+            num_emitted,
+            fanout,
+            num_rows,
+            num_steps,
+            num_serial + num_row_tokens,
+            forwards,
+            next_rank,
+            is_hit,
+            kept,
+            rejected,
+            sibling,
+            trimmed,
+            unused,
+            case,
+            predicted_class,
+            is_finished,
         )
+        ledger = Ledger(
+            carried,
+            draft_lag,
+            num_serial,
+            num_withdrawn,
+            num_pending,
+            look_lag,
+            num_rows,
+            num_steps,
+            num_accepted,
+            num_emitted,
+            is_hit,
+            kept,
+            is_finished,
+        )
+        answer = yield Close(record, ledger)
+        load = answer if isinstance(answer, Load) else None
         if is_finished:
             return
 

@@ -8,8 +8,9 @@ that look at them): they are the very rounds that the executor would run.
 
 from __future__ import annotations
 
-from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, decode
-from sim.decoding.policies.base import Needs, Policy
+from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit
+from sim.decoding.policies.base import Needs, Policy, hedged_ranks
+from sim.decoding.world import drive
 from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
 
 
@@ -56,7 +57,7 @@ class TraceWorld:
             self._knows_frontier = True
             return self._signals_at(self.num_pending, 1)[0]
         elif isinstance(command, Branch):
-            self.fanout, self.num_steps = command
+            self.fanout, self.num_steps = command.fanout, command.num_steps
         elif isinstance(command, Keep):
             self.num_pending = command.num_kept
             self._knows_frontier = command.num_kept < self.num_steps
@@ -77,8 +78,7 @@ class TraceWorld:
         self._knows_frontier = False
         is_hit = False
         if self.fanout and not is_finished:
-            # At n < L the pending token (rank 0) is not among the hedged ones: ranks 1 to F are; at n = L ranks 0 to F - 1.
-            is_hit = rank < self.fanout[num_accepted] + (num_accepted < num_pending)
+            is_hit = rank in hedged_ranks(self.fanout[num_accepted], is_pending_known=num_accepted < num_pending)
         return Settled(
             num_accepted,
             num_accepted + 1,
@@ -137,22 +137,21 @@ def check_answers(trace: RequestTrace, needs: Needs) -> None:
         )
 
 
-def replay(policy: Policy, trace: RequestTrace) -> list[Round]:
-    """The rounds that `policy` runs on a recorded request, without times."""
-    world = TraceWorld(trace, policy.needs)
-    machine = decode(
+def closed_rounds(policy: Policy, trace: RequestTrace) -> list[Close]:
+    """Records and ledgers of the rounds that `policy` runs on a recorded request, without times.
+
+    Raises ValueError where the trace cannot answer the policy's questions.
+    """
+    steps = drive(
         policy,
+        TraceWorld(trace, policy.needs),
         request_id=trace.request_id,
         max_new_tokens=trace.max_new_tokens,
-        class_probs=world.first_classes,
+        num_prompt_tokens=trace.num_prompt_tokens,
     )
-    rounds: list[Round] = []
-    reply: Reply = None
-    while True:
-        try:
-            command = machine.send(reply)
-        except StopIteration:
-            return rounds
-        if isinstance(command, Close):
-            rounds.append(command.round)
-        reply = world.answer(command)
+    return [command for command, _ in steps if isinstance(command, Close)]
+
+
+def replay(policy: Policy, trace: RequestTrace) -> list[Round]:
+    """The records of `closed_rounds`."""
+    return [closed.round for closed in closed_rounds(policy, trace)]

@@ -13,31 +13,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from sim.decoding.policies.base import Policy
 from traces.fits.cold_start import ColdStart
+from traces.schema import Actor, OpKind, OpShape
 
 Array = NDArray[np.float64]
 
 _ACTOR_OF = {
-    "draft": "draft",
-    "look": "draft",
-    "branch": "draft",
-    "verify": "target",
-    "predict": "target",
-    "prefill": "target",
-    "host": "host",
+    OpKind.DRAFT: Actor.DRAFT,
+    OpKind.LOOK: Actor.DRAFT,
+    OpKind.BRANCH: Actor.DRAFT,
+    OpKind.VERIFY: Actor.TARGET,
+    OpKind.PREDICT: Actor.TARGET,
+    OpKind.PREFILL: Actor.TARGET,
+    OpKind.HOST: Actor.HOST,
 }
-
-
-class OpShape(NamedTuple):
-    """What decides how long an operation takes: as in `traces.schema.Op`, one forward of num_branches rows.
-
-    num_tokens: new tokens a row (verify: pending + 1; host: pending). context_tokens: tokens in the cache before.
-    """
-
-    actor: str
-    kind: str
-    num_tokens: int
-    num_branches: int
-    context_tokens: int
+AHEAD = (OpKind.LOOK, OpKind.BRANCH)  # the draft's forwards during a verification
+# What some policies do besides a forward, at once: its law's signals are read, H-RAD predicts. Of the branches only the
+# hit one's laws are read, when the round settles: the host's time.
+FURTHER = {OpKind.DRAFT: OpKind.READ, OpKind.LOOK: OpKind.READ, OpKind.VERIFY: OpKind.PREDICT}
 
 
 class Conditions(NamedTuple):
@@ -54,10 +46,10 @@ class Conditions(NamedTuple):
     predicts: bool = False
 
     @classmethod
-    def of(cls, policy: Policy, *, same_device: bool = False) -> Conditions:
-        """same_device: the models take turns, so that nothing runs beside anything."""
+    def of(cls, policy: Policy, *, takes_turns: bool = False) -> Conditions:
+        """takes_turns: the models share a device that runs one at a time, so that nothing runs beside anything."""
         needs = policy.needs
-        return cls(needs.drafts, needs.signals, policy.overlaps and not same_device, needs.classes)
+        return cls(needs.drafts, needs.signals, policy.overlaps and not takes_turns, needs.classes)
 
 
 class LatencyModel(Protocol):
@@ -76,14 +68,24 @@ class LatencyModel(Protocol):
         """Mean."""
         ...
 
+    def further_s(self, op: OpShape) -> float:
+        """Of it and of every draw, what `FURTHER` takes under these conditions."""
+        ...
+
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         """One draw, with this mean."""
         ...
 
     def mean_array(
-        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+        self,
+        kind: OpKind,
+        num_tokens: ArrayLike,
+        num_branches: ArrayLike,
+        context_tokens: ArrayLike,
+        *,
+        actor: Actor | None = None,
     ) -> Array:
-        """Means of arrays that broadcast. actor: for a prefill, target unless said otherwise."""
+        """Means of arrays that broadcast. actor: the target of a prefill unless it is given."""
         ...
 
 
@@ -97,9 +99,12 @@ class PlainLatency:
     def under(self, conditions: Conditions) -> Self:
         return self
 
+    def further_s(self, op: OpShape) -> float:
+        return 0.0
 
-def actor_of(kind: str) -> str:
+
+def actor_of(kind: OpKind) -> Actor:
     """Who does operations of this kind; of a prefill, the target."""
     if kind not in _ACTOR_OF:
-        raise ValueError(f"there is no operation {kind!r}; known are {', '.join(_ACTOR_OF)}.")
+        raise ValueError(f"there is no operation {str(kind)!r}; known are {', '.join(_ACTOR_OF)}.")
     return _ACTOR_OF[kind]

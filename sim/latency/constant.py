@@ -1,8 +1,7 @@
 """The textbook's latency: every forward of a model costs the same.
 
->>> from sim.latency.base import OpShape
 >>> textbook = ConstantLatency(draft_s=0.002, verify_s=0.020)
->>> textbook.mean_s(OpShape("target", "verify", num_tokens=5, num_branches=1, context_tokens=300))
+>>> textbook.mean_s(OpShape(Actor.TARGET, OpKind.VERIFY, num_tokens=5, num_branches=1, context_tokens=300))
 0.02
 """
 
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sim.latency.base import Array, OpShape, PlainLatency, actor_of
+from sim.latency.base import Array, PlainLatency, actor_of
 from traces.fits.calibration import group_of
+from traces.schema import Actor, OpKind, OpShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +37,26 @@ class ConstantLatency(PlainLatency):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0 seconds, but got {getattr(self, name)}.")
 
-    def _seconds(self, actor: str, kind: str) -> float:
+    def _seconds(self, actor: Actor, kind: OpKind) -> float:
         group = group_of(actor, kind)
         return float(getattr(self, f"{group}_s"))
 
     def mean_s(self, op: OpShape) -> float:
-        further = self.branch_s * (op.num_branches - 1) if op.kind == "branch" else 0.0
+        further = self.branch_s * (op.num_branches - 1) if op.kind == OpKind.BRANCH else 0.0
         return self._seconds(op.actor, op.kind) + further
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         return self.mean_s(op)
 
     def mean_array(
-        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+        self,
+        kind: OpKind,
+        num_tokens: ArrayLike,
+        num_branches: ArrayLike,
+        context_tokens: ArrayLike,
+        *,
+        actor: Actor | None = None,
     ) -> Array:
         shape = np.broadcast_shapes(np.shape(num_tokens), np.shape(num_branches), np.shape(context_tokens))
         means = np.full(shape, self._seconds(actor or actor_of(kind), kind))
-        return means + self.branch_s * (np.asarray(num_branches) - 1) if kind == "branch" else means
+        return means + self.branch_s * (np.asarray(num_branches) - 1) if kind == OpKind.BRANCH else means

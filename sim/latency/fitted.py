@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sim.latency.base import Array, Conditions, OpShape, actor_of
-from traces.fits.calibration import AHEAD_KINDS, Calibration, LatencyFit, group_of
+from sim.latency.base import AHEAD, FURTHER, Array, Conditions, actor_of
+from traces.fits.calibration import Calibration, LatencyFit, group_of
 from traces.fits.cold_start import ColdStart
-
-# Forwards whose laws are read at once. Of the branches only the hit one's are, when the round settles: the host's time.
-_SIGNALLED = ("draft", "look")
+from traces.schema import Actor, OpKind, OpShape
 
 
 class FittedLatency:
@@ -31,13 +29,15 @@ class FittedLatency:
         self.is_noisy = is_noisy
         # The draft looks and branches during a verification only; other forwards have the device to themselves.
         drafts, reads_signals, overlaps, predicts = conditions or Conditions()
-        self._slowed = dict.fromkeys(AHEAD_KINDS, calibration.draft_beside if overlaps else 1.0)
-        self._slowed["verify"] = (calibration.drafting if drafts else 1.0) * (calibration.beside if overlaps else 1.0)
+        self._slowed = dict.fromkeys(AHEAD, calibration.draft_beside if overlaps else 1.0)
+        self._slowed[OpKind.VERIFY] = (calibration.drafting if drafts else 1.0) * (
+            calibration.beside if overlaps else 1.0
+        )
         self._read = calibration.fits.get("read") if reads_signals else None
         self._predict = calibration.fits.get("predict") if predicts else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
 
-    def _fit(self, actor: str, kind: str) -> tuple[LatencyFit, tuple[float, ...], int]:
+    def _fit(self, actor: Actor, kind: OpKind) -> tuple[LatencyFit, tuple[float, ...], int]:
         found = self._fits.get((actor, kind))
         if found is None:
             fit = self.calibration.fit_of(group_of(actor, kind))
@@ -53,30 +53,36 @@ class FittedLatency:
 
     def mean_s(self, op: OpShape) -> float:
         mean = self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)
-        return mean * self._slowed.get(op.kind, 1.0) + self._further_s(op)
+        return mean * self._slowed.get(op.kind, 1.0) + self.further_s(op)
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         fit, ratios, num_ratios = self._fit(op.actor, op.kind)
         mean = fit.mean_s(op.num_tokens, op.num_branches, op.context_tokens)
         drawn = mean * ratios[int(rng.random() * num_ratios)] if self.is_noisy else mean
-        return drawn * self._slowed.get(op.kind, 1.0) + self._further_s(op)
+        return drawn * self._slowed.get(op.kind, 1.0) + self.further_s(op)
 
     def mean_array(
-        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+        self,
+        kind: OpKind,
+        num_tokens: ArrayLike,
+        num_branches: ArrayLike,
+        context_tokens: ArrayLike,
+        *,
+        actor: Actor | None = None,
     ) -> Array:
         means = self._fit(actor or actor_of(kind), kind)[0].mean_array(num_tokens, num_branches, context_tokens)
         if kind in self._slowed:
             means = means * self._slowed[kind]
-        if self._read is not None and kind in _SIGNALLED:
+        if self._read is not None and FURTHER.get(kind) == OpKind.READ:
             means = means + self._read.mean_array(1, num_branches, context_tokens)
-        if self._predict is not None and kind == "verify":
+        if self._predict is not None and kind == OpKind.VERIFY:
             means = means + self._predict.mean_array(1, 1, context_tokens)
         return means
 
-    def _further_s(self, op: OpShape) -> float:
+    def further_s(self, op: OpShape) -> float:
         """What policies of this kind do besides the forward."""
-        if self._read is not None and op.kind in _SIGNALLED:
+        if self._read is not None and FURTHER.get(op.kind) == OpKind.READ:
             return self._read.mean_s(1, op.num_branches, op.context_tokens)
-        if self._predict is not None and op.kind == "verify":
+        if self._predict is not None and op.kind == OpKind.VERIFY:
             return self._predict.mean_s(1, 1, op.context_tokens)
         return 0.0

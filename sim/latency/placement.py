@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sim.latency.base import Conditions, LatencyModel, OpShape
+from sim.latency.base import Conditions, LatencyModel, actor_of
 from sim.sweep.lockstep import Ints, RoundArrays
 from sim.sweep.timer import RoundTimer
 from traces.fits.cold_start import ColdStart
-from traces.schema import RequestTrace
+from traces.schema import Actor, OpKind, OpShape, RequestTrace
 
 Floats = NDArray[np.float64]
 BYTES_PER_TOKEN = 4  # an id; under shared noise no row of the vocabulary crosses the link
@@ -93,6 +93,9 @@ class AdjustedLatency:
     def under(self, conditions: Conditions) -> AdjustedLatency:
         return replace(self, base=self.base.under(conditions))
 
+    def further_s(self, op: OpShape) -> float:
+        return self.base.further_s(op) * self._factor(op.actor, op.kind)
+
     def mean_s(self, op: OpShape) -> float:
         return self.base.mean_s(op) * self._factor(op.actor, op.kind) + float(self._crossing_s(op.kind, op.num_tokens))
 
@@ -102,18 +105,24 @@ class AdjustedLatency:
         )
 
     def mean_array(
-        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+        self,
+        kind: OpKind,
+        num_tokens: ArrayLike,
+        num_branches: ArrayLike,
+        context_tokens: ArrayLike,
+        *,
+        actor: Actor | None = None,
     ) -> Floats:
         means = self.base.mean_array(kind, num_tokens, num_branches, context_tokens, actor=actor)
         found: Floats = means * self._factor(actor, kind) + self._crossing_s(kind, num_tokens)
         return found
 
-    def _factor(self, actor: str, kind: str) -> float:
-        return self.draft_factor if actor == "draft" or kind in ("draft", "look", "branch") else 1.0
+    def _factor(self, actor: Actor | None, kind: OpKind) -> float:
+        return self.draft_factor if (actor or actor_of(kind)) == Actor.DRAFT else 1.0
 
-    def _crossing_s(self, kind: str, num_tokens: ArrayLike) -> Floats:
+    def _crossing_s(self, kind: OpKind, num_tokens: ArrayLike) -> Floats:
         """There with the pending tokens, back with the count accepted and the target's token."""
-        if self.link is None or kind != "verify":
+        if self.link is None or kind != OpKind.VERIFY:
             return np.zeros(np.shape(num_tokens))
         num_bytes = BYTES_PER_TOKEN * (np.asarray(num_tokens, float) + 1)
         crossing: Floats = 2 * self.link.link_latency_s + num_bytes / self.link.link_bytes_per_s
@@ -122,8 +131,8 @@ class AdjustedLatency:
 
 def cost_ratio_of(latency: LatencyModel, context_tokens: int) -> float:
     """c = target forward over one token / draft forward over one token, at a context length."""
-    target = latency.mean_s(OpShape("target", "verify", 1, 1, context_tokens))
-    draft = latency.mean_s(OpShape("draft", "draft", 1, 1, context_tokens))
+    target = latency.mean_s(OpShape(Actor.TARGET, OpKind.VERIFY, 1, 1, context_tokens))
+    draft = latency.mean_s(OpShape(Actor.DRAFT, OpKind.DRAFT, 1, 1, context_tokens))
     if not draft > 0:
         raise ValueError("a draft forward takes no time in this calibration, so that it has no cost ratio.")
     return target / draft
@@ -157,7 +166,7 @@ class PlacedTimer:
         beside = latency.under(conditions)
         in_turns = latency.under(conditions._replace(overlaps=False))
         self._apart = RoundTimer(beside, traces)
-        self._turns = RoundTimer(in_turns, traces, same_device=True)
+        self._turns = RoundTimer(in_turns, traces, takes_turns=True)
         self.prefill_s: Floats = mixed(self._apart.prefill_s, self._turns.prefill_s, self.share)
 
     def times_of(self, rounds: RoundArrays, request: Ints, position: Ints) -> tuple[Floats, Floats, Floats]:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sim.decoding.model_shapes import ModelShape
-from sim.latency.base import Array, OpShape, PlainLatency, actor_of
+from sim.latency.base import Array, PlainLatency, actor_of
 from traces.fits.calibration import Calibration, LatencyFit, group_of
 from traces.fits.latency import TERMS
+from traces.schema import Actor, OpKind, OpShape
 
 LARGEST_WIDTH = 32768  # tokens of one forward up to which a roofline is written down as a calibration
 
@@ -117,7 +118,7 @@ class RooflineLatency(PlainLatency):
     ...                    head_dim=128, vocab_size=32000)
     >>> device = Hardware(name="2 TB/s", bandwidth_bytes_per_s=2e12, peak_flops_per_s=300e12)
     >>> latency = RooflineLatency(target=model, draft=model, target_hardware=device, draft_hardware=device)
-    >>> latency.mean_array("verify", [1, 5, 1000], 1, 0).round(4).tolist()
+    >>> latency.mean_array(OpKind.VERIFY, [1, 5, 1000], 1, 0).round(4).tolist()
     [0.0066, 0.0066, 0.0449]
     """
 
@@ -137,14 +138,22 @@ class RooflineLatency(PlainLatency):
         return self.mean_s(op)
 
     def mean_array(
-        self, kind: str, num_tokens: ArrayLike, num_branches: ArrayLike, context_tokens: ArrayLike, *, actor: str = ""
+        self,
+        kind: OpKind,
+        num_tokens: ArrayLike,
+        num_branches: ArrayLike,
+        context_tokens: ArrayLike,
+        *,
+        actor: Actor | None = None,
     ) -> Array:
         actor = actor or actor_of(kind)
         group_of(actor, kind)
         new, rows, context = np.broadcast_arrays(num_tokens, num_branches, context_tokens)
-        if actor == "host":
+        if actor == Actor.HOST:
             return np.full(new.shape, self.host_s)
-        model, device = (self.target, self.target_hardware) if actor == "target" else (self.draft, self.draft_hardware)
+        model, device = (
+            (self.target, self.target_hardware) if actor == Actor.TARGET else (self.draft, self.draft_hardware)
+        )
         num_weights, num_layers = model.num_step_parameters, model.num_layers
         num_bytes = num_weights * self.bytes_per_weight + rows * (context + new) * model.kv_numbers * self.bytes_per_kv
         pairs = rows * new * (context + (new + 1) / 2)  # causal: token i of the new ones sees the context and i others
@@ -156,18 +165,18 @@ class RooflineLatency(PlainLatency):
         )
         return found
 
-    def held_bytes(self, actor: str, num_tokens: int) -> float:
+    def held_bytes(self, actor: Actor, num_tokens: int) -> float:
         """Memory of one model: its weights, and keys and values of so many tokens."""
-        model = self.target if actor == "target" else self.draft
+        model = self.target if actor == Actor.TARGET else self.draft
         return model.num_parameters * self.bytes_per_weight + num_tokens * model.kv_numbers * self.bytes_per_kv
 
 
 def check_memory(latency: RooflineLatency, num_tokens: int, *, is_shared: bool) -> None:
     """Refuse a pair that does not fit with num_tokens in the cache of each model. is_shared: both on the target's devices."""
-    need = {actor: latency.held_bytes(actor, num_tokens) for actor in ("target", "draft")}
+    need = {actor: latency.held_bytes(actor, num_tokens) for actor in (Actor.TARGET, Actor.DRAFT)}
     wanted = [
-        ("the target", need["target"], latency.target_hardware),
-        ("the draft", need["draft"], latency.draft_hardware),
+        ("the target", need[Actor.TARGET], latency.target_hardware),
+        ("the draft", need[Actor.DRAFT], latency.draft_hardware),
     ]
     if is_shared:
         wanted = [("the pair", sum(need.values()), latency.target_hardware)]
@@ -188,20 +197,20 @@ def as_calibration(latency: RooflineLatency, *, context_tokens: int = 512, uncer
     if not 0 <= uncertainty < 1:
         raise ValueError(f"uncertainty must lie in [0, 1), but got {uncertainty}.")
     groups = {
-        "draft": ("draft", "draft"),
-        "verify": ("target", "verify"),
-        "draft_prefill": ("draft", "prefill"),
-        "target_prefill": ("target", "prefill"),
-        "host": ("host", "host"),
+        "draft": (Actor.DRAFT, OpKind.DRAFT),
+        "verify": (Actor.TARGET, OpKind.VERIFY),
+        "draft_prefill": (Actor.DRAFT, OpKind.PREFILL),
+        "target_prefill": (Actor.TARGET, OpKind.PREFILL),
+        "host": (Actor.HOST, OpKind.HOST),
     }
     fits = {
-        group: _fit_of(latency, actor, kind, 0 if kind == "prefill" else context_tokens, uncertainty)
+        group: _fit_of(latency, actor, kind, 0 if kind == OpKind.PREFILL else context_tokens, uncertainty)
         for group, (actor, kind) in groups.items()
     }
     return Calibration(fits=fits, round_check=None, num_requests=0, num_unclean=0)
 
 
-def _fit_of(latency: RooflineLatency, actor: str, kind: str, context: int, uncertainty: float) -> LatencyFit:
+def _fit_of(latency: RooflineLatency, actor: Actor, kind: OpKind, context: int, uncertainty: float) -> LatencyFit:
     """The law of small forwards from differences, and a table of what wide ones take beside it."""
 
     def seconds(num_tokens: ArrayLike, num_branches: int, context_tokens: int) -> Array:
@@ -214,7 +223,7 @@ def _fit_of(latency: RooflineLatency, actor: str, kind: str, context: int, uncer
     coefficients = dict(base=base, context=of_context, more_branches=of_rows, context_more_branches=of_both)
     known = tuple(coefficients.get(term, 0.0) for term in TERMS)
     widths: tuple[tuple[int, float], ...] = ()
-    if actor != "host":
+    if actor != Actor.HOST:
         wide = np.unique(np.geomspace(1, LARGEST_WIDTH, 200).round().astype(int))
         factors = seconds(wide, 1, context) / (base + of_context * context)
         widths = tuple(zip(wide.tolist(), factors.tolist(), strict=True))
@@ -222,7 +231,7 @@ def _fit_of(latency: RooflineLatency, actor: str, kind: str, context: int, uncer
         coefficients=known,
         intervals=tuple(((1 - uncertainty) * value, (1 + uncertainty) * value) for value in known),
         ratios=(1.0,),
-        least=0 if actor == "host" else 1,
+        least=0 if actor == Actor.HOST else 1,
         left_out=tuple(term for term, value in zip(TERMS, known, strict=True) if value == 0),
         r2=None,
         error=0.0,

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.decoding.draft_cache import DraftCache
+from sim.decoding.machine import Close
 from sim.decoding.policies.base import Policy
-from sim.decoding.replay import check_answers, replay
+from sim.decoding.replay import check_answers, closed_rounds
 from sim.latency.base import Conditions, LatencyModel
 from sim.sweep.lockstep import Floats, Ints, Lanes, RoundArrays, TraceArrays, step_all
 from sim.sweep.rules import ARRAY_RULES
 from sim.sweep.timer import RoundTimer
 from traces.metrics.counts import Summary
-from traces.schema import RequestTrace, Round
+from traces.schema import RequestTrace
 
 ROUNDS_AT_ONCE = 1 << 14  # that are timed together: enough to hide the cost of calls, few enough for the caches
 _FEWEST_LANES = 4  # below this the step machine is faster than arrays
@@ -81,11 +81,11 @@ def sweep(
     traces: Sequence[RequestTrace],
     latency: LatencyModel,
     *,
-    same_device: bool = False,
+    takes_turns: bool = False,
     record_rounds: bool = False,
     arrays: TraceArrays | None = None,
 ) -> Sweep:
-    """All policies on all requests, which run one after another; see `sim.engine.simulate` for same_device.
+    """All policies on all requests, which run one after another; see `sim.engine.simulate` for takes_turns.
 
     arrays: of these traces, for a caller who sweeps them more than once.
     """
@@ -94,14 +94,14 @@ def sweep(
             check_answers(trace, needs)
     arrays = arrays or TraceArrays(traces)
     timers = {
-        kind: RoundTimer(latency.under(kind), traces, same_device=same_device)
-        for kind in {Conditions.of(policy, same_device=same_device) for policy in policies}
+        kind: RoundTimer(latency.under(kind), traces, takes_turns=takes_turns)
+        for kind in {Conditions.of(policy, takes_turns=takes_turns) for policy in policies}
     }
     sums = _Sums(policies, traces, arrays, next(iter(timers.values())), record_rounds)
     # Policies of one type step together; of these, those apart that overlap and those that do not.
     kinds: dict[tuple[type[Policy], bool, Conditions], list[int]] = {}
     for index, policy in enumerate(policies):
-        conditions = Conditions.of(policy, same_device=same_device)
+        conditions = Conditions.of(policy, takes_turns=takes_turns)
         kinds.setdefault((type(policy), policy.overlaps, conditions), []).append(index)
     for (kind, _, conditions), chosen in kinds.items():
         sums.use(timers[conditions])
@@ -111,7 +111,7 @@ def sweep(
         else:
             for index in chosen:
                 for request, trace in enumerate(traces):
-                    rounds = replay(policies[index], trace)
+                    rounds = closed_rounds(policies[index], trace)
                     lane = index * len(traces) + request
                     sums.add(round_arrays(rounds, lane, int(arrays.starts[request])))
     return sums.result()
@@ -134,28 +134,9 @@ def _lanes(chosen: Sequence[int], arrays: TraceArrays) -> Lanes:
     )
 
 
-def round_arrays(rounds: Sequence[Round], lane: int, start: int) -> RoundArrays:
+def round_arrays(closed: Sequence[Close], lane: int, start: int) -> RoundArrays:
     """Rounds of the step machine as arrays; start: the request's first absolute position."""
-    cache = DraftCache(1)  # shapes here are relative: the prompt's length is added with the times
-    rows: list[tuple[int, ...]] = []
-    for done in rounds:
-        num_carried, draft_lag = cache.num_pending, cache.lag
-        if done.num_serial:
-            cache.draft(done.num_serial)
-        num_withdrawn = cache.num_pending - done.num_pending
-        cache.submit(done.num_pending)
-        num_others = done.num_serial - (done.num_serial > 0 and draft_lag == 0) + done.num_branch_steps
-        look_lag = cache.lag if done.num_draft_forwards > num_others else 0
-        if look_lag:
-            cache.look()
-        cache.branch(done.num_branches, done.num_branch_steps)
-        cache.settle(done.num_accepted, done.num_emitted, done.is_hit)
-        if done.is_hit:
-            cache.keep(done.num_kept)
-        plan = num_carried, draft_lag, done.num_serial, num_withdrawn, done.num_pending
-        act = look_lag, done.num_branches, done.num_branch_steps
-        settle = done.num_accepted, done.num_emitted, done.is_hit, done.num_kept, done.is_finished
-        rows.append((lane, start + done.position, *plan, *act, *settle))
+    rows = [(lane, start + command.round.position, *command.ledger) for command in closed]
     return RoundArrays(*np.array(rows, dtype=np.int64).T)
 
 

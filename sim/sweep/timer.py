@@ -8,7 +8,8 @@ import numpy as np
 
 from sim.latency.base import LatencyModel
 from sim.sweep.lockstep import Floats, Ints, RoundArrays
-from traces.schema import RequestTrace
+from traces.metrics.round_time import round_seconds
+from traces.schema import Actor, OpKind, RequestTrace
 
 _FIRST_TABLE_LENGTH = 1024
 
@@ -16,14 +17,14 @@ _FIRST_TABLE_LENGTH = 1024
 class RoundTimer:
     """Times rounds of given requests. Runs of equal forwards over growing contexts are differences of running sums."""
 
-    def __init__(self, latency: LatencyModel, traces: Sequence[RequestTrace], *, same_device: bool = False) -> None:
+    def __init__(self, latency: LatencyModel, traces: Sequence[RequestTrace], *, takes_turns: bool = False) -> None:
         self._latency = latency
-        self._same_device = same_device
+        self._takes_turns = takes_turns
         self._prompts = np.array([trace.num_prompt_tokens for trace in traces], dtype=np.int64)
-        self._sums: dict[tuple[str, int], Floats] = {}
+        self._sums: dict[tuple[OpKind, int], Floats] = {}
         self._last_share: Floats = np.zeros(0)  # of a full cold start, after the last round of each lane
-        both = [self._prefill_s("draft"), self._prefill_s("target")]
-        self.prefill_s: Floats = both[0] + both[1] if same_device else np.maximum(*both)
+        both = [self._prefill_s(Actor.DRAFT), self._prefill_s(Actor.TARGET)]
+        self.prefill_s: Floats = both[0] + both[1] if takes_turns else np.maximum(*both)
 
     def times_of(self, rounds: RoundArrays, request: Ints, position: Ints) -> tuple[Floats, Floats, Floats]:
         """Seconds of each round, and of the draft and the target in it. position: committed tokens before the round."""
@@ -37,39 +38,39 @@ class RoundTimer:
         drafts = np.flatnonzero(rounds.num_serial)
         if len(drafts):
             lag, start, count = rounds.draft_lag[drafts], cached[drafts], rounds.num_serial[drafts]
-            first_s = np.where(lag > 0, mean("draft", np.maximum(lag, 1), 1, start), 0.0)
+            first_s = np.where(lag > 0, mean(OpKind.DRAFT, np.maximum(lag, 1), 1, start), 0.0)
             later = start + lag
-            serial_s[drafts] = first_s + self._run_s("draft", 1, later, later + count - 1)
+            serial_s[drafts] = first_s + self._run_s(OpKind.DRAFT, 1, later, later + count - 1)
 
         # Ahead of the verdict: one look, then all branches step by step.
         ahead_s = np.zeros(len(sequence))
         looks = np.flatnonzero(rounds.look_lag)
         if len(looks):
             lag = rounds.look_lag[looks]
-            ahead_s[looks] = mean("look", lag, 1, (sequence + pending)[looks] - lag)
+            ahead_s[looks] = mean(OpKind.LOOK, lag, 1, (sequence + pending)[looks] - lag)
         branches = np.flatnonzero((rounds.num_branches > 0) & (rounds.num_branch_steps > 0))
         if len(branches):
             rows, start = rounds.num_branches[branches], (sequence + pending)[branches]
             stop = start + rounds.num_branch_steps[branches]
             for num_rows in np.flatnonzero(np.bincount(rows)).tolist():
                 chosen = rows == num_rows
-                ahead_s[branches[chosen]] += self._run_s("branch", num_rows, start[chosen], stop[chosen])
+                ahead_s[branches[chosen]] += self._run_s(OpKind.BRANCH, num_rows, start[chosen], stop[chosen])
 
-        verify_s = mean("verify", pending + 1, 1, sequence - 1)
-        host_s = mean("host", pending, rounds.num_branches, sequence - 1)
+        verify_s = mean(OpKind.VERIFY, pending + 1, 1, sequence - 1)
+        host_s = mean(OpKind.HOST, pending, rounds.num_branches, sequence - 1)
 
         # After a wait the first forwards of a round take longer, serial ones and those ahead alike.
         cold_start = self._latency.cold_start
         if cold_start.first_s:
             num_serial = rounds.num_serial - ((rounds.num_serial > 0) & (rounds.draft_lag == 0))
             num_ahead = (rounds.look_lag > 0) + np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0)
-            wait_s = verify_s if self._same_device else np.maximum(verify_s - ahead_s, 0.0)
+            wait_s = verify_s if self._takes_turns else np.maximum(verify_s - ahead_s, 0.0)
             share = self._shares_before(rounds.lane, position, cold_start.share_after(wait_s, num_serial + num_ahead))
             serial_s = serial_s + cold_start.first_s * share * cold_start.weight_of(0, num_serial)
             ahead_s = ahead_s + cold_start.first_s * share * cold_start.weight_of(num_serial, num_ahead)
 
-        act_s = verify_s + ahead_s if self._same_device else np.maximum(verify_s, ahead_s)
-        return serial_s + act_s + host_s, serial_s + ahead_s, verify_s
+        whole_s = round_seconds(serial_s, ahead_s, verify_s, host_s, takes_turns=self._takes_turns)
+        return whole_s, serial_s + ahead_s, verify_s
 
     def _shares_before(self, lane: Ints, position: Ints, share: Floats) -> Floats:
         """What each round's predecessor in its lane left: rounds of a lane come in order, also from call to call.
@@ -90,7 +91,7 @@ class RoundTimer:
         found[position == 0] = 1.0
         return found
 
-    def _run_s(self, kind: str, num_branches: int, start: Ints, stop: Ints) -> Floats:
+    def _run_s(self, kind: OpKind, num_branches: int, start: Ints, stop: Ints) -> Floats:
         """Forwards of one token a row at contexts start .. stop - 1."""
         sums = self._sums.get((kind, num_branches))
         length = int(stop.max()) + 1
@@ -101,9 +102,9 @@ class RoundTimer:
         seconds: Floats = sums[stop] - sums[start]
         return seconds
 
-    def _prefill_s(self, actor: str) -> Floats:
+    def _prefill_s(self, actor: Actor) -> Floats:
         """(requests,) `draft_cache.prefill`: the prompt without its last token, nothing for a prompt of one token."""
         found: Floats = np.zeros(len(self._prompts))
         chosen = self._prompts > 1
-        found[chosen] = self._latency.mean_array("prefill", self._prompts[chosen] - 1, 1, 0, actor=actor)
+        found[chosen] = self._latency.mean_array(OpKind.PREFILL, self._prompts[chosen] - 1, 1, 0, actor=actor)
         return found

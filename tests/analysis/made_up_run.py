@@ -9,7 +9,7 @@ import numpy as np
 from sim.decoding.acceptance_models import Chained
 from traces.fits.acceptance.chain import AcceptanceChain
 from traces.folder.writer import RunWriter
-from traces.schema import FinishReason, Op, RequestRecord, RequestTrace, Signal
+from traces.schema import Actor, FinishReason, Op, OpKind, OpShape, RequestRecord, RequestTrace, Signal, op_of
 
 TAIL_DEPTH = 12
 CHAIN = AcceptanceChain(name="made up", hazards=(0.5, 0.75), request_sd=0.3)
@@ -95,7 +95,8 @@ def operations(request_id: int, rng: np.random.Generator) -> list[Op]:
         nonlocal now
         seconds *= float(rng.gamma(400, 1 / 400))
         context = int(rng.integers(20, 300))
-        ops.append(Op(request_id, 0, actor, "sim", kind, now, now + seconds, num_tokens, 1, num_branches, context))
+        shape = OpShape(Actor(actor), OpKind(kind), num_tokens, num_branches, context)
+        ops.append(op_of(request_id, 0, "sim", shape, now, now + seconds, is_beside=kind == "branch"))
         now += seconds
 
     run("target", "prefill", 0.02, 20, 1)

@@ -60,8 +60,8 @@ class EnumeratedWorld:
         self._num_steps = 0
 
     @property
-    def class_probs(self) -> ClassProbs | None:
-        """H-RAD's prediction after the committed tokens."""
+    def first_classes(self) -> ClassProbs | None:
+        """H-RAD's prediction after the committed tokens, of which there are none at first."""
         return self._classes(tuple(self.committed)) if self._classes else None
 
     def answer(self, command: Command) -> Reply:
@@ -77,7 +77,7 @@ class EnumeratedWorld:
         elif isinstance(command, Look):
             return self._signal((*self.committed, *self._pending))
         elif isinstance(command, Branch):
-            self._fanout, self._num_steps = command
+            self._fanout, self._num_steps = command.fanout, command.num_steps
         elif isinstance(command, Keep):
             self._pending = self._ahead[: command.num_kept]
         elif isinstance(command, Close):
@@ -106,7 +106,7 @@ class EnumeratedWorld:
         signals: list[Signal] = []
         if is_hit := is_hit and not is_finished:
             self._ahead, signals = self._draft(tuple(self.committed), self._num_steps)
-        return Settled(num_accepted, num_accepted + 1, is_finished, -1, is_hit, tuple(signals), self.class_probs)
+        return Settled(num_accepted, num_accepted + 1, is_finished, -1, is_hit, tuple(signals), self.first_classes)
 
     def _draft(self, prefix: Tokens, num_tokens: int) -> tuple[list[int], list[Signal]]:
         tokens: list[int] = []

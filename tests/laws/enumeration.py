@@ -4,7 +4,7 @@
     law = sequence_law(MyPolicy(), Rule.SHARED_NOISE, pair, length=5)
     assert total_variation(law.probs, autoregressive_law(pair, 5)) < 1e-12
 
-The real step machine (`sim.decoding.machine.decode`) runs along each path of a tree whose branches are the answers of a world
+The real step machine runs along each path of a tree whose branches are the answers of a world
 made of next-token tables (`tests.laws.enumerated_world`). A length of at least the policy's longest draft + 2 covers a token
 after a bonus token and after a correction. The check is exact up to rounding: a TV distance above 1e-12 is a defect of
 the policy under that rule, not bad luck.
@@ -19,9 +19,10 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from sim.decoding.machine import Close, Reply, decode
+from sim.decoding.machine import Close
 from sim.decoding.policies.base import Policy
 from sim.decoding.verification import Floats, transform
+from sim.decoding.world import drive
 from tests.laws.enumerated_draws import PrivateNoise, SharedNoise
 from tests.laws.enumerated_world import ClassesOf, EnumeratedWorld, Tokens
 from tests.laws.outcome_tree import Chance
@@ -168,18 +169,11 @@ def sequence_law(
     while True:
         model.restart()
         world = EnumeratedWorld(model, policy.needs, length, classes, eos)
-        machine = decode(policy, request_id=0, max_new_tokens=length, class_probs=world.class_probs)
         counts = np.zeros(4)
-        reply: Reply = None
-        while True:
-            try:
-                command = machine.send(reply)
-            except StopIteration:
-                break
+        for command, _ in drive(policy, world, request_id=0, max_new_tokens=length):
             if isinstance(command, Close):
-                done = command.round
-                counts += (1, done.num_pending, done.num_rejected, done.is_hit)
-            reply = world.answer(command)
+                round_ = command.round
+                counts += (1, round_.num_pending, round_.num_rejected, round_.is_hit)
         tokens = tuple(world.committed)
         probs[tokens] = probs.get(tokens, 0.0) + chance.probability
         sums += chance.probability * counts

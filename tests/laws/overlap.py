@@ -36,8 +36,9 @@ def measure_overlap(ops: pd.DataFrame, rounds: pd.DataFrame) -> Overlap:
     """Overlap of a run, from its operations and rounds."""
     keys = ["request_id", "round"]
     timed = ops.assign(seconds=ops.end_s - ops.start_s)
-    ahead = timed[timed.kind.isin(["look", "branch", "read_ahead"])].groupby(keys).seconds.sum().rename("ahead_s")
-    serial = timed[timed.kind.isin(["draft", "read"])].groupby(keys).seconds.sum().rename("serial_s")
+    drafting = timed[timed.actor == "draft"]
+    ahead = drafting[drafting.is_beside].groupby(keys).seconds.sum().rename("ahead_s")
+    serial = drafting[~drafting.is_beside].groupby(keys).seconds.sum().rename("serial_s")
     table = rounds.set_index(keys)[["start_s", "end_s", "verify_s"]].join(ahead, how="inner").join(serial).fillna(0.0)
     if table.empty:
         raise ValueError("no round overlapped drafting with verification; record a policy that does, such as pearl.")

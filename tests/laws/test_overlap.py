@@ -22,6 +22,8 @@ def test_overlap_counts_only_what_runs_beside_a_verification() -> None:
         ],
         columns=["request_id", "round", "kind", "start_s", "end_s"],
     )
+    ops["actor"] = ["target" if kind == "verify" else "draft" for kind in ops.kind]
+    ops["is_beside"] = ops.kind.isin(["look", "branch"])
     rounds = pd.DataFrame(
         [(0, 0, 0.0, 5.0, 2.5), (0, 1, 5.0, 10.0, 3.0), (0, 2, 10.0, 14.0, 4.0)],
         columns=["request_id", "round", "start_s", "end_s", "verify_s"],

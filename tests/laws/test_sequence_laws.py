@@ -136,7 +136,7 @@ class Whim(Defaults):
 
     @property
     def needs(self) -> Needs:
-        return Needs(signals=True, num_alternatives=3)
+        return Needs(signals=True, num_alternatives=3, learns=True)
 
     @property
     def overlaps(self) -> bool:
@@ -162,7 +162,7 @@ class Whim(Defaults):
 
     def _number(self, seen: Observation, signals: Sequence[Signal], below: int, *more: int) -> int:
         about = [signal.margin if self.reads_noise else signal.max_prob for signal in signals]
-        return hash((self.salt, seen[:-2], seen.memory or 0, tuple(about), *more)) % below
+        return hash((self.salt, seen[:-3], seen.memory or 0, tuple(about), *more)) % below
 
 
 @settings(max_examples=12, deadline=None)

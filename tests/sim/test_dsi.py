@@ -16,9 +16,8 @@ from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.dsi import Dsi, DsiRun, simulate_dsi
 from sim.engine import simulate
-from sim.latency.base import OpShape
 from sim.latency.constant import ConstantLatency
-from traces.schema import FinishReason, RequestTrace
+from traces.schema import FinishReason, OpShape, RequestTrace
 
 
 def trace_of(ranks: Sequence[int]) -> RequestTrace:

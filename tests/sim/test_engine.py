@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
-import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,10 +21,9 @@ from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.decoding.policies.serial.confidence_stop import ConfidenceStop
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.replay import replay
-from sim.engine import Device, SimulatedRun, simulate, summarise
-from sim.latency.base import OpShape
+from sim.engine import SimulatedRun, simulate, summarise
 from sim.latency.constant import ConstantLatency
-from traces.schema import FinishReason, Op, RequestTrace, Signal
+from traces.schema import FinishReason, Op, OpShape, RequestTrace, Signal
 
 HAND = ConstantLatency(draft_s=1.0, verify_s=10.0, host_s=0.5, draft_prefill_s=2.0, target_prefill_s=3.0)
 POLICIES = [Autoregressive(), FixedLength(1), FixedLength(4), Pearl(1), Pearl(5)]
@@ -114,7 +111,7 @@ def test_branches_are_one_batch_and_a_trimmed_hit_needs_no_look() -> None:
 
 def test_one_device_for_both_serialises_everything() -> None:
     trace = trace_of([0, 0, 0, 0, 1, 0, 0, 0, 0])
-    run = simulate(Pearl(3), [trace], HAND, same_device=True)
+    run = simulate(Pearl(3), [trace], HAND, takes_turns=True)
     assert run.requests[0].finish_s == pytest.approx(sum(op.end_s - op.start_s for op in run.ops))
     verify, look = (next(op for op in run.ops if op.kind == kind) for kind in ("verify", "look"))
     assert look.start_s == verify.end_s  # the verification was submitted first
@@ -143,41 +140,15 @@ def test_draft_and_verify_ending_at_one_instant_end_the_round_there() -> None:
     assert lengths == {10.0}
 
 
-@settings(max_examples=50, deadline=None)
-@given(jobs=st.lists(st.tuples(st.integers(0, 6), st.lists(st.integers(0, 3), max_size=3)), min_size=1, max_size=12))
-def test_a_device_is_a_simpy_resource_also_when_jobs_come_at_one_instant(jobs: list[tuple[int, list[int]]]) -> None:
-    def with_device(env: simpy.Environment, device: Device, index: int, ends: dict[int, float]) -> Generator[Any]:
-        yield env.timeout(jobs[index][0])
-        yield env.timeout(device.work(float(sum(jobs[index][1]))) - env.now)
-        ends[index] = env.now
-
-    def with_resource(env: simpy.Environment, resource: Any, index: int, ends: dict[int, float]) -> Generator[Any]:
-        yield env.timeout(jobs[index][0])
-        with resource.request() as turn:
-            yield turn
-            for length in jobs[index][1]:
-                yield env.timeout(length)
-        ends[index] = env.now
-
-    found: list[dict[int, float]] = [{}, {}]
-    for run, ends in zip((with_device, with_resource), found, strict=True):
-        env = simpy.Environment()
-        server: Any = Device(env, "d") if run is with_device else simpy.Resource(env)
-        for index in range(len(jobs)):
-            env.process(run(env, server, index, ends))
-        env.run()
-    assert found[0] == found[1]
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     policy=st.sampled_from([*POLICIES, Trimming()]),
     num_streams=st.integers(1, 4),
-    same_device=st.booleans(),
+    takes_turns=st.booleans(),
     is_drawn=st.booleans(),
 )
 def test_time_and_work_are_consistent_in_every_run(
-    policy: Policy, num_streams: int, same_device: bool, is_drawn: bool
+    policy: Policy, num_streams: int, takes_turns: bool, is_drawn: bool
 ) -> None:
     model = Geometric(alpha=0.7, rank_decay=0.3)
     traces = [model.sample(25, index, np.random.default_rng(index)) for index in range(6)]
@@ -185,7 +156,7 @@ def test_time_and_work_are_consistent_in_every_run(
 
     def run(record_ops: bool) -> SimulatedRun:
         rng = np.random.default_rng(7) if is_drawn else None
-        options = {"num_streams": num_streams, "same_device": same_device, "record_ops": record_ops}
+        options = {"num_streams": num_streams, "takes_turns": takes_turns, "record_ops": record_ops}
         return simulate(policy, traces, latency, rng=rng, **options)
 
     whole = run(record_ops=True)
@@ -256,7 +227,7 @@ def test_drawn_times_average_to_the_means() -> None:
 
 def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: Callable[..., RequestTrace]) -> None:
     """A round's first draft forwards are dearer, and so is every forward whose signals are read."""
-    from sim.latency.base import FittedLatency
+    from sim.latency.fitted import FittedLatency
     from sim.sweep.sweep import sweep
     from traces.fits.calibration import Calibration, LatencyFit
     from traces.fits.cold_start import ColdStart

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
 from traces.fits.cold_start import ColdStart, fit_cold_start
 from traces.fits.latency import TERMS, LatencyFit, draw_ratios, fit_latency
 from traces.folder.run import Run
-from traces.schema import SCHEMA_VERSION
+from traces.folder.tables import READABLE_VERSIONS
+from traces.metrics.round_time import round_seconds
+from traces.schema import SCHEMA_VERSION, Actor, OpKind
 
 __all__ = [
     "Calibration",
@@ -36,38 +38,37 @@ __all__ = [
 
 GROUPS = ("draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host")
 _GROUP_OF = {
-    ("draft", "draft"): "draft",
-    ("draft", "look"): "draft",
-    ("draft", "branch"): "draft",
-    ("draft", "read"): "read",
-    ("draft", "read_ahead"): "read",
-    ("target", "verify"): "verify",
-    ("target", "verify_beside"): "verify",
-    ("target", "predict"): "predict",
-    ("draft", "prefill"): "draft_prefill",
-    ("target", "prefill"): "target_prefill",
-    ("host", "host"): "host",
+    (Actor.DRAFT, OpKind.DRAFT): "draft",
+    (Actor.DRAFT, OpKind.LOOK): "draft",
+    (Actor.DRAFT, OpKind.BRANCH): "draft",
+    (Actor.DRAFT, OpKind.READ): "read",
+    (Actor.TARGET, OpKind.VERIFY): "verify",
+    (Actor.TARGET, OpKind.PREDICT): "predict",
+    (Actor.DRAFT, OpKind.PREFILL): "draft_prefill",
+    (Actor.TARGET, OpKind.PREFILL): "target_prefill",
+    (Actor.HOST, OpKind.HOST): "host",
 }
 
 
-AHEAD_KINDS = ("look", "branch")  # the draft's forwards during a verification
 NUM_COLD = 4  # draft forwards of a round that a wait slows down noticeably
-LEAST_OPS = 30  # operations of one kind below which their mean is not compared
+MIN_OPS = 30  # operations of one kind below which their mean is not compared
 
 
-def group_of(actor: str, kind: str) -> str:
+def group_of(actor: Actor, kind: OpKind) -> str:
     """The group that an operation is fitted in: every forward of the draft that is no prefill is one law."""
     try:
         return _GROUP_OF[actor, kind]
     except KeyError:
-        raise ValueError(f"no latency is fitted for {actor!r} {kind!r}; known are {sorted(_GROUP_OF)}.") from None
+        known = ", ".join(f"{known_actor} {known_kind}" for known_actor, known_kind in _GROUP_OF)
+        raise ValueError(f"no latency is fitted for {actor!r} {kind!r}; known are {known}.") from None
 
 
 def groups_of(ops: pd.DataFrame) -> NDArray[np.str_]:
     """(ops,) `group_of` of each, asked once for each actor and kind."""
     codes, distinct = pd.MultiIndex.from_frame(ops[["actor", "kind"]]).factorize()
-    found: NDArray[np.str_] = np.array([group_of(*pair) for pair in distinct], dtype=np.str_)[codes]
-    return found
+    names = [group_of(Actor(actor), OpKind(kind)) for actor, kind in distinct]
+    groups: NDArray[np.str_] = np.array(names, dtype=np.str_)[codes]
+    return groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +126,12 @@ class Calibration:
         except (OSError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
             raise ValueError(f"{path} is no calibration: {reason}; write one with Calibration.save.") from error
-        if found.schema_version != SCHEMA_VERSION:
+        if found.schema_version not in READABLE_VERSIONS:
             raise ValueError(
-                f"{path} has schema version {found.schema_version}, this code reads {SCHEMA_VERSION}; calibrate again."
+                f"{path} has schema version {found.schema_version}, this code reads "
+                f"{' and '.join(map(str, READABLE_VERSIONS))}; calibrate again."
             )
-        return found
+        return replace(found, schema_version=SCHEMA_VERSION)
 
     def report(self) -> str:
         """The fit as a small table, in milliseconds: coefficients with their 95% intervals, and how well they fit."""
@@ -191,15 +193,15 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     rng = np.random.default_rng(seed)
     ops = ops.assign(group=groups, seconds=ops["end_s"] - ops["start_s"], order=_order_in_round(ops, groups == "draft"))
     drafting, beside = _verify_factors(ops)
-    slowed = np.where(ops["kind"] == "verify_beside", drafting * beside, np.where(_is_drafting(ops), drafting, 1.0))
-    slowed[ops["actor"] != "target"] = 1.0
+    slowed = np.where(ops["is_beside"], drafting * beside, np.where(_is_drafting(ops), drafting, 1.0))
+    slowed[ops["actor"] != Actor.TARGET] = 1.0
     fits = {group: _fit(ops[groups == group], slowed[groups == group], rng) for group in GROUPS if group in groups}
     cold_start, draft_beside = ColdStart(), 1.0
     before = ops.assign(wait_s=np.inf, num_before=0)
     if "draft" in fits and "verify" in fits:
         before = _rounds_before(ops, fits["draft"], fits["verify"], slowed)
         fits["draft"], cold_start, draft_beside = _fit_draft(before[groups == "draft"], fits["draft"], rng)
-        slowed[ops["kind"].isin(AHEAD_KINDS)] = draft_beside
+        slowed[_is_ahead(ops) & (groups == "draft")] = draft_beside
     waking_s = _waking_seconds(before, cold_start)
     return Calibration(
         fits=fits,
@@ -227,6 +229,12 @@ def _fit(part: pd.DataFrame, slowed: NDArray[np.float64], rng: np.random.Generat
     )
 
 
+def _is_ahead(ops: pd.DataFrame) -> NDArray[np.bool_]:
+    """(ops,) whether the draft did it while the target verified."""
+    ahead: NDArray[np.bool_] = (ops["is_beside"] & (ops["actor"] == Actor.DRAFT)).to_numpy(bool)
+    return ahead
+
+
 def _is_drafting(ops: pd.DataFrame) -> NDArray[np.bool_]:
     """(ops,) whether an operation's request runs a draft at all."""
     drafting = ops.loc[ops["group"] == "draft", "request_id"].unique()
@@ -238,7 +246,7 @@ def _verify_factors(ops: pd.DataFrame) -> tuple[float, float]:
     """How much longer a verification takes where a draft runs between verifications, and how much longer still while
     one runs beside it; each at the widths that were measured both ways, 1 where there are none."""
     verify = ops[ops["group"] == "verify"]
-    is_beside, is_drafting = verify["kind"] == "verify_beside", _is_drafting(ops)[verify.index]
+    is_beside, is_drafting = verify["is_beside"], _is_drafting(ops)[verify.index]
     alone, between, beside = verify[~is_drafting], verify[is_drafting & ~is_beside], verify[is_beside]
     drafting = _factor(between, alone)
     return drafting or 1.0, _factor(beside, between) or _factor(beside, alone) or 1.0
@@ -248,7 +256,7 @@ def _factor(slow: pd.DataFrame, fast: pd.DataFrame) -> float | None:
     """Mean seconds of the one over the other, never below 1, over the widths with enough of both; None without any."""
     pairs = pd.concat([part.groupby("num_tokens")["seconds"].agg(["mean", "size"]) for part in (slow, fast)], axis=1)
     table = pairs.dropna().to_numpy()
-    table = table[(table[:, [1, 3]] >= LEAST_OPS).all(axis=1)]
+    table = table[(table[:, [1, 3]] >= MIN_OPS).all(axis=1)]
     if not len(table):
         return None
     weights = np.minimum(table[:, 1], table[:, 3])
@@ -262,16 +270,16 @@ def _rounds_before(
 
     Before a request's first round lies the target's prefill, for which the draft waits: infinity.
     """
-    is_ahead = ops["kind"].isin(AHEAD_KINDS).to_numpy()
-    is_verify = (ops["group"] == "verify").to_numpy()
-    mean_s = np.where(is_verify, _means(verify, ops) * slowed, np.where(is_ahead, _means(draft, ops), 0.0))
-    mean_s = np.where(ops["kind"].isin(["read_ahead", "predict"]), ops["seconds"], mean_s)
+    group, is_ahead = ops["group"].to_numpy(), _is_ahead(ops)
+    mean_s = np.where(group == "verify", _means(verify, ops) * slowed, 0.0)
+    mean_s = np.where((group == "draft") & is_ahead, _means(draft, ops), mean_s)
+    mean_s = np.where(((group == "read") & is_ahead) | (group == "predict"), ops["seconds"], mean_s)
     rounds = (
         pd.DataFrame(
             {
                 "request_id": ops["request_id"],
                 "round": ops["round"] + 1,
-                "wait_s": np.where(ops["actor"] == "target", mean_s, -mean_s),
+                "wait_s": np.where(ops["actor"] == Actor.TARGET, mean_s, -mean_s),
                 "num_before": (ops["group"] == "draft").astype(int),
             }
         )
@@ -290,14 +298,14 @@ def _fit_draft(draft: pd.DataFrame, rough: LatencyFit, rng: np.random.Generator)
 
     rough: their law all together. Without enough warm forwards it stands, and what made it slow cannot be told.
     """
-    is_ahead, is_warm = draft["kind"].isin(AHEAD_KINDS).to_numpy(), (draft["order"] >= NUM_COLD).to_numpy()
+    is_ahead, is_warm = _is_ahead(draft), (draft["order"] >= NUM_COLD).to_numpy()
     is_single = ((draft["num_tokens"] == 1) & (draft["num_branches"] == 1)).to_numpy()
-    if (is_single & is_warm).sum() < LEAST_OPS:
+    if (is_single & is_warm).sum() < MIN_OPS:
         return rough, ColdStart(), 1.0
 
     def slow_down(seconds: NDArray[np.float64], chosen: NDArray[np.bool_]) -> float:
         ahead, alone = ((seconds / means)[chosen & side] for side in (is_ahead, ~is_ahead))
-        return max(1.0, float(ahead.mean() / alone.mean())) if min(len(ahead), len(alone)) >= LEAST_OPS else 1.0
+        return max(1.0, float(ahead.mean() / alone.mean())) if min(len(ahead), len(alone)) >= MIN_OPS else 1.0
 
     seconds, means = draft["seconds"].to_numpy(), _means(rough, draft)
     beside = slow_down(seconds, is_single & is_warm)
@@ -351,16 +359,13 @@ def check_rounds(
         chosen = (ops["group"] == group).to_numpy()
         drawn = draw_ratios(fit.ratios, int(chosen.sum()), rng)
         seconds[chosen] += _means(fit, ops[chosen]) * drawn * slowed[chosen]
-    lanes = ops["kind"].map(
-        {
-            **{"draft": "serial", "read": "serial", "look": "ahead", "branch": "ahead", "read_ahead": "ahead"},
-            **{"verify": "verify", "verify_beside": "verify", "predict": "verify", "host": "host"},
-        }
-    )
+    is_draft = ops["actor"] == Actor.DRAFT
+    lanes = np.where(is_draft, np.where(ops["is_beside"], "ahead", "serial"), ops["actor"])
+    lanes = np.where(ops["kind"] == OpKind.PREFILL, "prefill", lanes)
     whole = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
     sums = whole.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
-    sums = sums.reindex(columns=["serial", "ahead", "verify", "host"]).fillna(0.0)
-    predicted = sums["serial"] + sums[["ahead", "verify"]].max(axis=1) + sums["host"]
+    sums = sums.reindex(columns=["serial", "ahead", "target", "host"]).fillna(0.0)
+    predicted = round_seconds(sums["serial"], sums["ahead"], sums["target"], sums["host"])
     measured = rounds.set_index(["request_id", "round"])
     both = predicted.index.intersection(measured.index)
     if not len(both):

@@ -25,12 +25,14 @@ import yaml
 
 from traces.folder.tables import (
     EXTRA_COLUMNS,
+    READABLE_VERSIONS,
     SCHEMAS,
     TABLE_NAMES,
     VERSION_KEY,
     records_of,
     table_of,
     trace_of,
+    upgraded,
 )
 from traces.schema import SCHEMA_VERSION, RequestRecord, RequestTrace, Round
 
@@ -170,7 +172,7 @@ def read_table(path: Path, name: str) -> Any:
             f"cannot read {path}: {reason_of(error)}; the file is damaged, copy or record it again."
         ) from error
     version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
-    _check_version(path, version)
+    table = upgraded(table, name, _check_version(path, version))
     for index, field in enumerate(SCHEMAS[name]):  # a run from before the recorder gave this column
         if name == "alignment" and field.name in EXTRA_COLUMNS and field.name not in table.schema.names:
             table = table.add_column(index, field, pa.nulls(len(table), field.type))
@@ -179,12 +181,15 @@ def read_table(path: Path, name: str) -> Any:
     return table.cast(SCHEMAS[name])
 
 
-def _check_version(path: Path, version: Any) -> None:
-    if str(version) != str(SCHEMA_VERSION):
-        raise RunError(
-            f"{path} was written with schema version {version}, but this code reads {SCHEMA_VERSION}; "
-            "read it with the version that wrote it, or record it again."
-        )
+def _check_version(path: Path, version: Any) -> int:
+    """The schema version as a number, if this code reads it."""
+    for readable in READABLE_VERSIONS:
+        if str(version) == str(readable):
+            return readable
+    raise RunError(
+        f"{path} was written with schema version {version}, but this code reads {' and '.join(map(str, READABLE_VERSIONS))}; "
+        "read it with the version that wrote it, or record it again."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

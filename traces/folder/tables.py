@@ -16,6 +16,7 @@ import pyarrow as pa
 from traces.schema import SCHEMA_VERSION, FinishReason, Op, RequestRecord, RequestTrace, Round, RoundTimes, Signal
 
 VERSION_KEY = b"schema_version"
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
 TABLE_NAMES = ("ops", "rounds", "requests", "alignment", "tails")
 UNSIGNED = ("seed", "noise_key")  # full 64 bits
 SIGNAL_COLUMNS = ("draft_max_prob", "draft_entropy", "draft_margin")
@@ -91,6 +92,22 @@ SCHEMAS: Mapping[str, Any] = {
         ]
     ),
 }
+
+
+# Version 1 said in the kind of an operation when it happened; looks and branches of a round always were beside.
+_KINDS_OF_VERSION_1 = {"verify_beside": "verify", "read_ahead": "read"}
+_BESIDE_IN_VERSION_1 = ("verify_beside", "read_ahead", "look", "branch")
+
+
+def upgraded(table: Any, name: str, version: int) -> Any:
+    """A table of an older schema version, one of READABLE_VERSIONS, with the columns of this one."""
+    if version == 1 and name == "ops":
+        kinds = table.column("kind").to_pylist()
+        place = SCHEMAS[name].get_field_index("is_beside")
+        table = table.add_column(place, "is_beside", pa.array([kind in _BESIDE_IN_VERSION_1 for kind in kinds]))
+        new = pa.array([_KINDS_OF_VERSION_1.get(kind, kind) for kind in kinds], pa.string())
+        table = table.set_column(table.schema.get_field_index("kind"), "kind", new)
+    return table
 
 
 def table_of(name: str, rows: Sequence[tuple[Any, ...]]) -> Any:

@@ -70,9 +70,11 @@ def _print_forwards(planned: Planned) -> None:
     """What some forwards take, and on which device."""
     from rich.table import Table
 
+    from traces.schema import OpKind
+
     latency = planned.latency()
 
-    def ms(kind: str, num_tokens: int, num_rows: int = 1) -> float:
+    def ms(kind: OpKind, num_tokens: int, num_rows: int = 1) -> float:
         return 1e3 * float(latency.mean_array(kind, num_tokens, num_rows, planned.context_tokens))
 
     table = Table(title=f"{planned.target} and {planned.draft}", title_justify="left", box=None, pad_edge=False)
@@ -81,12 +83,12 @@ def _print_forwards(planned: Planned) -> None:
     table.add_column("on")
     target, draft = latency.target_hardware.name, latency.draft_hardware.name
     for what, kind, num_tokens, num_rows, place in (
-        ("target, 1 token", "verify", 1, 1, target),
-        ("target, 8 tokens", "verify", 8, 1, target),
-        ("target, 64 tokens", "verify", 64, 1, target),
-        ("draft, 1 token", "draft", 1, 1, draft),
-        ("draft, 8 branches", "branch", 1, 8, draft),
+        ("target, 1 token", OpKind.VERIFY, 1, 1, target),
+        ("target, 8 tokens", OpKind.VERIFY, 8, 1, target),
+        ("target, 64 tokens", OpKind.VERIFY, 64, 1, target),
+        ("draft, 1 token", OpKind.DRAFT, 1, 1, draft),
+        ("draft, 8 branches", OpKind.BRANCH, 1, 8, draft),
     ):
         table.add_row(what, f"{ms(kind, num_tokens, num_rows):.3g}", place)
     console.print(table)
-    console.print(f"target over draft: {ms('verify', 1) / ms('draft', 1):.1f}", highlight=False)
+    console.print(f"target over draft: {ms(OpKind.VERIFY, 1) / ms(OpKind.DRAFT, 1):.1f}", highlight=False)

@@ -14,6 +14,18 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from traces.schema import Signal
 
 
+class Load(NamedTuple):
+    """How busy the server of a request is, where many are served at once.
+
+    num_running, num_waiting: requests in the batch and in the queue. kv_share: of the memory for keys and values that is
+    taken, in [0, 1].
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_share: float
+
+
 class Observation(NamedTuple):
     """What a policy may know at any question. No token ids, no tensors, no clock.
 
@@ -22,6 +34,7 @@ class Observation(NamedTuple):
     was_hit:     whether the last outcome was hedged (False before the first round).
     class_probs: H-RAD's (reject, confidence, accept) at the last verified position, if a predictor runs.
     memory:      what `Policy.learn` made of all verdicts so far; None at first.
+    load:        of the server at the round's start; None where a request has the devices to itself.
     """
 
     num_remaining: int
@@ -33,6 +46,7 @@ class Observation(NamedTuple):
     was_hit: bool
     class_probs: tuple[float, float, float] | None
     memory: Any  # each policy gives its own immutable type
+    load: Load | None = None
 
 
 class Hedges(NamedTuple):
@@ -46,6 +60,17 @@ class Hedges(NamedTuple):
     num_steps: int
 
 
+def hedged_ranks(fan_out: int, *, is_pending_known: bool) -> range:
+    """Ranks in the draft's order that a fan-out hedges at one number of accepted tokens: at n < L the pending token itself
+    (rank 0) is left out, for it would have been accepted.
+
+    >>> hedged_ranks(2, is_pending_known=True), hedged_ranks(2, is_pending_known=False)
+    (range(1, 3), range(0, 2))
+    """
+    first = int(is_pending_known)
+    return range(first, first + fan_out)
+
+
 NO_HEDGES = Hedges((), 0)
 
 
@@ -56,6 +81,7 @@ class Needs(NamedTuple):
     tail_depth: how many tokens after a wrong one it may look at (a replayed trace must hold them).
     classes: H-RAD's class probabilities after each verification.
     drafts: whether the draft model is used at all (its prefill is skipped otherwise).
+    learns: whether `Policy.learn` is asked after each verdict.
     """
 
     signals: bool = False
@@ -63,6 +89,7 @@ class Needs(NamedTuple):
     tail_depth: int = 0
     classes: bool = False
     drafts: bool = True
+    learns: bool = False
 
 
 class Verdict(NamedTuple):

@@ -119,7 +119,7 @@ def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: C
             drafts=policy.needs.drafts,
         )
         same = timing.placement.kind is PlacementKind.SHARED_DEVICE  # f = 2 is taking turns
-        run = summarise(simulate(policy, traces, latency, same_device=same, record_ops=False))
+        run = summarise(simulate(policy, traces, latency, takes_turns=same, record_ops=False))
         assert found.seconds["decode_s"][1, row].sum() == pytest.approx(run.decode_s, rel=1e-9), label
 
 

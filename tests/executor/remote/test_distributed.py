@@ -112,7 +112,7 @@ def test_the_target_works_in_a_process_of_its_own_at_times_of_this_one_s_clock(a
     done = apart.run(_request(apart, 1, 0.0), parse_policy("pearl:draft_length=4"))
     after = time.perf_counter()
     ops = [op for op in done.ops if op.actor == "target"]
-    assert {op.kind for op in ops} == {"prefill", "verify", "verify_beside"}
+    assert {(op.kind, op.is_beside) for op in ops} == {("prefill", False), ("verify", False), ("verify", True)}
     assert all(before <= op.start_s <= op.end_s <= after for op in ops)
 
 

@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Submit, decode
-from sim.decoding.policies.base import Defaults, Hedges, Needs, Observation, Policy, Verdict
+from sim.decoding.draft_cache import Forwards
+from sim.decoding.ledger import Ledger
+from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Submit
+from sim.decoding.policies.base import Defaults, Hedges, Load, Needs, Observation, Policy, Verdict
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.replay import TraceWorld, replay
-from traces.schema import FinishReason, RequestTrace, RollbackCase, Round, Signal
+from sim.decoding.world import drive
+from traces.schema import Actor, FinishReason, OpKind, RequestTrace, RollbackCase, Round, Signal
 
 T = TypeVar("T")
 
@@ -62,16 +65,14 @@ def trace_of(ranks: Sequence[int], *, num_beyond: int = 0) -> RequestTrace:
 
 
 def commands_of(policy: Policy, trace: RequestTrace) -> list[Command]:
-    world = TraceWorld(trace, policy.needs)
-    machine = decode(policy, request_id=trace.request_id, max_new_tokens=trace.max_new_tokens)
-    commands: list[Command] = []
-    reply: Reply = None
-    while True:
-        try:
-            commands.append(machine.send(reply))
-        except StopIteration:
-            return commands
-        reply = world.answer(commands[-1])
+    steps = drive(
+        policy,
+        TraceWorld(trace, policy.needs),
+        request_id=0,
+        max_new_tokens=trace.max_new_tokens,
+        num_prompt_tokens=trace.num_prompt_tokens,
+    )
+    return [command for command, _ in steps]
 
 
 def test_serial_rounds_by_hand() -> None:
@@ -151,10 +152,41 @@ def test_withdrawn_tokens_leave_a_known_law() -> None:
 def test_commands_come_in_the_order_of_plan_act_settle() -> None:
     policy = Scripted(serial=(2,), fanouts=((1,),), num_steps=(2,))
     commands = commands_of(policy, trace_of([0, 0, 0, 0, 0, 0], num_beyond=9))
-    expected = [DraftTokens(2), Submit(2), Look(), Branch((0, 0, 1), 2), Settle(), Keep(2)]
+    # A prompt of five tokens: four are cached. What each command forwards is said with it.
+    draft, target = Actor.DRAFT, Actor.TARGET
+    expected = [
+        DraftTokens(2, Forwards(draft, OpKind.DRAFT, 2, 1, 1, 4)),
+        Submit(2, Forwards(target, OpKind.VERIFY, 1, 3, 1, 4)),
+        Look(Forwards(draft, OpKind.LOOK, 1, 1, 1, 6)),
+        Branch((0, 0, 1), 2, Forwards(draft, OpKind.BRANCH, 2, 1, 1, 7)),
+        Settle(),
+        Keep(2),
+    ]
     assert commands[: len(expected)] == expected
-    assert isinstance(commands[len(expected)], Close)
-    assert commands[len(expected) + 1] == Submit(2)  # two are pending already: nothing to draft
+    closed = commands[len(expected)]
+    assert isinstance(closed, Close)
+    assert closed.ledger == Ledger(0, 1, 2, 0, 2, 1, 1, 2, 2, 3, True, 2, False)
+    # Two are pending already: nothing to draft.
+    assert commands[len(expected) + 1] == Submit(2, Forwards(target, OpKind.VERIFY, 1, 3, 1, 7))
+
+
+def test_a_policy_sees_the_load_that_the_world_reports() -> None:
+    loads: list[Load | None] = []
+
+    class Watching(FixedLength):
+        def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
+            loads.append(seen.load)
+            return 0
+
+    class Busy(TraceWorld):
+        def answer(self, command: Command) -> Reply:
+            reply = super().answer(command)
+            return Load(3, 7, 0.5) if isinstance(command, Close) else reply
+
+    trace = trace_of([0, 1, 0])
+    for _ in drive(Watching(2), Busy(trace, Needs()), request_id=0, max_new_tokens=3):
+        pass
+    assert loads == [None, Load(3, 7, 0.5), Load(3, 7, 0.5)]
 
 
 @pytest.mark.parametrize("policy", [FixedLength(8), Pearl(8), Autoregressive()])
@@ -193,6 +225,10 @@ def test_memory_is_what_the_policy_learnt_from_every_verdict() -> None:
     seen_memories: list[object] = []
 
     class Learner(FixedLength):
+        @property
+        def needs(self) -> Needs:
+            return Needs(learns=True)
+
         def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
             if not pending:
                 seen_memories.append(seen.memory)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from sim.decoding.model_shapes import named_shape
-from sim.latency.base import LatencyModel, OpShape
+from sim.latency.base import LatencyModel
 from sim.latency.constant import ConstantLatency
 from sim.latency.fitted import FittedLatency
 from sim.latency.roofline import Hardware, RooflineLatency
 from traces.fits.calibration import Calibration, LatencyFit
 from traces.fits.latency import TERMS
+from traces.schema import OpShape
 
 COEFFICIENTS = (2e-3, 1e-4, 2e-6, 3e-4, 1e-7, 2e-7, 5e-4, 2e-4)
 RATIOS = tuple(np.linspace(0.5, 1.5, 200).tolist())

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.engine import SimulatedRun, simulate, summarise
-from sim.latency.base import Conditions, OpShape
+from sim.latency.base import Conditions
 from sim.latency.constant import ConstantLatency
 from sim.latency.placement import AdjustedLatency, PlacedTimer, Placement, PlacementKind, adjusted, cost_ratio_of, mixed
 from sim.sweep.sweep import sweep
 from traces.fits.cold_start import ColdStart
-from traces.schema import RequestTrace
+from traces.schema import OpShape, RequestTrace
 
 ANYWHERE: dict[str, Any] = {"context_tokens": 50, "drafts": True}
 BASE = ConstantLatency(draft_s=0.2, verify_s=1.0, host_s=0.05)
@@ -64,7 +64,7 @@ def seconds_of(placement: Placement, traces: list[RequestTrace], latency: Consta
 def test_sharing_costs_between_nothing_and_taking_turns(make_trace: Callable[..., RequestTrace]) -> None:
     traces = [make_trace(seed=seed) for seed in range(3)]
     apart = float(sweep([Pearl(6)], traces, BASE).decode_s.sum())
-    turns = float(sweep([Pearl(6)], traces, BASE, same_device=True).decode_s.sum())
+    turns = float(sweep([Pearl(6)], traces, BASE, takes_turns=True).decode_s.sum())
     found = [
         seconds_of(Placement(kind=PlacementKind.SHARED_DEVICE, interference=factor), traces, BASE)
         for factor in (1.0, 1.5, 2.0)
@@ -121,9 +121,9 @@ def verify_times(run: SimulatedRun) -> np.ndarray:
 
 def test_models_that_take_turns_do_not_work_beside_each_other(make_trace: Callable[..., RequestTrace]) -> None:
     traces, latency = [make_trace(seed=seed) for seed in range(3)], Dear(draft_s=0.2, verify_s=1.0)
-    run = simulate(Pearl(6), traces, latency, same_device=True)
+    run = simulate(Pearl(6), traces, latency, takes_turns=True)
     assert verify_times(run) == pytest.approx(1.0)
-    swept = sweep([Pearl(6)], traces, latency, same_device=True)
+    swept = sweep([Pearl(6)], traces, latency, takes_turns=True)
     assert swept.decode_s.sum() == pytest.approx(summarise(run).decode_s)
     apart = simulate(Pearl(6), traces, latency)
     assert verify_times(apart) == pytest.approx(1.5)

@@ -252,20 +252,20 @@ def fields_of(done: Round) -> tuple[int, ...]:
 
 
 def check_sweep(
-    policies: Sequence[Policy], traces: Sequence[RequestTrace], latency: LatencyModel, *, same_device: bool, fewest: int
+    policies: Sequence[Policy], traces: Sequence[RequestTrace], latency: LatencyModel, *, takes_turns: bool, fewest: int
 ) -> None:
     """A sweep against replay, field by field, and against the engine, to 1e-9; fewest: lanes worth an array."""
     traces = with_ids(traces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sim.sweep.sweep._FEWEST_LANES", fewest)
         patch.setitem(ARRAY_RULES, AnyHedge, AnyHedgeRule)
-        result = sweep(policies, traces, latency, same_device=same_device, record_rounds=True)
+        result = sweep(policies, traces, latency, takes_turns=takes_turns, record_rounds=True)
     for row, policy in enumerate(policies):
         rounds = [replay(policy, trace) for trace in traces]
         for column, expected in enumerate(rounds):
             found = rounds_of(result, row * len(traces) + column)
             assert found == [fields_of(done) for done in expected], f"{policy} on request {column}"
-        run = summarise(simulate(policy, traces, latency, same_device=same_device))
+        run = summarise(simulate(policy, traces, latency, takes_turns=takes_turns))
         summary = result.summary(row)
         for name in Counts.__dataclass_fields__:
             assert getattr(summary, name) == getattr(run, name), f"{name} of {policy}"
@@ -292,16 +292,16 @@ WAKING = Waking(draft_s=0.1, verify_s=1.0, host_s=0.01, draft_prefill_s=0.3, tar
 @given(
     policies=st.lists(st.one_of(*SETTINGS.values(), ANY_HEDGE), min_size=1, max_size=4),
     traces=st.lists(TRACES, min_size=1, max_size=2),
-    same_device=st.booleans(),
+    takes_turns=st.booleans(),
 )
 def test_sweep_gives_the_rounds_of_replay_and_the_times_of_the_engine(
     latency: LatencyModel,
     fewest_lanes: int,
     policies: list[Policy],
     traces: list[RequestTrace],
-    same_device: bool,
+    takes_turns: bool,
 ) -> None:
-    check_sweep(policies, traces, latency, same_device=same_device, fewest=fewest_lanes)
+    check_sweep(policies, traces, latency, takes_turns=takes_turns, fewest=fewest_lanes)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -316,7 +316,7 @@ def test_every_policy_of_the_catalog_is_swept_as_simulated(
     assert not is_method or type(policies[0]) in ARRAY_RULES, (
         f"{name} has no array form, so that a sweep of it is slow."
     )
-    check_sweep(policies, traces, WAKING, same_device=False, fewest=0)
+    check_sweep(policies, traces, WAKING, takes_turns=False, fewest=0)
 
 
 def test_outcomes_of_equal_weight_are_hedged_in_the_policys_order() -> None:
@@ -327,7 +327,7 @@ def test_outcomes_of_equal_weight_are_hedged_in_the_policys_order() -> None:
         for length in (3, 7)
         for count in (2, 5, 12)
     ]
-    check_sweep(policies, traces, CONSTANT, same_device=False, fewest=0)
+    check_sweep(policies, traces, CONSTANT, takes_turns=False, fewest=0)
 
 
 def test_results_do_not_depend_on_how_rounds_are_grouped() -> None:

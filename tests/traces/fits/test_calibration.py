@@ -18,7 +18,17 @@ from traces.fits.cold_start import ColdStart
 from traces.fits.latency import TERMS, LatencyFit, fit_latency
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
-from traces.schema import FinishReason, Op, RequestRecord, RequestTrace, RollbackCase, Round, RoundTimes, Signal
+from traces.schema import (
+    FinishReason,
+    OpShape,
+    RequestRecord,
+    RequestTrace,
+    RollbackCase,
+    Round,
+    RoundTimes,
+    Signal,
+    op_of,
+)
 
 TRUE = (2e-3, 1e-4, 2e-6, 3e-4, 1e-7, 2e-7, 5e-4, 2e-4)
 
@@ -157,7 +167,18 @@ def recorded(
             clock = path + took(host, pending, rows, 0)
             ops.append(("host", "host", path, clock, pending, rows, 0))
             writer.ops(
-                [Op(request_id, index, actor, "cpu", kind, s, e, n, 1, b, c) for actor, kind, s, e, n, b, c in ops]
+                [
+                    op_of(
+                        request_id,
+                        index,
+                        "cpu",
+                        OpShape(actor, kind, n, b, c),
+                        s,
+                        e,
+                        is_beside=kind in ("look", "branch"),
+                    )
+                    for actor, kind, s, e, n, b, c in ops
+                ]
             )
             settled = Round(
                 request_id, index, 0, 0, 0, 0, 1, (), 0, 0, 0, 0, -1, False, 0, 0, 0, 0, 0, RollbackCase.NONE, -1, False
@@ -216,11 +237,7 @@ def simulated(folder: Path, calibration: Calibration, *, num_requests: int = 40)
     for number, policy in enumerate([Autoregressive(), Probe()]):
         run = simulate(policy, traces, latency, rng=np.random.default_rng(2))
         shift = number * num_requests
-        ahead = {(op.request_id, op.round) for op in run.ops if op.kind == "look"}
-        for op in run.ops:
-            beside = op.kind == "verify" and (op.request_id, op.round) in ahead
-            kind = "verify_beside" if beside else op.kind
-            writer.ops([op._replace(request_id=op.request_id + shift, kind=kind)])
+        writer.ops([op._replace(request_id=op.request_id + shift) for op in run.ops])
         writer.rounds([(turn._replace(request_id=turn.request_id + shift), times) for turn, times in run.rounds])
         for done in run.requests:
             writer.request(done._replace(request_id=done.request_id + shift))

@@ -14,10 +14,10 @@ from traces.schema import Op
 
 OPS = pd.DataFrame(
     [
-        Op(3, 0, "draft", "cpu:1", "draft", 0.001, 0.002, 1, 1, 1, 20),
-        Op(3, 0, "target", "cpu:0", "verify", 0.002, 0.007, 2, 1, 1, 20),
-        Op(3, 0, "draft", "cpu:1", "branch", 0.002, 0.004, 1, 1, 4, 21),
-        Op(3, 0, "host", "cpu:0", "host", 0.007, 0.0072, 1, 1, 4, 0),
+        Op(3, 0, "draft", "cpu:1", "draft", False, 0.001, 0.002, 1, 1, 1, 20),
+        Op(3, 0, "target", "cpu:0", "verify", False, 0.002, 0.007, 2, 1, 1, 20),
+        Op(3, 0, "draft", "cpu:1", "branch", True, 0.002, 0.004, 1, 1, 4, 21),
+        Op(3, 0, "host", "cpu:0", "host", False, 0.007, 0.0072, 1, 1, 4, 0),
     ]
 )
 ROUNDS = pd.DataFrame([{"end_s": 0.0072, "num_accepted": 1, "num_emitted": 2}])

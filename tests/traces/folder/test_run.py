@@ -115,7 +115,7 @@ def plain_trace(request_id: int = 0, num: int = 4) -> RequestTrace:
 
 
 def op(request_id: int = 0) -> Op:
-    return Op(request_id, 0, "draft", "cpu:0", "draft", 0.1, 0.2, 1, 1, 1, 30)
+    return Op(request_id, 0, "draft", "cpu:0", "draft", False, 0.1, 0.2, 1, 1, 1, 30)
 
 
 @settings(max_examples=40, deadline=None)

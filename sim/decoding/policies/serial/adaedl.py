@@ -35,7 +35,7 @@ class AdaEdl(Defaults):
 
     @property
     def needs(self) -> Needs:
-        return Needs(signals=True, tail_depth=self.max_length)
+        return Needs(signals=True, tail_depth=self.max_length, learns=True)
 
     def draft_more(self, seen: Observation, pending: Sequence[Signal]) -> int:
         if len(pending) >= self.max_length:
