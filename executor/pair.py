@@ -118,7 +118,7 @@ class Session:
             )
         is_done = False
         try:
-            done = run_request(
+            decoded = run_request(
                 request,
                 policy,
                 request_id=request_id,
@@ -134,7 +134,7 @@ class Session:
             )
             self.draft.synchronize()
             is_done = True
-            return done
+            return decoded
         except LogitsError as error:
             raise LogitsError(
                 error.role, f"{self._names[error.role]} cannot decode {request.prompt_id}: {error}"
@@ -149,15 +149,15 @@ class Session:
                 self.close()
 
     @torch.inference_mode()
-    def annotate(self, done: Decoded, *, request_id: int, tail_depth: int = 16) -> Annotation:
+    def annotate(self, decoded: Decoded, *, request_id: int, tail_depth: int = 16) -> Annotation:
         """The alignment trace of a finished request."""
         self.draft.synchronize()
         return annotate(
-            done,
+            decoded,
             request_id=request_id,
             engine=self.engine,
             target=self.target,
-            noise=noise_of(done.request, self.engine.vocab_size, self.engine.device),
+            noise=noise_of(decoded.request, self.engine.vocab_size, self.engine.device),
             tail_depth=tail_depth,
         )
 

@@ -120,21 +120,21 @@ class _Recorder:
         for _ in range(MAX_TRIES):
             num_captures = self._session.num_captures
             outcomes = synthetic.outcomes(request, policy) if synthetic is not None else None
-            done = self._session.run(request, policy, request_id=request_id, outcomes=outcomes)
+            decoded = self._session.run(request, policy, request_id=request_id, outcomes=outcomes)
             if self._session.num_captures == num_captures:
                 break  # otherwise steps were captured on the way: the same run again, which is then a measurement
         if policy.needs.classes:
-            self._predict_s += done.predict_s
-            self._predicted_verify_s += sum(times.verify_s for _, times in done.rounds)
+            self._predict_s += decoded.predict_s
+            self._predicted_verify_s += sum(times.verify_s for _, times in decoded.rounds)
         start = self._start_s
-        self._writer.ops([_shifted(op, start) for op in done.ops])
+        self._writer.ops([_shifted(op, start) for op in decoded.ops])
         rounds = [
             (round_, times._replace(start_s=times.start_s - start, end_s=times.end_s - start))
-            for round_, times in done.rounds
+            for round_, times in decoded.rounds
         ]
         self._writer.rounds(rounds)
         self._rounds += rounds
-        finished = _record_of(done, request_id, label_of(policy), repeat, start)
+        finished = _record_of(decoded, request_id, label_of(policy), repeat, start)
         self._waiting.append(finished if synthetic is None else finished._replace(tokens_sha256=SYNTHETIC))
         if time.perf_counter() - self._lap_start_s >= MIN_LAP_S:
             self._close_lap()
@@ -145,7 +145,7 @@ class _Recorder:
             if synthetic is not None:
                 self._writer.trace(synthetic.trace_of(request, request_id))
                 return
-            annotation = self._session.annotate(done, request_id=request_id, tail_depth=self._settings.tail_depth)
+            annotation = self._session.annotate(decoded, request_id=request_id, tail_depth=self._settings.tail_depth)
             self._num_near_ties += annotation.num_near_ties
             self._writer.trace(annotation.trace, annotation.columns)
             self._meter.lap()  # annotation is nobody's contention
@@ -209,8 +209,8 @@ def _shifted(op: Op, start_s: float) -> Op:
     return op._replace(start_s=op.start_s - start_s, end_s=op.end_s - start_s)
 
 
-def _record_of(done: Decoded, request_id: int, policy: str, repeat: int, start_s: float) -> RequestRecord:
-    request = done.request
+def _record_of(decoded: Decoded, request_id: int, policy: str, repeat: int, start_s: float) -> RequestRecord:
+    request = decoded.request
     return RequestRecord(
         request_id=request_id,
         prompt_id=request.prompt_id,
@@ -221,14 +221,14 @@ def _record_of(done: Decoded, request_id: int, policy: str, repeat: int, start_s
         top_p=request.sampling.top_p,
         seed=request.seed,
         noise_key=request.noise_key,
-        arrival_s=done.start_s - start_s,
-        first_token_s=done.first_token_s - start_s,
-        finish_s=done.end_s - start_s,
+        arrival_s=decoded.start_s - start_s,
+        first_token_s=decoded.first_token_s - start_s,
+        finish_s=decoded.end_s - start_s,
         num_prompt_tokens=len(request.tokens),
-        num_output_tokens=len(done.tokens),
+        num_output_tokens=len(decoded.tokens),
         max_new_tokens=request.max_new_tokens,
-        finish_reason=done.finish_reason.value,
-        tokens_sha256=hash_tokens(done.tokens),
+        finish_reason=decoded.finish_reason.value,
+        tokens_sha256=hash_tokens(decoded.tokens),
         is_clean=True,
     )
 

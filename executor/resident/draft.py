@@ -25,8 +25,8 @@ from sim.decoding.draft_cache import Forwards, prefill
 from sim.decoding.policies.base import Needs, hedged_ranks
 from traces.schema import UNKNOWN_SIGNAL, Actor, OpKind, Signal
 
-MOST_PENDING = 128
-MOST_ROWS = 64
+MAX_PENDING = 128
+MAX_ROWS = 64
 _BRANCH_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _LAG_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -65,15 +65,15 @@ class GraphDraft:
         self._graphs = Graphs(engine.device, self._stream)
         self._controls = Handover(5, engine.device)
         self._hedged = Handover(
-            2 * MOST_ROWS, engine.device
+            2 * MAX_ROWS, engine.device
         )  # for each row: tokens taken as accepted, place among the best
         self._token = Handover(1, engine.device)
         self._marks = shared.marks
         self._width = 0  # of the buffers of best tokens
         self._timed: list[_Timed] = []
-        self._signals = torch.zeros(MOST_PENDING, 3, device=engine.device)
+        self._signals = torch.zeros(MAX_PENDING, 3, device=engine.device)
         self._is_broken = torch.zeros((), dtype=torch.bool, device=engine.device)
-        self._host_line = torch.zeros(MOST_PENDING, dtype=torch.int64, pin_memory=engine.device.type == "cuda")
+        self._host_line = torch.zeros(MAX_PENDING, dtype=torch.int64, pin_memory=engine.device.type == "cuda")
 
     @property
     def num_captures(self) -> int:
@@ -92,7 +92,7 @@ class GraphDraft:
             # Graphs write to these buffers, so wider ones mean other graphs.
             self._graphs.clear()
             self._width = max(16, needs.num_alternatives)
-            shape, device = (MOST_PENDING, self._width), self._engine.device
+            shape, device = (MAX_PENDING, self._width), self._engine.device
             self._best = torch.zeros(shape, dtype=torch.int64, device=device)
             self._host_best = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._num_best = needs.num_alternatives
@@ -170,9 +170,9 @@ class GraphDraft:
         if num_steps == 0:
             return
         rows = [(n, rank) for n, count in enumerate(fanout) for rank in self._ranks(n, count)]
-        if len(rows) > MOST_ROWS:
+        if len(rows) > MAX_ROWS:
             raise ValueError(
-                f"{len(rows)} hedges exceed the {MOST_ROWS} rows that a graph drafts; hedge fewer outcomes."
+                f"{len(rows)} hedges exceed the {MAX_ROWS} rows that a graph drafts; hedge fewer outcomes."
             )
         self._num_rows = width = next(width for width in _BRANCH_WIDTHS if width >= len(rows))
         padded = rows + [rows[0]] * (width - len(rows))
@@ -358,9 +358,9 @@ class GraphDraft:
         return self._sampling, self._needs.signals, self._num_best, noise
 
     def _check_room(self, num_pending: int) -> None:
-        if num_pending >= MOST_PENDING:
+        if num_pending >= MAX_PENDING:
             raise ValueError(
-                f"{num_pending} pending tokens exceed the {MOST_PENDING - 1} that a graph keeps; use a shorter draft_length."
+                f"{num_pending} pending tokens exceed the {MAX_PENDING - 1} that a graph keeps; use a shorter draft_length."
             )
 
     def synchronize(self) -> None:

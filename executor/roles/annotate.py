@@ -37,14 +37,14 @@ class Annotation:
 
 
 def annotate(
-    done: Decoded, *, request_id: int, engine: Engine, target: Target, noise: NoiseTable | None, tail_depth: int
+    decoded: Decoded, *, request_id: int, engine: Engine, target: Target, noise: NoiseTable | None, tail_depth: int
 ) -> Annotation:
     """Align a finished request: one forward of each model along it, and rollouts of the draft.
 
     noise: the table that the request was decoded with, None at temperature 0. The draft engine's cache is overwritten.
     num_near_ties counts positions where the best two scores differ by less than 1e-4, so that batching may flip them.
     """
-    request, tokens = done.request, done.tokens
+    request, tokens = decoded.request, decoded.tokens
     num_prompt, num_tokens = len(request.tokens), len(tokens)
     sequence = [*request.tokens, *tokens]
 
@@ -68,7 +68,7 @@ def annotate(
         num_prompt_tokens=num_prompt,
         max_new_tokens=request.max_new_tokens,
         temperature=request.sampling.temperature,
-        finish_reason=done.finish_reason,
+        finish_reason=decoded.finish_reason,
         ranks=tuple(ranks),
         signals=tuple(laws[:-1]),
         tails=tails,

@@ -198,7 +198,7 @@ def identity(settings: RecordSettings, num_prompts: int) -> object:
                     num_runs += 1
                     if done.tokens != plain.tokens:
                         different.append((label, temperature, prompt.prompt_id))
-                    elif [turn for turn, _ in done.rounds] != replay(parse_policy(label), annotation.trace):
+                    elif [round_ for round_, _ in done.rounds] != replay(parse_policy(label), annotation.trace):
                         rounds.append((label, temperature, prompt.prompt_id))
         found |= {
             "num_runs": num_runs,

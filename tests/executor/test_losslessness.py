@@ -74,7 +74,7 @@ def test_tokens_and_rounds_are_those_of_plain_decoding_and_replay(
         found = session.run(request, policy)
         assert found.tokens == done.tokens
         assert found.finish_reason == done.finish_reason
-        assert_replayed([turn for turn, _ in found.rounds], policy, trace)
+        assert_replayed([round_ for round_, _ in found.rounds], policy, trace)
 
 
 def test_filters_and_temperature_are_applied_alike_on_both_models(session: Session) -> None:
@@ -85,7 +85,7 @@ def test_filters_and_temperature_are_applied_alike_on_both_models(session: Sessi
         for label in ("fixed_length:draft_length=4", "pearl:draft_length=5", "saguaro:draft_length=3,fan_out=2"):
             found = session.run(request, parse_policy(label))
             assert found.tokens == done.tokens
-            assert_replayed([turn for turn, _ in found.rounds], parse_policy(label), trace)
+            assert_replayed([round_ for round_, _ in found.rounds], parse_policy(label), trace)
 
 
 def test_another_seed_gives_other_tokens_at_temperature_1(session: Session) -> None:
@@ -117,4 +117,4 @@ def test_the_hugging_face_engine_gives_the_same_tokens_and_rounds(session: Sessi
         for label in ("pearl:draft_length=4", "saguaro:draft_length=3,fan_out=2"):
             theirs, ours = slow.run(request, parse_policy(label)), session.run(request, parse_policy(label))
             assert theirs.tokens == ours.tokens
-            assert [turn for turn, _ in theirs.rounds] == [turn for turn, _ in ours.rounds]
+            assert [round_ for round_, _ in theirs.rounds] == [round_ for round_, _ in ours.rounds]

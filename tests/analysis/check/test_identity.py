@@ -30,7 +30,7 @@ def test_a_decision_on_a_near_tie_is_within_rounding(make_trace: Callable[..., R
     assert executed != replay(policy, below)
     assert is_within_rounding(executed, policy, below, 2e-5)
     assert not is_within_rounding(executed, policy, below, 1e-8)
-    wrong = [turn._replace(num_drafted=turn.num_drafted + (turn.round == 3)) for turn in executed]
+    wrong = [round_._replace(num_drafted=round_.num_drafted + (round_.round == 3)) for round_ in executed]
     assert not is_within_rounding(wrong, policy, below, 2e-5)
 
 

@@ -61,8 +61,8 @@ def test_rounds_that_differ_are_seen(validated: Path) -> None:
     assert compare_rounds(run).is_identical
     whole = run.rounds_of
     run.rounds_of = lambda request_id: [  # type: ignore[method-assign]
-        turn._replace(num_drafted=turn.num_drafted + 1) if turn.round == 1 and request_id == 0 else turn
-        for turn in whole(request_id)
+        round_._replace(num_drafted=round_.num_drafted + 1) if round_.round == 1 and request_id == 0 else round_
+        for round_ in whole(request_id)
     ]
     assert not compare_rounds(run).is_identical
 

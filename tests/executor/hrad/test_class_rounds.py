@@ -51,10 +51,10 @@ def test_rounds_driven_by_classes_replay_identically(session: Session, temperatu
     done = session.run(short_request(temperature), ByClass())
     trace = session.annotate(done, request_id=0).trace
     assert len(trace.class_probs) == len(done.tokens) + 1
-    rounds = [turn for turn, _ in done.rounds]
+    rounds = [round_ for round_, _ in done.rounds]
     assert_replayed(rounds, ByClass(), trace)
     if temperature > 0:  # greedily this random target repeats itself
-        assert len({turn.predicted_class for turn in rounds}) > 1, "the test needs more than one class"
+        assert len({round_.predicted_class for round_ in rounds}) > 1, "the test needs more than one class"
     verify_s = sum(times.verify_s for _, times in done.rounds)
     assert 0 < done.predict_s < verify_s
     predict, verify = (
@@ -66,7 +66,7 @@ def test_rounds_driven_by_classes_replay_identically(session: Session, temperatu
 
 def test_rounds_replay_when_the_request_ends_within_accepted_tokens(session: Session) -> None:
     whole = session.run(short_request(1.0), ByClass())
-    inside = next(turn for turn, _ in whole.rounds if turn.num_accepted > 1 and turn.round)
+    inside = next(round_ for round_, _ in whole.rounds if round_.num_accepted > 1 and round_.round)
     stop = whole.tokens[inside.position]  # accepted in its round, and not the last token there
     cut = short_request(1.0)
     session.eos_ids, eos_ids = frozenset({stop}), session.eos_ids
@@ -76,7 +76,7 @@ def test_rounds_replay_when_the_request_ends_within_accepted_tokens(session: Ses
         session.eos_ids = eos_ids
     assert done.finish_reason is FinishReason.EOS
     trace = session.annotate(done, request_id=0).trace
-    assert_replayed([turn for turn, _ in done.rounds], ByClass(), trace)
+    assert_replayed([round_ for round_, _ in done.rounds], ByClass(), trace)
 
 
 def test_nothing_is_predicted_for_a_policy_that_does_not_ask(session: Session) -> None:

@@ -203,14 +203,14 @@ def test_tokens_are_those_of_plain_decoding_and_rounds_those_of_replay_and_engin
     for label in LABELS:
         policy = parse_policy(label)
         done = lookup_session.run(request, policy)
-        rounds = [turn for turn, _ in done.rounds]
+        rounds = [round_ for round_, _ in done.rounds]
         assert done.tokens == plain.tokens
         assert rounds == replay(policy, trace)
         simulated = simulate(policy, [trace], ConstantLatency(draft_s=0.1, verify_s=1.0))
-        assert rounds == [turn for turn, _ in simulated.rounds]
+        assert rounds == [round_ for round_, _ in simulated.rounds]
         if temperature == 0 and label == "prompt_lookup":
             assert len(rounds) < len(plain.rounds), "a text that repeats itself is worth looking up"
-            assert max(turn.num_pending for turn in rounds) > 1
+            assert max(round_.num_pending for round_ in rounds) > 1
 
 
 def test_another_draft_is_refused_for_the_policy(session: Session, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_run_is_recorded_and_calibrates(lookup_session: Session, tmp_path: Pat
     for request_id, label in by_label.items():
         prompt_id = run.requests.set_index("request_id").prompt_id[request_id]
         assert run.rounds_of(request_id) == [
-            turn._replace(request_id=request_id) for turn in replay(parse_policy(label), traces[prompt_id])
+            round_._replace(request_id=request_id) for round_ in replay(parse_policy(label), traces[prompt_id])
         ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other load on the machine, which leaves requests out or not

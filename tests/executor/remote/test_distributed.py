@@ -90,13 +90,13 @@ def test_every_method_emits_the_tokens_of_plain_decoding_in_the_replayed_rounds(
     for label in POLICIES:
         policy = parse_policy(label)
         done = apart.run(request, policy)
-        rounds = [turn for turn, _ in done.rounds]
+        rounds = [round_ for round_, _ in done.rounds]
         assert done.tokens == plain.tokens, label
         assert_replayed(rounds, policy, trace)
         if not policy.needs.classes:  # for which the mailbox's session has no predictor
             by_mailbox = session.run(request, policy)
             assert by_mailbox.tokens == done.tokens, label
-            assert [turn for turn, _ in by_mailbox.rounds] == rounds, label
+            assert [round_ for round_, _ in by_mailbox.rounds] == rounds, label
 
 
 def test_a_prompt_of_several_buckets_is_decoded_alike(session: Session, apart: Session) -> None:
@@ -154,7 +154,7 @@ def test_the_resident_target_s_own_process_also_answers_by_mailbox(session: Sess
         )
     expected = session.run(request, policy)
     assert done.tokens == expected.tokens
-    assert [turn for turn, _ in done.rounds] == [turn for turn, _ in expected.rounds]
+    assert [round_ for round_, _ in done.rounds] == [round_ for round_, _ in expected.rounds]
 
 
 def test_one_device_and_the_mailbox_keep_the_resident_pair_in_one_process() -> None:

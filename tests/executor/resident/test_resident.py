@@ -73,7 +73,7 @@ def test_every_method_emits_the_tokens_of_plain_decoding_in_the_replayed_rounds(
     for label in POLICIES:
         done = resident.run(request, parse_policy(label))
         assert done.tokens == plain.tokens, label
-        assert_replayed([turn for turn, _ in done.rounds], parse_policy(label), trace)
+        assert_replayed([round_ for round_, _ in done.rounds], parse_policy(label), trace)
 
 
 def test_two_processes_and_one_device_agree(session: Session, resident: Session) -> None:
@@ -82,7 +82,7 @@ def test_two_processes_and_one_device_agree(session: Session, resident: Session)
         for label in ("autoregressive", "pearl:draft_length=4", "saguaro:draft_length=3,fan_out=2"):
             theirs, ours = session.run(request, parse_policy(label)), resident.run(request, parse_policy(label))
             assert ours.tokens == theirs.tokens
-            assert [turn for turn, _ in ours.rounds] == [turn for turn, _ in theirs.rounds]
+            assert [round_ for round_, _ in ours.rounds] == [round_ for round_, _ in theirs.rounds]
 
 
 def test_a_request_ends_at_eos_at_a_stop_string_and_within_a_window(resident: Session) -> None:
@@ -114,10 +114,10 @@ def test_a_draft_that_fell_far_behind_catches_up(resident: Session) -> None:
     plain = resident.run(request, parse_policy("autoregressive"))
     late = resident.run(request, Late(draft_length=4))
     assert late.tokens == plain.tokens
-    accepted = sum(turn.num_accepted for turn, _ in late.rounds)
+    accepted = sum(round_.num_accepted for round_, _ in late.rounds)
     prompt = resident.run(request, parse_policy("fixed_length:draft_length=4"))
     assert accepted > 0, "the draft's context was wrong: nothing was accepted"
-    assert sum(turn.num_accepted for turn, _ in prompt.rounds) > accepted
+    assert sum(round_.num_accepted for round_, _ in prompt.rounds) > accepted
 
 
 def test_the_engine_is_the_static_engine(resident: Session) -> None:
