@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,12 +115,14 @@ def compare(
     repeats: int = 1,
     is_quick: bool = False,
     seed: int = 0,
+    fit: Callable[[Run], LatencyModel] | None = None,
     progress: Stages = silent_stages,
 ) -> list[ComparedPolicy]:
     """Record and calibrate on some prompts, choose each family's settings on the simulator, run all of them on others.
 
     Writes recorded/ and compared/ run folders, and recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is
     another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json.
+    fit: the latency model of a recorded run; None calibrates it.
     """
     from executor.models.settings import PairSettings
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
@@ -141,10 +143,10 @@ def compare(
         pair=replace(settings.pair, draft="prompt_lookup", hrad=""),
         decoding=replace(settings.decoding, policies=LOOKUP_CALIBRATION_POLICIES),
     )
-    rows = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, repeats=repeats, progress=progress)
+    rows = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, repeats=repeats, fit=fit, progress=progress)
     choose = partial(choose_policies, with_classes=bool(hrad), is_small=is_quick)
     rows = [
-        *_compare_pair(settings, output_dir, "", choose, repeats=repeats, progress=progress),
+        *_compare_pair(settings, output_dir, "", choose, repeats=repeats, fit=fit, progress=progress),
         *(row for row in rows if row.family != "autoregressive"),
     ]
     write_report(output_dir, COMPARISON, rows)
@@ -152,7 +154,14 @@ def compare(
 
 
 def _compare_pair(
-    settings: RecordSettings, output_dir: Path, suffix: str, choose: Choose, *, repeats: int, progress: Stages
+    settings: RecordSettings,
+    output_dir: Path,
+    suffix: str,
+    choose: Choose,
+    *,
+    repeats: int,
+    fit: Callable[[Run], LatencyModel] | None,
+    progress: Stages,
 ) -> list[ComparedPolicy]:
     """The comparison with one draft."""
     from executor.pair import Session
@@ -164,9 +173,7 @@ def _compare_pair(
     with Session(settings.pair) as session:
         with progress(f"recording with draft {settings.pair.draft}") as report:
             recorded = record_run(settings, recorded_dir, session=session, progress=report)
-        calibration = calibrate(recorded, seed=decoding.seed)
-        calibration.save(recorded_dir / "calibration.json")
-        latency, traces = FittedLatency(calibration), recorded.traces()
+        latency, traces = (fit or partial(_calibrated, seed=decoding.seed))(recorded), recorded.traces()
         families = {}
         for temperature in decoding.temperatures:
             usable = [trace for trace in traces if trace.temperature == temperature]
@@ -191,6 +198,13 @@ def _compare_pair(
     write_report(compared_dir, VALIDATION, validation)
     write_report(compared_dir, COMPARISON, rows)
     return rows
+
+
+def _calibrated(run: Run, *, seed: int) -> LatencyModel:
+    """The latencies of a run, whose calibration is left beside it."""
+    calibration = calibrate(run, seed=seed)
+    calibration.save(run.folder / "calibration.json")
+    return FittedLatency(calibration)
 
 
 def read_comparison(folder: Path) -> list[ComparedPolicy]:

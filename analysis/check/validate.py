@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from analysis.check.identity import RoundComparison, compare_rounds, policies_with_other_tokens
 from analysis.check.predict import predict, speed_of
 from analysis.check.reports import read_report, write_report
-from analysis.explore.simulation import load_calibration
+from analysis.explore.inputs import LatencySource, latency_of
 from executor.recording.settings import RecordSettings, read_settings
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of, parse_policy
@@ -171,7 +171,7 @@ def validate_run(
     output_dir: Path,
     policies: Sequence[Policy],
     *,
-    calibration: Path | None = None,
+    latency: LatencySource = None,
     num_prompts: int = 16,
     repeats: int = 1,
     seed: int = 0,
@@ -182,14 +182,15 @@ def validate_run(
     The new run takes the recorded one's settings and its next prompts; validation.json in its folder holds the result. A
     machine's speed drifts by more in minutes than a good calibration errs, so the recorded prompts and policies run again,
     turn by turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run.
-    With a calibration given, that is used instead.
+    With a latency model given, or a file of one, that is used instead.
     """
     recorded = read_run(run_dir)
     base = read_settings(recorded.config, where=run_dir)
     if base is None:
         raise ValueError(f"no models made the run {run_dir}, so nothing of it can be measured; give a recorded run.")
     check_new_folder(output_dir)
-    anchors = [] if calibration is not None else [parse_policy(label) for label in base.decoding.policies]
+    known = None if latency is None else latency_of(recorded, latency)
+    anchors = [] if known else [parse_policy(label) for label in base.decoding.policies]
     tested = list(dict.fromkeys([Autoregressive(), *policies]))
     num_anchored = min(num_prompts, base.prompts.num) if anchors else 0
     settings = replace(
@@ -206,12 +207,10 @@ def validate_run(
     old_prompts = set(recorded.requests.prompt_id)
     measured = _measure(settings, output_dir, tested, anchors, old_prompts, progress=progress)
     is_old = measured.requests.prompt_id.isin(old_prompts)
-    if anchors:
-        fitted = calibrate(measured.subset(measured.requests.request_id[is_old]), seed=seed)
-    else:
-        fitted = load_calibration(recorded, calibration)
+    if known is None:
+        known = FittedLatency(calibrate(measured.subset(measured.requests.request_id[is_old]), seed=seed))
     part = measured.subset(measured.requests.request_id[~is_old])
-    validation = validate(part, recorded.traces(), FittedLatency(fitted), seed=seed)
+    validation = validate(part, recorded.traces(), known, seed=seed)
     write_report(output_dir, VALIDATION, validation)
     return validation
 

@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 
 from analysis.explore.engine_runs import simulated_requests
 from analysis.study.candidates import typical_context
-from analysis.study.study import policy_of
 from sim.decoding.policies.base import Policy
 from sim.latency.base import Conditions, LatencyModel
-from sim.latency.fitted import FittedLatency
 from sim.latency.placement import PlacedTimer, Placement, adjusted, mixed
 from sim.sweep.lockstep import RoundArrays, TraceArrays
 from sim.sweep.sweep import ROUNDS_AT_ONCE, sweep
-from traces.fits.calibration import Calibration
 from traces.schema import RequestTrace
 
 Floats = NDArray[np.float64]
@@ -49,7 +46,7 @@ class Workload:
     """
 
     traces: tuple[RequestTrace, ...]
-    calibration: Calibration
+    latency: LatencyModel
     timings: tuple[Timing, ...]
     seed: int | None = None
 
@@ -77,7 +74,7 @@ class Evaluated:
     """counts: name -> (policies, requests). seconds: name -> (timings, policies, requests). peak_kv_tokens: (policies,)
     largest number of cache entries beyond the committed tokens: pending ones and all rows of the branches."""
 
-    labels: tuple[str, ...]
+    policies: tuple[Policy, ...]
     counts: dict[str, Ints]
     seconds: dict[str, Floats]
     peak_kv_tokens: Ints
@@ -90,18 +87,16 @@ def unpacked(packed: Packed) -> Workload:
     return workload
 
 
-def evaluate_packed(packed: Packed, labels: tuple[str, ...]) -> Evaluated:
+def evaluate_packed(packed: Packed, policies: tuple[Policy, ...]) -> Evaluated:
     """`evaluate` as a task for a worker."""
-    return evaluate(unpacked(packed), labels)
+    return evaluate(unpacked(packed), policies)
 
 
-def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
+def evaluate(workload: Workload, policies: Sequence[Policy]) -> Evaluated:
     """Some policies on a workload."""
-    policies = [policy_of(label) for label in labels]
-    latency = FittedLatency(workload.calibration)
     if workload.seed is not None:
-        return _evaluate_drawn(policies, labels, workload, latency)
-    traces = workload.traces
+        return _evaluate_drawn(policies, workload)
+    traces, latency = workload.traces, workload.latency
     others = [index for index, timing in enumerate(workload.timings) if timing != Timing()]
     swept = sweep(policies, traces, latency, record_rounds=bool(others), arrays=workload.arrays)
     seconds = np.empty((len(SECONDS), len(workload.timings), len(policies), len(traces)))
@@ -112,7 +107,7 @@ def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
             timing = workload.timings[index]
             seconds[:, index] = _timed(timing, policies, workload, latency, swept.rounds, request, position)
     return Evaluated(
-        labels=tuple(labels),
+        policies=tuple(policies),
         counts={name: swept.counts[name] for name in COUNTS},
         seconds=dict(zip(SECONDS, seconds, strict=True)),
         peak_kv_tokens=swept.peak_kv_tokens,
@@ -120,19 +115,15 @@ def evaluate(workload: Workload, labels: Sequence[str]) -> Evaluated:
 
 
 def speeds_under(
-    workload: Workload, timing: Timing, labels: Sequence[str], calibrations: Sequence[Calibration]
+    workload: Workload, timing: Timing, policies: Sequence[Policy], latencies: Sequence[LatencyModel]
 ) -> Floats:
-    """(calibrations, policies) decode tokens/s with mean latencies; the policies are replayed once."""
-    policies = [policy_of(label) for label in labels]
-    traces = workload.traces
-    latency = FittedLatency(workload.calibration)
-    swept = sweep(policies, traces, latency, record_rounds=True, arrays=workload.arrays)
+    """(latencies, policies) decode tokens/s with mean latencies; the policies are replayed once."""
+    swept = sweep(policies, workload.traces, workload.latency, record_rounds=True, arrays=workload.arrays)
     assert swept.rounds is not None
     request, position = _places(swept.rounds, workload.arrays)
     tokens = swept.counts["num_emitted"].sum(axis=1)
     speeds = []
-    for calibration in calibrations:
-        latency = FittedLatency(calibration)
+    for latency in latencies:
         times = _timed(timing, policies, workload, latency, swept.rounds, request, position)
         speeds.append(tokens / times[0].sum(axis=1))
     return np.array(speeds)
@@ -159,7 +150,7 @@ def _timed(
     kinds = [Conditions.of(policy) for policy in policies]
     distinct = list(dict.fromkeys(kinds))
     kind_of_round = np.array([distinct.index(kind) for kind in kinds])[rounds.lane // len(traces)]
-    found = np.zeros((len(SECONDS), num_lanes))
+    seconds = np.zeros((len(SECONDS), num_lanes))
     for index, conditions in enumerate(distinct):
         model = _latency_of(timing, workload, latency, conditions.drafts)
         timer = PlacedTimer(model, traces, timing.placement, conditions)
@@ -167,9 +158,9 @@ def _timed(
         for first in range(0, len(chosen), ROUNDS_AT_ONCE):
             some = chosen[first : first + ROUNDS_AT_ONCE]
             part = RoundArrays(*(column[some] for column in rounds))
-            for sums, values in zip(found, timer.times_of(part, request[some], position[some]), strict=True):
+            for sums, values in zip(seconds, timer.times_of(part, request[some], position[some]), strict=True):
                 np.add.at(sums, part.lane, values)
-    return found.reshape(len(SECONDS), len(policies), len(traces))
+    return seconds.reshape(len(SECONDS), len(policies), len(traces))
 
 
 def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:
@@ -177,9 +168,7 @@ def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, draft
     return adjusted(latency, timing.placement, cost_ratio=timing.cost_ratio, context_tokens=context, drafts=drafts)
 
 
-def _evaluate_drawn(
-    policies: Sequence[Policy], labels: Sequence[str], workload: Workload, latency: LatencyModel
-) -> Evaluated:
+def _evaluate_drawn(policies: Sequence[Policy], workload: Workload) -> Evaluated:
     """The same by the SimPy engine, with drawn times."""
     assert workload.seed is not None
     traces = workload.traces
@@ -188,7 +177,7 @@ def _evaluate_drawn(
     peaks = np.zeros(len(policies), dtype=np.int64)
     for row, policy in enumerate(policies):
         for index, timing in enumerate(workload.timings):
-            model = _latency_of(timing, workload, latency, policy.needs.drafts)
+            model = _latency_of(timing, workload, workload.latency, policy.needs.drafts)
             share = timing.placement.share_of_turns
             apart = simulated_requests(policy, traces, model, seed=workload.seed)
             seconds[:, index, row] = apart.seconds
@@ -200,7 +189,7 @@ def _evaluate_drawn(
                 for name in COUNTS:
                     counts[name][row] = apart.counts[name]
     return Evaluated(
-        labels=tuple(labels),
+        policies=tuple(policies),
         counts=counts,
         seconds=dict(zip(SECONDS, seconds, strict=True)),
         peak_kv_tokens=peaks,

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.explore.evaluation import Evaluated
-from analysis.study.study import Objective
+from analysis.explore.evaluation import Evaluated, Timing
+from analysis.explore.search import pareto_front
+from analysis.explore.sensitivity import ParameterEffect, parameter_effects
+from analysis.study.questions import Question
+from analysis.study.study import Objective, Study
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import label_of
 from traces.metrics.bootstrap import Estimates, ratio_of_sums, resampling_weights
-from traces.metrics.speeds import Speed, speeds_of
+from traces.metrics.speeds import Speed, speeds_of, speeds_summary
 
 Floats = NDArray[np.float64]
 
@@ -21,7 +27,7 @@ class Scored:
     """Policies in one scenario. speeds: one each. resampled: (resamples, policies) tokens/s, the same prompts drawn for
     all policies. objectives: (policies, objectives)."""
 
-    labels: tuple[str, ...]
+    policies: tuple[Policy, ...]
     speeds: tuple[Speed, ...]
     resampled: Floats
     objectives: Floats
@@ -52,7 +58,7 @@ class Ranking:
 def merge(parts: Sequence[Evaluated]) -> Evaluated:
     """Tasks of one workload as one."""
     return Evaluated(
-        labels=tuple(label for part in parts for label in part.labels),
+        policies=tuple(policy for part in parts for policy in part.policies),
         counts={name: np.concatenate([part.counts[name] for part in parts]) for name in parts[0].counts},
         seconds={name: np.concatenate([part.seconds[name] for part in parts], axis=1) for name in parts[0].seconds},
         peak_kv_tokens=np.concatenate([part.peak_kv_tokens for part in parts]),
@@ -78,7 +84,7 @@ def score(
     base = baseline.counts["num_emitted"][:1] @ group, baseline.seconds["decode_s"][timing, :1] @ group
     rates = ratio_of_sums(tokens, seconds, weights)
     speeds = speeds_of(
-        found.labels,
+        list(map(label_of, found.policies)),
         rates,
         rates.over(ratio_of_sums(*base, weights)),
         temperature=temperature,
@@ -89,7 +95,7 @@ def score(
     )
     columns = [objective_values(objective, found, timing) for objective in objectives]
     return Scored(
-        labels=found.labels, speeds=tuple(speeds), resampled=rates.resampled, objectives=np.stack(columns, axis=1)
+        policies=found.policies, speeds=tuple(speeds), resampled=rates.resampled, objectives=np.stack(columns, axis=1)
     )
 
 
@@ -117,11 +123,11 @@ def objective_values(objective: Objective, found: Evaluated, timing: int) -> Flo
 def rank(scored: Scored) -> Ranking:
     """How sure the fastest policy is the fastest."""
     best, rates = scored.best, scored.resampled
-    wins = np.bincount(np.argmax(rates, axis=1), minlength=len(scored.labels)) / len(rates)
+    wins = np.bincount(np.argmax(rates, axis=1), minlength=len(scored.policies)) / len(rates)
     regret = float((1 - rates[:, best] / rates.max(axis=1)).mean())
-    if len(scored.labels) == 1:
+    if len(scored.policies) == 1:
         return Ranking(
-            best=scored.labels[0],
+            best=scored.speeds[0].policy,
             probability_best=1.0,
             expected_regret=0.0,
             runner_up=None,
@@ -135,10 +141,63 @@ def rank(scored: Scored) -> Ranking:
     gain = first.over(other)
     ((low, high),) = gain.intervals()
     return Ranking(
-        best=scored.labels[best],
+        best=scored.speeds[best].policy,
         probability_best=float(wins[best]),
         expected_regret=regret,
-        runner_up=scored.labels[second],
+        runner_up=scored.speeds[second].policy,
         gain=float(gain.values[0]) - 1,
         gain_interval=(low - 1, high - 1),
     )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one question's policies are worth in one scenario."""
+
+    question: Question
+    timing: Timing
+    scored: Scored
+
+    @property
+    def scenario(self) -> str:
+        """Its name in tables."""
+        return self.question.scenario(self.timing)
+
+    def table(self, objectives: Sequence[Objective]) -> pd.DataFrame:
+        """Rows of results.parquet. objectives: those of `scored`, in their order."""
+        scored, timing = self.scored, self.timing
+        table = pd.DataFrame(speeds_summary(scored.speeds))
+        for name in ("interval", "speedup_interval"):
+            prefix = "" if name == "interval" else "speedup_"
+            table[f"{prefix}low"], table[f"{prefix}high"] = zip(*table.pop(name), strict=True)
+        table.insert(0, "scenario", self.scenario)
+        table.insert(1, "method", table.policy.str.partition(":")[0])
+        table["alignment"], table["placement"] = self.question.alignment, timing.placement.label
+        table["cost_ratio"] = self.question.cost_ratio if timing.cost_ratio is None else timing.cost_ratio
+        for column, objective in enumerate(objectives):
+            table[f"objective_{objective}"] = scored.objectives[:, column]
+        wins = np.bincount(np.argmax(scored.resampled, axis=1), minlength=len(scored.policies))
+        table["probability_best"] = wins / len(scored.resampled)
+        table["is_pareto"] = pareto_front(scored.objectives, objectives)
+        return table
+
+    def effects(self) -> list[ParameterEffect]:
+        """What the choice depends on: see `analysis.explore.sensitivity`."""
+        scored = self.scored
+        order = np.argsort([-speed.tokens_per_s for speed in scored.speeds])
+        contenders = [scored.policies[row] for row in order]
+        return parameter_effects(self.question.workload, self.timing, contenders, scored.policies[scored.best])
+
+
+def answer(question: Question, evaluated: Evaluated, baseline: Evaluated, timing: int, study: Study) -> Answer:
+    """The answer under one timing of the question's workload, by its number."""
+    scored = score(
+        evaluated,
+        baseline,
+        timing,
+        [trace.prompt_id for trace in question.workload.traces],
+        temperature=question.temperature,
+        objectives=study.objectives,
+        seed=study.seed,
+    )
+    return Answer(question, question.workload.timings[timing], scored)

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.study.study import Family, Objective, Plain
-from sim.decoding.policies.catalog import label_of, make_policy
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import make_policy
 
 Floats = NDArray[np.float64]
-Evaluate = Callable[[Sequence[str]], Sequence[tuple[float, ...]]]
-MOST_ASKED = 10  # suggestions for each trial wanted: samplers repeat themselves, and repetitions cost nothing
+Evaluate = Callable[[Sequence[Policy]], Sequence[tuple[float, ...]]]
+MAX_ASKED = 10  # suggestions for each trial wanted: samplers repeat themselves, and repetitions cost nothing
 DIRECTIONS = {
     Objective.SPEED: "maximize",
     Objective.ROLLBACK: "minimize",
@@ -48,12 +49,11 @@ def search_with_optuna(
     batch: int = 20,
     seed: int = 0,
     measured: Mapping[str, Mapping[str, Any]] | None = None,
-    first: Sequence[str] = (),
-) -> dict[str, tuple[float, ...]]:
+) -> dict[Policy, tuple[float, ...]]:
     """Values of up to `trials` different policies out of the families' grids, in the order in which they were tried.
 
     Suggestions are asked and told in batches, in a fixed order: the result depends on the seed and the batch, not on
-    how many workers evaluate one. first: labels to begin with. Stops early when the grid is used up.
+    how many workers evaluate one. Stops early when the grid is used up.
     """
     import optuna
 
@@ -74,20 +74,18 @@ def search_with_optuna(
         else:
             sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, batch))
     asked = optuna.create_study(directions=[DIRECTIONS[objective] for objective in objectives], sampler=sampler)
-    known: dict[str, tuple[float, ...]] = {}
-    if first:
-        known |= dict(zip(first, evaluate(list(first)), strict=True))
-    for _ in range(MOST_ASKED * trials // batch + 1):
+    known: dict[Policy, tuple[float, ...]] = {}
+    for _ in range(MAX_ASKED * trials // batch + 1):
         if len(known) >= min(trials, num_policies):
             break
         open_trials = [asked.ask() for _ in range(batch)]
-        labels = [_suggest(trial, families, choices, measured) for trial in open_trials]
-        fresh = list(dict.fromkeys(label for label in labels if label not in known))[: trials - len(known)]
+        policies = [_suggest(trial, families, choices, measured) for trial in open_trials]
+        fresh = list(dict.fromkeys(policy for policy in policies if policy not in known))[: trials - len(known)]
         if fresh:
             known |= dict(zip(fresh, evaluate(fresh), strict=True))
-        for trial, label in zip(open_trials, labels, strict=True):
-            if label in known and np.isfinite(known[label]).all():
-                asked.tell(trial, list(known[label]))
+        for trial, policy in zip(open_trials, policies, strict=True):
+            if policy in known and np.isfinite(known[policy]).all():
+                asked.tell(trial, list(known[policy]))
             else:
                 asked.tell(trial, state=optuna.trial.TrialState.FAIL)
     return known
@@ -95,7 +93,7 @@ def search_with_optuna(
 
 def _suggest(
     trial: Any, families: Sequence[Family], choices: Sequence[Mapping[str, tuple[Plain, ...]]], measured: Any
-) -> str:
+) -> Policy:
     """One policy of the grids. Every family has its own parameters, numbers as positions in their sorted values, so
     that the sampler knows which are near."""
     index = trial.suggest_categorical("family", list(range(len(families)))) if len(families) > 1 else 0
@@ -111,11 +109,8 @@ def _suggest(
             settings[name] = trial.suggest_categorical(parameter, list(values))
     family = families[index]
     fixed = dict((measured or {}).get(family.method, {})) if family.is_measured else {}
-    return label_of(make_policy(family.method, fixed | settings))
+    return make_policy(family.method, fixed | settings)
 
 
 def _grid_size(families: Sequence[Family], measured: Mapping[str, Mapping[str, Any]] | None) -> int:
-    labels: set[str] = set()
-    for family in families:
-        labels.update(map(label_of, family.policies((measured or {}).get(family.method))))
-    return len(labels)
+    return len({policy for family in families for policy in family.policies((measured or {}).get(family.method))})

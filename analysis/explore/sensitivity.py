@@ -1,23 +1,25 @@
-"""How much the answer hangs on each fitted parameter: move it to the ends of its interval and choose again."""
+"""How much the answer depends on each number of the latency model: move it to the ends of its interval and choose again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.explore.evaluation import Timing, Workload, speeds_under
-from traces.fits.latency import TERMS
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import label_of
+from sim.latency.uncertain import Uncertain
 
 NUM_CONTENDERS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterEffect:
-    """One coefficient of a latency law at one end of its 95% interval.
+    """One number of a latency model at one end of its 95% interval.
 
-    best: the fastest contender then. speed_change: of the policy chosen before, relative. regret: what keeping that
+    best: label of the fastest contender then. speed_change: of the policy chosen before, relative. regret: what keeping that
     policy would lose against `best`, relative.
     """
 
@@ -36,34 +38,25 @@ class ParameterEffect:
 
 
 def parameter_effects(
-    workload: Workload, timing: Timing, contenders: Sequence[str], chosen: str
+    workload: Workload, timing: Timing, contenders: Sequence[Policy], chosen: Policy
 ) -> list[ParameterEffect]:
-    """Effects of every coefficient on the choice among the contenders, largest regret first; mean latencies."""
-    labels = tuple(dict.fromkeys([chosen, *contenders[:NUM_CONTENDERS]]))
-    moves = [
-        (group, index, term, end)
-        for group, fit in workload.calibration.fits.items()
-        if not group.endswith("prefill")
-        for index, term in enumerate(TERMS)
-        if term not in fit.left_out
-        for end in dict.fromkeys(fit.intervals[index])
-    ]
-    calibrations = [workload.calibration]
-    for group, index, _, end in moves:
-        fit = workload.calibration.fits[group]
-        moved = replace(fit, coefficients=(*fit.coefficients[:index], end, *fit.coefficients[index + 1 :]))
-        calibrations.append(replace(workload.calibration, fits={**workload.calibration.fits, group: moved}))
-    speeds = speeds_under(workload, timing, labels, calibrations)
+    """Effects of every number on the choice among the contenders, largest regret first; mean latencies. None for a model that
+    does not say how sure it is."""
+    if not isinstance(workload.latency, Uncertain):
+        return []
+    policies = list(dict.fromkeys([chosen, *contenders[:NUM_CONTENDERS]]))
+    moves = workload.latency.moved()
+    speeds = speeds_under(workload, timing, policies, [workload.latency, *(move.latency for move in moves)])
     effects = []
-    for (group, index, term, end), moved_speeds in zip(moves, speeds[1:], strict=True):
+    for move, moved_speeds in zip(moves, speeds[1:], strict=True):
         best = int(np.argmax(moved_speeds))  # the first of equals, so the chosen one where nothing beats it
         effects.append(
             ParameterEffect(
-                group=group,
-                term=term,
-                fitted=workload.calibration.fits[group].coefficients[index],
-                moved_to=end,
-                best=labels[best],
+                group=move.group,
+                term=move.term,
+                fitted=move.value,
+                moved_to=move.moved_to,
+                best=label_of(policies[best]),
                 speed_change=float(moved_speeds[0] / speeds[0, 0] - 1),
                 regret=float(1 - moved_speeds[0] / moved_speeds[best]),
             )

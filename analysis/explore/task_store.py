@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from analysis.explore.evaluation import Evaluated
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import label_of
 
 
 class TaskStore:
-    """Results of tasks by their workload and labels."""
+    """Results of tasks by their workload and policies."""
 
     def __init__(self, output_dir: Path, question: str) -> None:
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -43,15 +45,15 @@ class TaskStore:
         temporary.write_text(json.dumps({"sha256": digest}) + "\n")
         temporary.replace(note)
 
-    def load(self, workload: int, labels: Sequence[str]) -> Evaluated | None:
+    def load(self, workload: int, policies: Sequence[Policy]) -> Evaluated | None:
         """What was stored for a task; None if nothing was, or half of it."""
-        path = self._path(workload, labels)
+        path = self._path(workload, policies)
         if not path.exists():
             return None
         try:
             with np.load(path) as arrays:
                 found = Evaluated(
-                    labels=tuple(labels),
+                    policies=tuple(policies),
                     counts={name[2:]: arrays[name] for name in arrays.files if name.startswith("n:")},
                     seconds={name[2:]: arrays[name] for name in arrays.files if name.startswith("s:")},
                     peak_kv_tokens=arrays["peak"],
@@ -63,7 +65,7 @@ class TaskStore:
 
     def save(self, workload: int, found: Evaluated) -> None:
         """Store a finished task."""
-        path = self._path(workload, found.labels)
+        path = self._path(workload, found.policies)
         temporary = path.with_suffix(".part")
         columns: dict[str, Any] = {f"n:{name}": values for name, values in found.counts.items()}
         columns |= {f"s:{name}": values for name, values in found.seconds.items()}
@@ -75,6 +77,6 @@ class TaskStore:
         """Remove it all: the results are written."""
         shutil.rmtree(self.folder)
 
-    def _path(self, workload: int, labels: Sequence[str]) -> Path:
-        key = hashlib.sha256("\n".join([str(workload), *labels]).encode()).hexdigest()[:24]
+    def _path(self, workload: int, policies: Sequence[Policy]) -> Path:
+        key = hashlib.sha256("\n".join([str(workload), *map(label_of, policies)]).encode()).hexdigest()[:24]
         return self.folder / f"{key}.npz"

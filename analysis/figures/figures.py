@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.explore.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
 from analysis.explore.evaluation import Timing
-from analysis.explore.simulation import load_calibration
+from analysis.explore.inputs import LatencySource, latency_of
 from analysis.figures import plots
+from analysis.papers.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
 from analysis.papers.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
 from analysis.study.candidates import mapped_policies, typical_context
 from analysis.study.questions import Question, make_questions, traces_of
@@ -24,7 +24,6 @@ from analysis.study.study import make_study
 from sim.decoding.acceptance_models import Chained
 from sim.decoding.policies.catalog import parse_policy
 from sim.latency.base import LatencyModel
-from sim.latency.fitted import FittedLatency
 from sim.latency.placement import Placement, adjusted, cost_ratio_of
 from traces.fits.acceptance.chain import fit_hazard, fit_markov
 from traces.fits.acceptance.curves import curve_of
@@ -91,22 +90,27 @@ class Told:
         return f"entropy bound: {bound.speedup.max():.2f}"
 
 
-def draw_figures(explored_dir: Path, output_dir: Path, *, measured_dir: Path | None = None) -> list[Path]:
+def draw_figures(
+    explored_dir: Path, output_dir: Path, *, measured_dir: Path | None = None, latency: LatencySource = None
+) -> list[Path]:
     """Draw everything that an exploration can show. measured_dir: a run folder with real speeds, such as that of
-    `specbranch validate`; the explored run's own by default."""
+    `specbranch validate`; the explored run's own by default. latency: what the exploration was given, if that was a model."""
     explored = read_run(explored_dir)
     if explored.meta.get("kind") != "explored":
-        raise ValueError(f"{explored_dir} is no exploration; give the --output-dir of `specbranch explore`.")
+        raise ValueError(f"{explored_dir} is not an exploration; give the --output-dir of `specbranch explore`.")
     run, study = read_run(explored.config["run"]), make_study(explored.config["study"], where=str(explored_dir))
     named = explored.config["calibration"]
-    calibration = load_calibration(run, Path(named) if named else None)
+    if latency is None and "latency" in explored.config:
+        raise ValueError(f"{explored_dir} was explored with a latency model that has no file; give it as latency.")
+    latency = latency_of(run, latency or (Path(named) if named else None))
     # Under latencies that were named nothing was run, unless the user says where.
-    measured = read_run(measured_dir) if measured_dir else None if named else run
+    is_own = not named and "latency" not in explored.config
+    measured = read_run(measured_dir) if measured_dir else run if is_own else None
     table = pd.read_parquet(explored_dir / "results.parquet")
     check_new_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     found = []
-    for question in make_questions(traces_of(run.traces(), study, where=str(run.folder)), calibration, study):
+    for question in make_questions(traces_of(run.traces(), study, where=str(run.folder)), latency, study):
         told = _told(question, run, measured, table)
         for name, draw in FIGURES.items():
             figure = Figure(figsize=(6.4, 5.0), layout="constrained")
@@ -135,7 +139,7 @@ def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFram
     if is_recorded and timing == Timing() and measured is not None and not measured.rounds.empty:
         speeds = measured_speeds(measured.requests, measured.rounds)
     latency = adjusted(
-        FittedLatency(question.workload.calibration),
+        question.workload.latency,
         Placement(),  # a pair's cost ratio, and bounds above what a link or a shared device leaves
         cost_ratio=timing.cost_ratio,
         context_tokens=typical_context(traces),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.explore.bounds import oracle_speedups
+from analysis.papers.bounds import oracle_speedups
 from sim.decoding.acceptance_models import AcceptanceModel, Geometric
 from sim.decoding.closed_forms import (
     branch_hit_probability,
@@ -65,7 +65,7 @@ def oracle_map(alphas: Sequence[float], cost_ratios: Sequence[float]) -> pd.Data
 
     Every outcome was drafted for ahead of time at no cost but the tokens that will be accepted, A of them up to the best
     draft length L: E[min(A, L) + 1] / E[max(1, min(A, L) / c)], P(A >= k) = alpha^k (the overlap oracle
-    of `analysis.explore.bounds`).
+    of `analysis.papers.bounds`).
     """
     grid_alphas, grid_ratios = np.meshgrid(np.asarray(alphas, float), np.asarray(cost_ratios, float), indexing="ij")
     best = np.ones_like(grid_alphas)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.explore.bounds import clairvoyant
+from analysis.papers.bounds import clairvoyant
 from analysis.papers.maps import dsi_map, simulated_map, with_reductions
 from analysis.papers.operating_points import OperatingPoint, published_points
 from analysis.study.candidates import clairvoyant_policies, textbook_policies

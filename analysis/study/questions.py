@@ -11,19 +11,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from analysis.explore.evaluation import Packed, Timing, Workload
 from analysis.study.alignments import aligned_traces
 from analysis.study.candidates import measured_settings, typical_context
-from analysis.study.study import Family, Study, StudyError, policy_of
+from analysis.study.study import Family, Study, StudyError
 from executor.models.names import check_drafter
-from sim.decoding.policies.base import Needs
-from sim.decoding.policies.catalog import POLICIES
+from sim.decoding.policies.base import Needs, Policy
+from sim.decoding.policies.catalog import POLICIES, label_of
 from sim.decoding.replay import check_answers
-from sim.latency.fitted import FittedLatency
+from sim.latency.base import LatencyModel
 from sim.latency.placement import cost_ratio_of
-from traces.fits.calibration import Calibration
 from traces.schema import RequestTrace
 
 
@@ -37,7 +35,7 @@ class Question:
     alignment: str
     recorded: tuple[RequestTrace, ...]
     workload: Workload
-    labels: tuple[str, ...]
+    policies: tuple[Policy, ...]
     measured: Mapping[str, Mapping[str, Any]]
     cost_ratio: float
 
@@ -60,11 +58,10 @@ class Question:
         return self.workload.packed()
 
     def digest(self) -> str:
-        """One line that tells this question from any other: policies, outcomes, signals and the calibration."""
-        sha = hashlib.sha256("\n".join(self.labels).encode())
-        sha.update(TypeAdapter(Calibration).dump_json(self.workload.calibration))
-        sha.update(repr((self.workload.timings, self.workload.seed)).encode())
-        for trace in self.workload.traces:
+        """One line that tells this question from any other: policies, outcomes, signals and latencies."""
+        workload = self.workload
+        sha = hashlib.sha256(repr((self.policies, workload.latency, workload.timings, workload.seed)).encode())
+        for trace in workload.traces:
             sha.update(repr((trace.prompt_id, trace.num_prompt_tokens, trace.max_new_tokens)).encode())
             sha.update(np.array(trace.ranks).tobytes() + np.array(trace.signals).tobytes())
         return sha.hexdigest()
@@ -90,32 +87,31 @@ def traces_of(
             )
     if not wanted:
         raise StudyError(f"{where} holds no trace; record with alignment on.")
-    found = {temperature: tuple(by_temperature[temperature].values()) for temperature in wanted}
+    chosen = {temperature: tuple(by_temperature[temperature].values()) for temperature in wanted}
     # Settings that are measured later change no need: these follow from lengths and kinds of signal.
-    needs: dict[Needs, str] = {}
-    for label in study.labels():
-        policy = policy_of(label)
-        with _blaming(label):
+    needs: dict[Needs, Policy] = {}
+    for policy in study.all_policies():
+        with _blaming(policy):
             check_drafter(policy, draft)
-        needs.setdefault(policy.needs, label)
-    for need, label in needs.items():
-        for trace in (trace for of_temperature in found.values() for trace in of_temperature):
-            with _blaming(label):
+        needs.setdefault(policy.needs, policy)
+    for need, policy in needs.items():
+        for trace in (trace for of_temperature in chosen.values() for trace in of_temperature):
+            with _blaming(policy):
                 check_answers(trace, need)
-    return found
+    return chosen
 
 
 @contextmanager
-def _blaming(label: str) -> Iterator[None]:
+def _blaming(policy: Policy) -> Iterator[None]:
     """Say which policy it was."""
     try:
         yield
     except ValueError as error:
-        raise StudyError(f"policy {label}: {error}") from None
+        raise StudyError(f"policy {label_of(policy)}: {error}") from None
 
 
 def make_questions(
-    traces: Mapping[float, tuple[RequestTrace, ...]], calibration: Calibration, study: Study
+    traces: Mapping[float, tuple[RequestTrace, ...]], latency: LatencyModel, study: Study
 ) -> list[Question]:
     """All questions of a study on the traces of `traces_of`, in the order of temperatures and alignments."""
     timings = tuple(
@@ -123,24 +119,23 @@ def make_questions(
         for placement in study.conditions.all_placements()
         for ratio in study.conditions.all_cost_ratios()
     )
-    latency = FittedLatency(calibration)
-    found = []
+    questions = []
     for temperature, recorded in traces.items():
         ratio = cost_ratio_of(latency, typical_context(recorded))
         measured = _measured(study, recorded, latency)
         for alignment in study.conditions.alignments:
             workload = Workload(
                 traces=tuple(aligned_traces(alignment, recorded, seed=study.seed)),
-                calibration=calibration,
+                latency=latency,
                 timings=timings,
                 seed=study.seed if study.latency == "drawn" else None,
             )
-            labels = tuple(study.labels(measured))
-            found.append(Question(temperature, alignment, recorded, workload, labels, measured, ratio))
-    return found
+            policies = tuple(study.all_policies(measured))
+            questions.append(Question(temperature, alignment, recorded, workload, policies, measured, ratio))
+    return questions
 
 
-def _measured(study: Study, traces: Sequence[RequestTrace], latency: FittedLatency) -> dict[str, dict[str, Any]]:
+def _measured(study: Study, traces: Sequence[RequestTrace], latency: LatencyModel) -> dict[str, dict[str, Any]]:
     """Settings that follow from measurements, for the families that ask for them."""
     methods = {entry.method for entry in study.policies if isinstance(entry, Family) and entry.is_measured}
     values = measured_settings(traces, latency) if methods else {}

@@ -32,11 +32,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from analysis.study.alignments import KINDS
 from sim.decoding.acceptance_models import parse_acceptance
 from sim.decoding.policies.base import Policy
-from sim.decoding.policies.catalog import PolicyError, label_of, make_policy, parse_policy
+from sim.decoding.policies.catalog import PolicyError, make_policy, parse_policy
 from sim.latency.placement import Placement, PlacementKind
 
 STRICT = ConfigDict(extra="forbid")
-MOST_POLICIES = 100_000  # of one family: beyond this the labels alone take longer than a search should
+MAX_POLICIES = 100_000  # of one family: beyond this the labels alone take longer than a search should
 Plain: TypeAlias = bool | int | float | str
 
 
@@ -109,9 +109,9 @@ class Family:
                 raise ValueError(f"{self.method}: the list of {name} is empty; give at least one value.")
         num = math.prod(values.num_values if isinstance(values, Range) else 1 for values in self.settings.values())
         num *= math.prod(len(values) for values in self.settings.values() if isinstance(values, list))
-        if num > MOST_POLICIES:
+        if num > MAX_POLICIES:
             raise ValueError(
-                f"{self.method}: its grid has {num} policies, more than {MOST_POLICIES}; take larger steps."
+                f"{self.method}: its grid has {num} policies, more than {MAX_POLICIES}; take larger steps."
             )
 
     def choices(self) -> dict[str, tuple[Plain, ...]]:
@@ -218,21 +218,21 @@ class Study:
             raise ValueError("the list of objectives is empty; speed is the usual one.")
         if self.policies_per_task < 1:
             raise ValueError(f"policies_per_task must be at least 1, but got {self.policies_per_task}.")
-        self.labels()  # refuses what is no policy
+        self.all_policies()  # refuses what is not a policy
 
     def families(self) -> list[Family]:
         """The entries that are grids, and each label as a family of one."""
         return [entry if isinstance(entry, Family) else _family_of(entry) for entry in self.policies]
 
-    def labels(self, measured: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
-        """Labels of all policies of the grid, without repetitions. measured: settings from measurements, by method."""
-        found: dict[str, None] = {}
+    def all_policies(self, measured: Mapping[str, Mapping[str, Any]] | None = None) -> list[Policy]:
+        """Every policy of the grid once. measured: settings from measurements, by method. PolicyError for what is none."""
+        policies: dict[Policy, None] = {}
         for entry in self.policies:
             if isinstance(entry, str):
-                found[label_of(parse_policy(entry))] = None
+                policies[parse_policy(entry)] = None
             else:
-                found |= dict.fromkeys(map(label_of, entry.policies((measured or {}).get(entry.method))))
-        return list(found)
+                policies |= dict.fromkeys(entry.policies((measured or {}).get(entry.method)))
+        return list(policies)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml."""
@@ -252,7 +252,7 @@ def read_study(path: str | Path) -> Study:
     except OSError as error:
         raise StudyError(f"cannot read the study {path}: {error.strerror}; check the path.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise StudyError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise StudyError(f"{path} holds no study but a {type(settings).__name__}; it needs a list of policies.")
     return make_study(settings, where=str(path))
@@ -290,12 +290,6 @@ def _explain(error: ValidationError) -> str:
 def _made(method: str, settings: tuple[tuple[str, Any], ...]) -> Policy:
     """`make_policy`, once for each policy: a study is read, checked and answered."""
     return make_policy(method, dict(settings))
-
-
-@lru_cache(maxsize=1 << 14)
-def policy_of(label: str) -> Policy:
-    """`parse_policy`, once for each label of a process."""
-    return parse_policy(label)
 
 
 def _values_of(values: Values) -> tuple[Plain, ...]:

@@ -53,7 +53,11 @@ class Conditions(NamedTuple):
 
 
 class LatencyModel(Protocol):
-    """Seconds of an operation."""
+    """Seconds of an operation.
+
+    Its repr names everything that its answers depend on (a frozen dataclass's does): an exploration that was cut short goes
+    on only with the same one.
+    """
 
     @property
     def cold_start(self) -> ColdStart:

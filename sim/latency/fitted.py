@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from sim.latency.base import AHEAD, FURTHER, Array, Conditions, actor_of
+from sim.latency.uncertain import Moved
 from traces.fits.calibration import Calibration, LatencyFit, group_of
 from traces.fits.cold_start import ColdStart
+from traces.fits.latency import TERMS
 from traces.schema import Actor, OpKind, OpShape
 
 
@@ -27,8 +31,9 @@ class FittedLatency:
     ) -> None:
         self.calibration = calibration
         self.is_noisy = is_noisy
+        self.conditions = conditions or Conditions()
         # The draft looks and branches during a verification only; other forwards have the device to themselves.
-        drafts, reads_signals, overlaps, predicts = conditions or Conditions()
+        drafts, reads_signals, overlaps, predicts = self.conditions
         self._slowed = dict.fromkeys(AHEAD, calibration.draft_beside if overlaps else 1.0)
         self._slowed[OpKind.VERIFY] = (calibration.drafting if drafts else 1.0) * (
             calibration.beside if overlaps else 1.0
@@ -36,6 +41,9 @@ class FittedLatency:
         self._read = calibration.fits.get("read") if reads_signals else None
         self._predict = calibration.fits.get("predict") if predicts else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
+
+    def __repr__(self) -> str:
+        return f"FittedLatency({self.calibration!r}, is_noisy={self.is_noisy}, conditions={self.conditions})"
 
     def _fit(self, actor: Actor, kind: OpKind) -> tuple[LatencyFit, tuple[float, ...], int]:
         found = self._fits.get((actor, kind))
@@ -50,6 +58,20 @@ class FittedLatency:
 
     def under(self, conditions: Conditions) -> FittedLatency:
         return FittedLatency(self.calibration, is_noisy=self.is_noisy, conditions=conditions)
+
+    def moved(self) -> list[Moved]:
+        """Every coefficient at each end of its 95% interval, but for those of prefills, which no choice depends on."""
+        moves = []
+        for group, fit in self.calibration.fits.items():
+            for index, term in enumerate(TERMS):
+                if group.endswith("prefill") or term in fit.left_out:
+                    continue
+                for end in dict.fromkeys(fit.intervals[index]):
+                    moved = replace(fit, coefficients=(*fit.coefficients[:index], end, *fit.coefficients[index + 1 :]))
+                    calibration = replace(self.calibration, fits={**self.calibration.fits, group: moved})
+                    latency = FittedLatency(calibration, is_noisy=self.is_noisy, conditions=self.conditions)
+                    moves.append(Moved(group, term, fit.coefficients[index], end, latency))
+        return moves
 
     def mean_s(self, op: OpShape) -> float:
         mean = self._fit(op.actor, op.kind)[0].mean_s(op.num_tokens, op.num_branches, op.context_tokens)

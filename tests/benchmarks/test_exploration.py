@@ -16,7 +16,6 @@ from analysis.explore.evaluation import Timing, Workload, evaluate, evaluate_pac
 from analysis.explore.exploration import explore_study
 from analysis.explore.scale_out import Workers, run_tasks
 from analysis.study.study import read_study
-from sim.decoding.policies.catalog import parse_policy
 from sim.engine import simulate
 from sim.latency.fitted import FittedLatency
 from tests.analysis.made_up_run import write_run
@@ -34,7 +33,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workload(run_dir: Path) -> Workload:
     run = read_run(run_dir)
-    return Workload(traces=tuple(run.traces()), calibration=calibrate(run), timings=(Timing(),))
+    return Workload(traces=tuple(run.traces()), latency=FittedLatency(calibrate(run)), timings=(Timing(),))
 
 
 @pytest.mark.benchmark
@@ -49,8 +48,8 @@ def test_a_thousand_policies_on_twenty_thousand_tokens(
 
 @pytest.mark.benchmark
 def test_two_workers_over_one(benchmark: BenchmarkFixture, workload: Workload) -> None:
-    labels, packed = read_study(STUDY).labels(), workload.packed()
-    tasks = [(packed, tuple(labels[start : start + 50])) for start in range(0, len(labels), 50)] * 3
+    policies, packed = read_study(STUDY).all_policies(), workload.packed()
+    tasks = [(packed, tuple(policies[start : start + 50])) for start in range(0, len(policies), 50)] * 3
 
     def seconds(workers: Workers) -> float:
         list(run_tasks(evaluate_packed, tasks[:2], workers))  # processes are started, and have imported and unpacked
@@ -73,14 +72,13 @@ def test_two_workers_over_one(benchmark: BenchmarkFixture, workload: Workload) -
 
 @pytest.mark.benchmark
 def test_replay_over_simpy(benchmark: BenchmarkFixture, workload: Workload) -> None:
-    labels = read_study(STUDY).labels()
-    latency = FittedLatency(workload.calibration)
+    policies = read_study(STUDY).all_policies()
     started = time.perf_counter()
-    chosen = labels[::100]
-    for label in chosen:
-        simulate(parse_policy(label), workload.traces, latency, record_ops=False)
+    chosen = policies[::100]
+    for policy in chosen:
+        simulate(policy, workload.traces, workload.latency, record_ops=False)
     engine_s = (time.perf_counter() - started) / len(chosen)
-    benchmark.pedantic(lambda: evaluate(workload, labels[300:400]), rounds=3)
+    benchmark.pedantic(lambda: evaluate(workload, policies[300:400]), rounds=3)
     ratio = engine_s / (benchmark.stats["min"] / 100)
     benchmark.extra_info["replay_over_simpy"] = ratio
     assert ratio >= 10

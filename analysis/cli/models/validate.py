@@ -31,7 +31,7 @@ def validate(
             run,
             output_dir,
             policies,
-            calibration=calibration,
+            latency=calibration,
             num_prompts=num_prompts,
             repeats=repeats,
             seed=seed,

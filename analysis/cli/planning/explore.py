@@ -139,7 +139,7 @@ def explore(
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     with progress_bar(console, "policies") as report:
         explored = explore_study(
-            run, output_dir, flags.study(), calibration=calibration, unseen=unseen, workers=where, progress=report
+            run, output_dir, flags.study(), latency=calibration, unseen=unseen, workers=where, progress=report
         )
     _print_exploration(explored, output_dir, top)
 

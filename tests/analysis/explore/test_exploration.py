@@ -22,7 +22,10 @@ from analysis.explore.search import pareto_front, search_with_optuna
 from analysis.explore.simulation import simulate_run
 from analysis.study.questions import make_questions, traces_of
 from analysis.study.study import Conditions, Family, Objective, Range, Search, Study, StudyError, make_study
+from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import parse_policy
+from sim.decoding.policies.serial.autoregressive import Autoregressive
+from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.engine import simulate, summarise
 from sim.latency.fitted import FittedLatency
 from sim.latency.placement import Placement, PlacementKind, adjusted
@@ -40,6 +43,7 @@ LABELS = [
     "specbranch:draft_length=4,max_branches=4,epsilon=0.3,uses_hrad=False",
     "outcome_hedging:draft_length=4,max_branches=4",
 ]
+POLICIES = list(map(parse_policy, LABELS))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def grid(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Exploration
 
 def test_every_method_is_timed_as_by_the_engine(run_dir: Path, calibration: Calibration) -> None:
     traces = tuple(read_run(run_dir).traces())
-    found = evaluate(Workload(traces=traces, calibration=calibration, timings=(Timing(),)), LABELS)
+    found = evaluate(Workload(traces=traces, latency=FittedLatency(calibration), timings=(Timing(),)), POLICIES)
     for row, label in enumerate(LABELS):
         run = summarise(simulate(parse_policy(label), traces, FittedLatency(calibration), record_ops=False))
         assert found.seconds["decode_s"][0, row].sum() == pytest.approx(run.decode_s, rel=1e-9)
@@ -107,7 +111,9 @@ def test_every_method_is_timed_as_by_the_engine(run_dir: Path, calibration: Cali
 )
 def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: Calibration, timing: Timing) -> None:
     traces = tuple(read_run(run_dir).traces())
-    found = evaluate(Workload(traces=traces, calibration=dear_calibration, timings=(Timing(), timing)), LABELS)
+    found = evaluate(
+        Workload(traces=traces, latency=FittedLatency(dear_calibration), timings=(Timing(), timing)), POLICIES
+    )
     context = int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))
     for row, label in enumerate(LABELS):
         policy = parse_policy(label)
@@ -128,20 +134,20 @@ def test_no_digit_hangs_on_how_rounds_are_grouped(
 ) -> None:
     timings = (Timing(), Timing(cost_ratio=7.0), Timing(Placement(kind=PlacementKind.SHARED_DEVICE, interference=1.5)))
     traces = tuple(read_run(run_dir).traces())
-    workload = Workload(traces=traces, calibration=dear_calibration, timings=timings)
-    whole = evaluate(workload, LABELS)
+    workload = Workload(traces=traces, latency=FittedLatency(dear_calibration), timings=timings)
+    whole = evaluate(workload, POLICIES)
     for module in ("sim.sweep.sweep", "analysis.explore.evaluation"):
         monkeypatch.setattr(f"{module}.ROUNDS_AT_ONCE", 7)
-    pieces = evaluate(workload, LABELS)
+    pieces = evaluate(workload, POLICIES)
     for name, seconds in whole.seconds.items():
         np.testing.assert_array_equal(pieces.seconds[name], seconds)
 
 
 def test_moved_parameters_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: Calibration) -> None:
     traces = tuple(read_run(run_dir).traces())
-    workload = Workload(traces=traces, calibration=dear_calibration, timings=(Timing(),))
+    workload = Workload(traces=traces, latency=FittedLatency(dear_calibration), timings=(Timing(),))
     moved = replace(dear_calibration, beside=1.7, cold_start=ColdStart(first_s=0.001))
-    speeds = speeds_under(workload, Timing(), LABELS, [dear_calibration, moved])
+    speeds = speeds_under(workload, Timing(), POLICIES, [FittedLatency(dear_calibration), FittedLatency(moved)])
     for calibration, row in zip((dear_calibration, moved), speeds, strict=True):
         for label, speed in zip(LABELS, row, strict=True):
             run = summarise(simulate(parse_policy(label), traces, FittedLatency(calibration), record_ops=False))
@@ -151,11 +157,11 @@ def test_moved_parameters_are_timed_as_by_the_engine(run_dir: Path, dear_calibra
 def test_drawn_latencies_are_shared_by_policies_and_placements(run_dir: Path, calibration: Calibration) -> None:
     traces = tuple(read_run(run_dir).traces())
     shared = Timing(Placement(kind=PlacementKind.SHARED_DEVICE, interference=1.0))
-    workload = Workload(traces=traces, calibration=calibration, timings=(Timing(), shared), seed=3)
-    found = evaluate(workload, LABELS[:3])
+    workload = Workload(traces=traces, latency=FittedLatency(calibration), timings=(Timing(), shared), seed=3)
+    found = evaluate(workload, POLICIES[:3])
     np.testing.assert_array_equal(found.seconds["decode_s"][0], found.seconds["decode_s"][1])
     np.testing.assert_array_equal(
-        evaluate(workload, LABELS[1:2]).seconds["decode_s"][0, 0], found.seconds["decode_s"][0, 1]
+        evaluate(workload, POLICIES[1:2]).seconds["decode_s"][0, 0], found.seconds["decode_s"][0, 1]
     )
 
 
@@ -231,10 +237,9 @@ def test_optuna_searches_real_policies_for_several_objectives(run_dir: Path, tmp
 def test_optuna_with_several_objectives_repeats_itself_exactly() -> None:
     family = Family(method="fixed_length", settings={"draft_length": Range(first=1, last=30)})
 
-    def search(kind: str) -> dict[str, tuple[float, ...]]:
-        def values(labels: list[str]) -> list[tuple[float, float]]:
-            lengths = [int(label.partition("=")[2]) for label in labels]
-            return [(-((length - 11) ** 2), length) for length in lengths]
+    def search(kind: str) -> dict[Policy, tuple[float, ...]]:
+        def values(policies: list[FixedLength]) -> list[tuple[float, float]]:
+            return [(-((policy.draft_length - 11) ** 2), policy.draft_length) for policy in policies]
 
         return search_with_optuna(
             [family],
@@ -329,9 +334,7 @@ def test_finished_results_are_not_overwritten(run_dir: Path, tmp_path: Path) -> 
 def test_what_the_trace_cannot_answer_is_refused_before_any_work(
     run_dir: Path, tmp_path: Path, settings: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "analysis.explore.exploration.load_calibration", lambda run, path: pytest.fail("work has started.")
-    )
+    monkeypatch.setattr("analysis.explore.exploration.latency_of", lambda run, source: pytest.fail("work has started."))
     with pytest.raises(StudyError) as caught:
         explore_study(run_dir, tmp_path / "out", make_study(settings))
     assert told in str(caught.value)
@@ -352,18 +355,18 @@ def test_a_lookup_is_not_asked_about_on_a_models_trace(run_dir: Path, tmp_path: 
     ):
         explore_study(of_a_model, tmp_path / "out", study)
     with pytest.raises(ValueError, match="the draft is embedded; record with --draft prompt_lookup"):
-        simulate_run(of_a_model, tmp_path / "simulated", ["autoregressive", label])
+        simulate_run(of_a_model, tmp_path / "simulated", [Autoregressive(), parse_policy(label)])
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "simulated").exists()
-    simulated = simulate_run(of_a_lookup, tmp_path / "simulated", ["autoregressive", label])
+    simulated = simulate_run(of_a_lookup, tmp_path / "simulated", [Autoregressive(), parse_policy(label)])
     explored = explore_study(of_a_lookup, tmp_path / "out", study)
     assert "draft" not in read_run(run_dir).config  # no model made it: nothing is refused
-    assert simulate_run(run_dir, tmp_path / "made-up", [label])[0].policy == label
+    assert simulate_run(run_dir, tmp_path / "made-up", [parse_policy(label)])[0].policy == label
     assert explored.best_at(1.0, ["prompt_lookup"]).policy == label == simulated[1].policy
 
 
-def test_labels_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None:
-    found = explore_run(run_dir, tmp_path / "out", list(map(parse_policy, LABELS[:4])))
+def test_policies_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None:
+    found = explore_run(run_dir, tmp_path / "out", POLICIES[:4])
     assert found.best_at(1.0, ["pearl"]).policy == "pearl:draft_length=4"
     assert found.best(1)[0].tokens_per_s == max(speed.tokens_per_s for speed in found.speeds)
 
@@ -371,7 +374,7 @@ def test_labels_alone_make_an_exploration(run_dir: Path, tmp_path: Path) -> None
 def test_measured_settings_come_from_the_trace(run_dir: Path, calibration: Calibration) -> None:
     study = Study(policies=[Family(method="outcome_hedging", settings={"max_branches": [4, 8]}, is_measured=True)])
     traces = traces_of(read_run(run_dir).traces(), study, where="run")
-    (question,) = make_questions(traces, calibration, study)
-    least_reach = parse_policy(question.labels[0]).least_reach  # type: ignore[attr-defined]
+    (question,) = make_questions(traces, FittedLatency(calibration), study)
+    least_reach = question.policies[0].least_reach  # type: ignore[attr-defined]
     assert least_reach == pytest.approx(1.5 * 0.02 / 1.02, rel=0.2)  # a further token adds 2% to a verification
-    assert len(question.labels) == 2
+    assert len(question.policies) == 2

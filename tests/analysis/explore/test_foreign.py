@@ -44,7 +44,7 @@ def test_the_served_length_is_exact_and_others_are_bounded(trace: Path, calibrat
     study = Study(policies=list(LABELS))
     study.conditions.temperatures.append(0.0)
     low, high = (
-        explore_study(trace, tmp_path / each, study, calibration=calibration, unseen=each, is_sensitive=False)
+        explore_study(trace, tmp_path / each, study, latency=calibration, unseen=each, is_sensitive=False)
         for each in (Unseen.REJECTED, Unseen.ACCEPTED)
     )
     for policy, lower, upper in zip(LABELS, low.speeds, high.speeds, strict=True):
@@ -61,13 +61,13 @@ def test_it_needs_a_calibration_a_temperature_and_policies_that_it_can_answer(
 ) -> None:
     cold = Study(policies=["autoregressive"])
     with pytest.raises(ForeignTraceError, match="at which temperature"):
-        explore_study(trace, tmp_path / "out", cold, calibration=calibration)
+        explore_study(trace, tmp_path / "out", cold, latency=calibration)
     cold.conditions.temperatures.append(0.0)
     with pytest.raises(ValueError, match="name a calibration with --calibration"):
         explore_study(trace, tmp_path / "out", cold)
     cold.policies.append("saguaro:draft_length=3,fan_out=2")
     with pytest.raises(StudyError, match=r"policy saguaro.*1 best tokens apart"):
-        explore_study(trace, tmp_path / "out", cold, calibration=calibration)
+        explore_study(trace, tmp_path / "out", cold, latency=calibration)
 
 
 def test_the_command_takes_a_file(

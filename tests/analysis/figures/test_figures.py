@@ -11,13 +11,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.explore.bounds import entropy_speedups
 from analysis.explore.exploration import explore_study
 from analysis.figures import figures, plots
 from analysis.figures.figures import Told, draw_figures
+from analysis.papers.bounds import entropy_speedups
 from analysis.papers.maps import closed_form_map, winners
 from analysis.study.study import Conditions, Family, Range, Study
 from sim.latency.constant import ConstantLatency
+from sim.latency.fitted import FittedLatency
 from sim.latency.placement import PlacementKind
 from tests.analysis.made_up_run import write_run
 from traces.fits.calibration import calibrate
@@ -127,7 +128,7 @@ def test_the_entropy_bound_as_a_speedup_pays_for_wider_verification() -> None:
 
 
 def test_only_an_exploration_is_drawn(explored: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no exploration"):
+    with pytest.raises(ValueError, match="is not an exploration"):
         draw_figures(explored.parent / "run", tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
 
@@ -200,11 +201,11 @@ def test_named_latencies_stand_beside_no_measurement(explored: Path, tmp_path: P
     file, run = tmp_path / "planned.json", read_run(explored.parent / "run")
     calibration = calibrate(run)
     calibration.save(file)
-    speeds = explore_study(run.folder, tmp_path / "explored", STUDY, calibration=file, is_sensitive=False).speeds
+    speeds = explore_study(run.folder, tmp_path / "explored", STUDY, latency=file, is_sensitive=False).speeds
     seen: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "FIGURES", {"told": lambda axes, told: seen.append(told.measured == speeds)})
-        patch.setattr(figures, "load_calibration", lambda run, path: calibration)
+        patch.setattr(figures, "latency_of", lambda run, source: FittedLatency(calibration))
         patch.setattr(figures, "measured_speeds", lambda requests, rounds: speeds)
         patch.setattr(Run, "rounds", pd.DataFrame({"request_id": [0]}))  # made-up requests were never run
         draw_figures(tmp_path / "explored", tmp_path / "none")

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from analysis.explore.bounds import branch_oracle_speedups, entropy_bound, oracle_speedups
 from analysis.figures import plots
+from analysis.papers.bounds import branch_oracle_speedups, entropy_bound, oracle_speedups
 from analysis.papers.maps import CLOSED_FORMS, closed_form_map, oracle_map, simulated_map, winners
 from sim.decoding.acceptance_models import Geometric
 from sim.decoding.closed_forms import sps_speedup

@@ -11,20 +11,25 @@ from hypothesis import strategies as st
 
 from analysis.cli.planning.explore import StudyFlags
 from analysis.study.study import Family, Objective, Range, StudyError, make_study, read_study
+from sim.decoding.policies.catalog import label_of
+from sim.decoding.policies.overlapped.pearl import Pearl
+from sim.decoding.policies.overlapped.saguaro import Saguaro
+from sim.decoding.policies.overlapped.specbranch import SpecBranch
+from sim.decoding.policies.serial.confidence_stop import ConfidenceStop
 
 STUDIES = Path(__file__).parents[3] / "examples" / "studies"
 
 
 def test_the_thousand_policies_are_a_thousand() -> None:
     study = read_study(STUDIES / "thousand_policies.yaml")
-    labels = study.labels()
-    assert len(labels) == len(set(labels)) == 1000
-    assert {label.partition(":")[0] for label in labels} >= {"specbranch", "saguaro", "pearl", "confidence_stop"}
+    policies = study.all_policies()
+    assert len(policies) == len({label_of(policy) for policy in policies}) == 1000
+    assert {type(policy) for policy in policies} >= {SpecBranch, Saguaro, Pearl, ConfidenceStop}
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: str(path.stem))
 def test_every_example_study_is_valid(path: Path) -> None:
-    assert read_study(path).labels()
+    assert read_study(path).all_policies()
 
 
 @given(first=st.integers(-5, 20), extra=st.integers(0, 30), step=st.integers(1, 7))
@@ -94,7 +99,7 @@ def test_a_mistake_is_one_clear_line(settings: dict[str, Any], told: str) -> Non
 
 
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
-    for text, told in [("policies: [", "no YAML file"), ("- pearl", "holds no study but a list")]:
+    for text, told in [("policies: [", "not a YAML file"), ("- pearl", "holds no study but a list")]:
         (tmp_path / "study.yaml").write_text(text)
         with pytest.raises(StudyError, match=told):
             read_study(tmp_path / "study.yaml")
@@ -123,7 +128,7 @@ def test_flags_take_the_place_of_what_the_file_says() -> None:
         trials=30,
         seed=7,
     ).study()
-    assert (study.labels(), study.seed) == (["pearl:draft_length=6"], 7)
+    assert (study.all_policies(), study.seed) == ([Pearl(6)], 7)
     assert study.conditions.all_cost_ratios() == [4.0]
     assert (study.search.kind, study.search.trials) == ("tpe", 30)
     assert study.conditions.interference == [1.3, 2.0]

@@ -1,0 +1,49 @@
+"""What an analysis reads: a run folder or a foreign trace, and the latencies that it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from sim.latency.base import LatencyModel
+from sim.latency.fitted import FittedLatency
+from traces.fits.calibration import Calibration, calibrate
+from traces.folder.run import Run, read_run
+from traces.importers.base import ImportedTraces, Unseen
+from traces.importers.catalog import read_foreign
+
+LatencySource: TypeAlias = LatencyModel | Path | None  # a model, a file of `read_latency`, or None: fitted from the run
+
+
+def open_recording(
+    path: Path, *, temperatures: Sequence[float] = (), unseen: Unseen = Unseen.REJECTED
+) -> Run | ImportedTraces:
+    """A run folder, or a foreign trace in a file.
+
+    temperatures: if exactly one is asked about, it is that of foreign requests that do not name theirs. unseen: what to take
+    for outcomes that a foreign trace does not know. Raises RunError or ForeignTraceError.
+    """
+    if path.is_file():
+        return read_foreign(path, temperature=temperatures[0] if len(temperatures) == 1 else None, unseen=unseen)
+    return read_run(path)
+
+
+def latency_of(recording: Run | ImportedTraces, source: LatencySource = None) -> LatencyModel:
+    """The latencies for a recording's policies. source: None takes the calibration beside the run, or fits one now.
+
+    Raises ValueError without a source for a foreign trace, which holds no operations to fit.
+    """
+    if isinstance(source, Path):
+        return read_latency(source)
+    if source is not None:
+        return source
+    if isinstance(recording, ImportedTraces):
+        raise ValueError(f"{recording.source} holds no times of operations; name a calibration with --calibration.")
+    beside = recording.folder / "calibration.json"
+    return read_latency(beside) if beside.exists() else FittedLatency(calibrate(recording))
+
+
+def read_latency(path: Path) -> LatencyModel:
+    """The latencies of a file that `specbranch calibrate` or `specbranch roofline` wrote; ValueError for another one."""
+    return FittedLatency(Calibration.load(path))
