@@ -13,7 +13,7 @@ from executor.errors import ExecutorError, LogitsError
 from executor.hrad.predictor import check_classes, check_pair, read_card
 from executor.loop import Decoded, run_request
 from executor.models.engines.base import Engine
-from executor.models.loading import check_vocabularies, eos_token_ids, load_engine, load_tokenizer
+from executor.models.loading import check_vocabularies, eos_token_ids, follow_rules, load_engine, load_tokenizer
 from executor.models.names import check_drafter, resolve_model, resolve_predictor
 from executor.models.settings import EngineKind, PairSettings, Transport
 from executor.models.sources.base import resolve_device
@@ -190,7 +190,7 @@ def resolve_pair(settings: PairSettings) -> PairSettings:
     hrad = resolve_predictor(settings.hrad)
     if hrad:
         check_pair(read_card(hrad), target, draft)
-    vocab_size = check_vocabularies(target, draft).size
+    vocab_size = check_vocabularies(target, draft, allows_difference=settings.allows_vocab_difference).size
     pair = replace(
         settings,
         target=target,
@@ -233,7 +233,7 @@ def _two_processes(pair: PairSettings, cores: list[int]) -> _Roles:
     """cores: of this process and of the target's; none where they are not bound."""
     target = TargetClient(pair, core=cores[1] if cores else None)
     try:
-        engine = load_engine(pair.draft, pair.engine)
+        engine = follow_rules(load_engine(pair.draft, pair.engine), pair)
         if pair.engine.kind is not EngineKind.RESIDENT:
             return _Roles(target, DraftSide(engine), engine)
         draft_engine = _resident(engine, pair.draft)

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from executor.models.engines.base import Engine
+from executor.models.engines.prompt_lookup import PromptLookupEngine
+from executor.models.engines.ruled import APPLIED, RuledEngine, rules_of, warn_of_ignored
 from executor.models.names import Lookup, RandomShape, parse_model
-from executor.models.settings import EngineSettings
+from executor.models.settings import EngineSettings, PairSettings
 from executor.models.sources.base import ModelError, Source
 from executor.models.sources.hugging_face import HuggingFaceSource
 from executor.models.sources.lookup import LookupSource
 from executor.models.sources.random_shape import RandomSource
+from executor.resident.engine import ResidentEngine
+
+MIN_SHARED = 0.9  # of the target's tokens: two models of one family differ in a few special ones
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,26 @@ def fingerprint(path: str | Path) -> str:
     return source_of(path).fingerprint()
 
 
-def check_vocabularies(target: str | Path, draft: str | Path) -> Vocabulary:
+def follow_rules(engine: Engine, pair: PairSettings) -> Engine:
+    """The engine, its logits changed by the rules that the target's makers decode with, if there are any and they are asked
+    for. The draft follows them as well: it is to guess what the target does. What is not applied is named in a warning.
+    """
+    source = source_of(pair.target)
+    config = source.generation_config() if isinstance(source, HuggingFaceSource) else None
+    if config is None or pair.ignores_generation_config:
+        return engine
+    is_resident = isinstance(engine, ResidentEngine)  # its steps are graphs, which know no sequence
+    warn_of_ignored(pair.target, config, also=APPLIED if is_resident else ())
+    rules = rules_of(config, source.eos_token_ids(), engine.device)
+    has_own_law = is_resident or isinstance(engine, PromptLookupEngine)  # a lookup proposes one token, whatever the law
+    return RuledEngine(engine, rules) if rules and not has_own_law else engine
+
+
+def check_vocabularies(target: str | Path, draft: str | Path, *, allows_difference: bool = False) -> Vocabulary:
     """Hold two models to one vocabulary, from their configs and tokenizers alone.
 
-    The tokenizers must map the same tokens to the same ids. Heads may be padded to different sizes: then both are cut
+    The tokenizers must map the same tokens to the same ids, unless a difference is allowed: then the heads are cut to the
+    ids that both have, with a warning that names what differs. Heads may be padded to different sizes: then both are cut
     to the smaller, with a warning. A draft that is a lookup takes the target's vocabulary as it is.
     """
     sources = {target: source_of(target), draft: source_of(draft)}
@@ -71,12 +92,21 @@ def check_vocabularies(target: str | Path, draft: str | Path) -> Vocabulary:
     tokens = {path: source.tokenizer().get_vocab() for path, source in sources.items()}
     if tokens[target] != tokens[draft]:
         different = dict(tokens[target].items() ^ tokens[draft].items())
-        example = min(different, key=lambda token: (different[token], token))
-        raise ModelError(
+        examples = sorted(different, key=lambda token: (different[token], token))
+        which = (
             f"{target} and {draft} have different vocabularies ({len(tokens[target])} and {len(tokens[draft])} tokens, "
-            f"{len(different)} of them not the same, for example {example!r}): choose two models of one family."
+            f"{len(different)} of them not the same, for example {', '.join(map(repr, examples[:4]))})"
         )
-    num_tokens = max(tokens[target].values()) + 1
+        num_shared = len(tokens[target].items() & tokens[draft].items())
+        if num_shared < MIN_SHARED * len(tokens[target]):
+            raise ModelError(f"{which}: choose two models of one family.")
+        if not allows_difference:
+            raise ModelError(f"{which}: choose two models of one family, or allow this with --allow-vocab-difference.")
+        warnings.warn(
+            f"{which}: decoding goes on over the ids that both have; where an id stands for two tokens, it is the target's.",
+            stacklevel=2,
+        )
+    num_tokens = min(max(vocabulary.values()) + 1 for vocabulary in tokens.values())
     sizes = {path: source.head_size() for path, source in sources.items()}
     for path, size in sizes.items():
         if size < num_tokens:
@@ -84,6 +114,8 @@ def check_vocabularies(target: str | Path, draft: str | Path) -> Vocabulary:
                 f"the head of {path} has {size} tokens, fewer than the {num_tokens} of its tokenizer: "
                 "choose a tokenizer that belongs to the model."
             )
+    if tokens[target] != tokens[draft]:
+        sizes = {path: min(size, max(tokens[path].values()) + 1) for path, size in sizes.items()}
     vocabulary = Vocabulary(min(sizes.values()), sizes[target], sizes[draft], num_tokens)
     if sizes[target] != sizes[draft]:
         warnings.warn(

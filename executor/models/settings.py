@@ -78,6 +78,8 @@ class PairSettings:
     hrad: folder of an H-RAD predictor of this very pair; `embedded` is the shipped one, an empty name runs none.
     verify_width: rows of every verification of the resident engine; 0 chooses by the tokens at hand.
     draft_sms: multiprocessors that the draft is confined to where both models share a GPU; 0 is all.
+    ignores_generation_config: whether the rules that the target's makers decode with (`executor.models.engines.ruled`) are
+    left out. allows_vocab_difference: whether tokenizers may differ in some tokens.
     """
 
     target: str = EMBEDDED
@@ -90,6 +92,8 @@ class PairSettings:
     hrad: str = ""
     verify_width: int = 0
     draft_sms: int = 0
+    ignores_generation_config: bool = False
+    allows_vocab_difference: bool = False
 
     @property
     def target_engine(self) -> EngineSettings:

@@ -13,7 +13,7 @@ from torch import Tensor
 from executor.hrad.features import first_features
 from executor.hrad.predictor import Predictor, load_predictor
 from executor.models.engines.base import Engine
-from executor.models.loading import load_engine
+from executor.models.loading import follow_rules, load_engine
 from executor.models.settings import PairSettings
 from executor.noise import noise_of
 from executor.request import Request
@@ -118,7 +118,7 @@ def load_target(pair: PairSettings) -> tuple[Engine, Predictor | None]:
     predictor = load_predictor(pair.hrad, settings.device) if pair.hrad else None
     if predictor is not None:
         settings = replace(settings, num_feature_layers=predictor.card.num_feature_layers)
-    engine = load_engine(pair.target, settings)
+    engine = follow_rules(load_engine(pair.target, settings), pair)
     if predictor is not None:
         predictor.check_engine(engine)
     return engine, predictor

@@ -75,6 +75,20 @@ def record(
             help="Decide outcomes by a law, geometric:alpha=0.8 or run:FOLDER, not by the models' own tokens."
         ),
     ] = "",
+    ignore_generation_config: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-generation-config",
+            help="Leave out the rules of the target's generation_config, such as its repetition penalty.",
+        ),
+    ] = False,
+    allow_vocab_difference: Annotated[
+        bool,
+        typer.Option(
+            "--allow-vocab-difference",
+            help="Accept tokenizers that differ in a few tokens, over the ids that both have.",
+        ),
+    ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Time a grid of contexts, widths and branches instead of decoding.")
     ] = False,
@@ -97,6 +111,8 @@ def record(
             transport=parse_transport(transport),
             verify_width=verify_width,
             draft_sms=draft_sms,
+            ignores_generation_config=ignore_generation_config,
+            allows_vocab_difference=allow_vocab_difference,
         ),
         decoding=DecodingSettings(
             policies=tuple(policy or defaults.policies),

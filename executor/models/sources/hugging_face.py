@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -53,8 +54,9 @@ class HuggingFaceSource:
         """The transformers tokenizer."""
         _ = self._config  # tells a missing folder from a missing tokenizer
         try:
-            return AutoTokenizer.from_pretrained(self._path)
+            return AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
+            self._refuse_remote_code(error)
             raise ModelError(
                 f"no tokenizer could be loaded from {self._path} ({_first_line(error)}): the folder needs tokenizer.json or "
                 "its like."
@@ -62,13 +64,22 @@ class HuggingFaceSource:
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Of the generation config if there is one, else of the model config."""
-        try:
-            ids = GenerationConfig.from_pretrained(self._path).eos_token_id
-        except OSError:
-            ids = getattr(self._config, "eos_token_id", None)
+        config = self.generation_config()
+        ids = getattr(self._config, "eos_token_id", None) if config is None else config.eos_token_id
         if ids is None:
             return ()
         return (ids,) if isinstance(ids, int) else tuple(ids)
+
+    def generation_config(self) -> GenerationConfig | None:
+        """How its makers decode with it; None where they do not say."""
+        try:
+            return GenerationConfig.from_pretrained(self._path)
+        except OSError:
+            return None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"the generation_config.json of {self._path} cannot be read ({_first_line(error)}): mend or remove it."
+            ) from error
 
     def fingerprint(self) -> str:
         """Over the config and the weights files. Files above 64 MiB are sampled: their size, and 64 KiB at 64 places, among
@@ -98,6 +109,7 @@ class HuggingFaceSource:
         capacity, head_size, vocab_size = self._capacity(settings.capacity), self.head_size(), settings.vocab_size
         if vocab_size is not None and not 0 < vocab_size <= head_size:
             raise ModelError(f"vocab_size {vocab_size} does not fit {self._path}, whose head has {head_size} tokens.")
+        self._check_positions(capacity)
         kind = self._kind(settings.kind, capacity)
         device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
         with fitting(self._path, capacity, device):
@@ -141,7 +153,7 @@ class HuggingFaceSource:
     def _capacity(self, wanted: int | None) -> int:
         known: int | None = getattr(self._text_config, "max_position_embeddings", None)
         if wanted is None:
-            return min(known or LARGEST_DEFAULT_CAPACITY, LARGEST_DEFAULT_CAPACITY)
+            return min(limit for limit in (known, self._num_stable_positions, LARGEST_DEFAULT_CAPACITY) if limit)
         if wanted < 1:
             raise ModelError(f"a capacity of {wanted} positions holds nothing; give at least 1.")
         if known is not None and wanted > known:
@@ -149,6 +161,32 @@ class HuggingFaceSource:
                 f"{self._path} knows {known} positions, so a capacity of {wanted} cannot be filled; give at most {known}."
             )
         return wanted
+
+    def _check_positions(self, capacity: int) -> None:
+        """Refuse models whose cached keys would depend on what comes later, or whose positions only transformers counts."""
+        config, stable = self._text_config, self._num_stable_positions
+        if stable is not None and capacity > stable:
+            raise ModelError(
+                f"{self._path} has longrope: beyond {stable} positions all of its keys change, which no cache can follow; "
+                f"give a capacity of at most {stable}."
+            )
+        alibi = getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False)
+        if alibi or config.model_type in ("bloom", "mpt"):
+            raise ModelError(
+                f"{self._path} ({config.model_type}) has ALiBi attention, whose biases follow the place in the cache and not "
+                "the position, so that branches would be wrong: choose a model with rotary or learnt positions."
+            )
+
+    @property
+    def _num_stable_positions(self) -> int | None:
+        """Positions up to which a key never changes, where that is fewer than the model knows."""
+        config = self._text_config
+        ropes = getattr(config, "rope_parameters", None) or {}
+        for rope in [ropes, *ropes.values()]:  # one for all layers, or one for each kind of layer
+            if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+                first = rope.get("original_max_position_embeddings")
+                return int(first or getattr(config, "original_max_position_embeddings", config.max_position_embeddings))
+        return None
 
     @cached_property
     def _config(self) -> Any:
@@ -161,8 +199,9 @@ class HuggingFaceSource:
                 f"{path} is not a model folder: it has no config.json. Give a folder written by save_pretrained."
             )
         try:
-            return AutoConfig.from_pretrained(path)
-        except (OSError, ValueError, KeyError) as error:
+            return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._refuse_remote_code(error)
             raise ModelError(
                 f"the config of {path} cannot be read ({_first_line(error)}): check the name, the network, or the "
                 "transformers version."
@@ -177,8 +216,15 @@ class HuggingFaceSource:
         path = self._path
         try:
             with _quiet_transformers():
-                module, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+                module, report = AutoModelForCausalLM.from_pretrained(
+                    path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                )
+        except UnpicklingError as error:
+            raise ModelError(
+                f"the weights of {path} are a pickle that holds more than tensors, which could run code: give safetensors."
+            ) from error
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+            self._refuse_remote_code(error)
             raise ModelError(
                 f"the weights of {path} cannot be loaded ({_first_line(error)}): the folder needs complete safetensors of "
                 "a causal language model."
@@ -188,6 +234,14 @@ class HuggingFaceSource:
                 f"{path} lacks {len(missing)} weights, for example {missing[0]}: is it a complete causal language model?"
             )
         return module.eval()
+
+    def _refuse_remote_code(self, error: Exception) -> None:
+        """A model that needs code of its own is refused as that: nothing of a model's folder is ever run."""
+        if "trust_remote_code" in str(error) or "custom code" in str(error):
+            raise ModelError(
+                f"{self._path} brings code of its own, which is not run here: choose a model that transformers "
+                "itself knows, or convert this one to such a class."
+            ) from error
 
     def _folder(self) -> Path:
         """Where the files lie on this machine."""
