@@ -22,7 +22,7 @@ from analysis.study.study import Conditions, Study
 from executor.recording.settings import draft_of
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
-from traces.fits.acceptance.fit import LEAST_REQUESTS, AcceptanceReport, assess_acceptance
+from traces.fits.acceptance.fit import MIN_REQUESTS, AcceptanceReport, assess_acceptance
 from traces.folder.writer import RunWriter
 from traces.importers.base import ImportedTraces, Unseen
 from traces.metrics.speeds import Speed, speeds_summary
@@ -190,4 +190,4 @@ def summary_of(explored: Exploration) -> dict[str, Any]:
 def _assess(questions: Sequence[Question]) -> list[AcceptanceReport]:
     """Acceptance models against the recorded traces, where a study leaves these."""
     recorded = {question.temperature: question.recorded for question in questions if question.alignment != "recorded"}
-    return [assess_acceptance(traces) for traces in recorded.values() if len(traces) >= LEAST_REQUESTS]
+    return [assess_acceptance(traces) for traces in recorded.values() if len(traces) >= MIN_REQUESTS]

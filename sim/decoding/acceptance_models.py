@@ -291,16 +291,16 @@ def continuation(
     depth: int,
 ) -> tuple[Signal, ...]:
     """Signals of the `depth` tokens that the draft proposes from `start` on: along the path, then along a tail."""
-    found: list[Signal] = []
+    ahead: list[Signal] = []
     for position in range(start, len(ranks)):
-        if len(found) >= depth:
+        if len(ahead) >= depth:
             break
-        found.append(signals[position])
+        ahead.append(signals[position])
         if ranks[position]:  # the draft left the path here
-            return (*found, *tails[position])[:depth]
-    if len(found) < depth:
-        found += tails[len(ranks)]
-    return tuple(found[:depth])
+            return (*ahead, *tails[position])[:depth]
+    if len(ahead) < depth:
+        ahead += tails[len(ranks)]
+    return tuple(ahead[:depth])
 
 
 def _check_length(num_tokens: int) -> None:

@@ -109,10 +109,10 @@ class TraceWorld:
 def next_mismatches(ranks: tuple[int, ...]) -> list[int]:
     """For every position 0..N the first position from there on where the draft's token is wrong; N when there is none."""
     num = len(ranks)
-    found = [num] * (num + 1)
+    mismatches = [num] * (num + 1)
     for position in range(num - 1, -1, -1):
-        found[position] = position if ranks[position] else found[position + 1]
-    return found
+        mismatches[position] = position if ranks[position] else mismatches[position + 1]
+    return mismatches
 
 
 def check_answers(trace: RequestTrace, needs: Needs) -> None:

@@ -46,11 +46,11 @@ class FittedLatency:
         return f"FittedLatency({self.calibration!r}, is_noisy={self.is_noisy}, conditions={self.conditions})"
 
     def _fit(self, actor: Actor, kind: OpKind) -> tuple[LatencyFit, tuple[float, ...], int]:
-        found = self._fits.get((actor, kind))
-        if found is None:
+        known = self._fits.get((actor, kind))
+        if known is None:
             fit = self.calibration.fit_of(group_of(actor, kind))
-            found = self._fits[actor, kind] = (fit, fit.ratios, len(fit.ratios))
-        return found
+            known = self._fits[actor, kind] = (fit, fit.ratios, len(fit.ratios))
+        return known
 
     @property
     def cold_start(self) -> ColdStart:

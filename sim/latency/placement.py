@@ -87,8 +87,8 @@ class AdjustedLatency:
 
     @property
     def cold_start(self) -> ColdStart:
-        found = self.base.cold_start
-        return replace(found, first_s=found.first_s * self.draft_factor)
+        cold_start = self.base.cold_start
+        return replace(cold_start, first_s=cold_start.first_s * self.draft_factor)
 
     def under(self, conditions: Conditions) -> AdjustedLatency:
         return replace(self, base=self.base.under(conditions))
@@ -114,8 +114,8 @@ class AdjustedLatency:
         actor: Actor | None = None,
     ) -> Floats:
         means = self.base.mean_array(kind, num_tokens, num_branches, context_tokens, actor=actor)
-        found: Floats = means * self._factor(actor, kind) + self._crossing_s(kind, num_tokens)
-        return found
+        seconds: Floats = means * self._factor(actor, kind) + self._crossing_s(kind, num_tokens)
+        return seconds
 
     def _factor(self, actor: Actor | None, kind: OpKind) -> float:
         return self.draft_factor if (actor or actor_of(kind)) == Actor.DRAFT else 1.0
@@ -180,5 +180,5 @@ class PlacedTimer:
 
 def mixed(apart_s: Floats, turns_s: Floats, share: float) -> Floats:
     """(1 - share) apart + share turns: see the head of this file, share = f - 1."""
-    found: Floats = apart_s + share * (turns_s - apart_s)
-    return found
+    blend_s: Floats = apart_s + share * (turns_s - apart_s)
+    return blend_s

@@ -131,8 +131,8 @@ class RooflineLatency(PlainLatency):
     bytes_per_kv: float = 2.0
 
     def mean_s(self, op: OpShape) -> float:
-        found = self.mean_array(op.kind, op.num_tokens, op.num_branches, op.context_tokens, actor=op.actor)
-        return float(found)
+        mean_s = self.mean_array(op.kind, op.num_tokens, op.num_branches, op.context_tokens, actor=op.actor)
+        return float(mean_s)
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         return self.mean_s(op)
@@ -158,12 +158,12 @@ class RooflineLatency(PlainLatency):
         num_bytes = num_weights * self.bytes_per_weight + rows * (context + new) * model.kv_numbers * self.bytes_per_kv
         pairs = rows * new * (context + (new + 1) / 2)  # causal: token i of the new ones sees the context and i others
         num_flops = 2.0 * num_weights * rows * new + 4.0 * num_layers * model.num_heads * model.head_dim * pairs
-        found: Array = (
+        seconds: Array = (
             device.overhead_s
             + num_layers * device.layer_s
             + np.maximum(num_bytes / device.bandwidth_bytes_per_s, num_flops / device.peak_flops_per_s)
         )
-        return found
+        return seconds
 
     def held_bytes(self, actor: Actor, num_tokens: int) -> float:
         """Memory of one model: its weights, and keys and values of so many tokens."""

@@ -23,5 +23,5 @@ class ClassOverrule:
         if self.classes is None:
             return confident
         kind = np.where(self.uses_hrad[lanes.row], self.classes[lanes.position], CONFIDENCE)
-        found: Ints = np.where(kind == ACCEPT, everything, np.where(kind == REJECT, 0, confident))
-        return found
+        kept: Ints = np.where(kind == ACCEPT, everything, np.where(kind == REJECT, 0, confident))
+        return kept

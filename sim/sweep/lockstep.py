@@ -59,11 +59,11 @@ class TraceArrays:
 
     def classes(self) -> Ints:
         """(positions,) H-RAD's most probable class after each number of committed tokens; -1 where unrecorded."""
-        found = np.full(self.num_positions, -1, dtype=np.int64)
+        classes = np.full(self.num_positions, -1, dtype=np.int64)
         for start, trace in zip(self.starts.tolist(), self.traces, strict=True):
             if trace.class_probs:
-                found[start : start + trace.num_tokens + 1] = np.argmax(trace.class_probs, axis=1)
-        return found
+                classes[start : start + trace.num_tokens + 1] = np.argmax(trace.class_probs, axis=1)
+        return classes
 
     def _build_runs(self, kind: ConfidenceSignal, width: int) -> Floats:
         known = self._signals

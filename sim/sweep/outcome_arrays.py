@@ -111,5 +111,5 @@ def _outcomes(betas: Floats, num_pending: Ints, rank_law: Floats) -> Ints:
 def _num_sure(policy: OutcomeHedging, betas: Floats) -> Ints:
     """(positions,) tokens that `OutcomeHedging.keep` would keep of a long window."""
     is_last = (np.cumprod(betas, axis=1) < policy.least_reach) | (betas < policy.least_acceptance)
-    found: Ints = np.where(is_last.any(axis=1), np.argmax(is_last, axis=1), is_last.shape[1])
-    return found
+    first: Ints = np.where(is_last.any(axis=1), np.argmax(is_last, axis=1), is_last.shape[1])
+    return first

@@ -24,7 +24,7 @@ from sim.sweep.lockstep import ArrayRule, Bools, Floats, HedgeArrays, Ints, Lane
 from sim.sweep.outcome_arrays import OutcomeHedgingRule
 
 
-class NothingRule:
+class PlainArrays:
     """The answers of a policy that does nothing (`policies.base.Defaults`)."""
 
     overlaps = False
@@ -45,7 +45,7 @@ class NothingRule:
         pass
 
 
-class FixedLengthRule(NothingRule):
+class FixedLengthArrays(PlainArrays):
     """`FixedLength`: the same number of tokens every round."""
 
     def __init__(self, policies: Sequence[FixedLength], arrays: TraceArrays) -> None:
@@ -55,7 +55,7 @@ class FixedLengthRule(NothingRule):
         return self.draft_length[lanes.row]
 
 
-class PearlRule(NothingRule):
+class PearlArrays(PlainArrays):
     """`Pearl`: the all-accepted outcome, best token."""
 
     overlaps = True
@@ -67,7 +67,7 @@ class PearlRule(NothingRule):
         return HedgeArrays(np.ones_like(num_pending), self.num_steps[lanes.row])
 
 
-class ConfidenceStopRule(NothingRule):
+class ConfidenceStopArrays(PlainArrays):
     """`ConfidenceStop`: the length depends on the position alone, so it is worked out for all positions beforehand."""
 
     def __init__(self, policies: Sequence[ConfidenceStop], arrays: TraceArrays) -> None:
@@ -81,7 +81,7 @@ class ConfidenceStopRule(NothingRule):
         return self.lengths[lanes.row, lanes.position].astype(np.int64)
 
 
-class ProductRuleRule(NothingRule):
+class ProductRuleArrays(PlainArrays):
     """`ProductRule`: as for `ConfidenceStop`, with running products of predicted acceptance."""
 
     def __init__(self, policies: Sequence[ProductRule], arrays: TraceArrays) -> None:
@@ -96,7 +96,7 @@ class ProductRuleRule(NothingRule):
         return self.lengths[lanes.row, lanes.position].astype(np.int64)
 
 
-class AdaEdlRule(NothingRule):
+class AdaEdlArrays(PlainArrays):
     """`AdaEdl`: the threshold moves with the verdicts, so it is compared anew in every round."""
 
     def __init__(self, policies: Sequence[AdaEdl], arrays: TraceArrays) -> None:
@@ -133,7 +133,7 @@ class AdaEdlRule(NothingRule):
         memory["threshold"] = np.where(was_cut, threshold, memory["threshold"])
 
 
-class SaguaroRule(NothingRule):
+class SaguaroArrays(PlainArrays):
     """`Saguaro`: a table of fan-outs for every number of pending tokens."""
 
     overlaps = True
@@ -154,7 +154,7 @@ class SaguaroRule(NothingRule):
         return HedgeArrays(at_end, self.draft_length[lanes.row], self.fanouts[lanes.row, num_pending])
 
 
-class SpecBranchRule(NothingRule):
+class SpecBranchArrays(PlainArrays):
     """`SpecBranch`: classes and branch points are tables over positions, the branch count follows the frontier."""
 
     overlaps = True
@@ -192,7 +192,7 @@ class SpecBranchRule(NothingRule):
         return HedgeArrays(np.where(self.is_fixed_count[lanes.row], most, count), self.draft_length[lanes.row])
 
 
-class PromptLookupRule(NothingRule):
+class PromptLookupArrays(PlainArrays):
     """`PromptLookup`: the length depends on the position alone; what ends it, if anything, is withdrawn."""
 
     def __init__(self, policies: Sequence[PromptLookup], arrays: TraceArrays) -> None:
@@ -215,8 +215,8 @@ def _until(is_last: Bools) -> Ints:
     return lengths
 
 
-def _autoregressive(policies: Sequence[Autoregressive], arrays: TraceArrays) -> NothingRule:
-    return NothingRule()
+def _autoregressive(policies: Sequence[Autoregressive], arrays: TraceArrays) -> PlainArrays:
+    return PlainArrays()
 
 
 def _setting(policies: Sequence[Any], name: str) -> Ints:
@@ -227,13 +227,13 @@ def _setting(policies: Sequence[Any], name: str) -> Ints:
 # Any: each rule takes its own policy type. Keyed by the exact class: a subclass may answer otherwise.
 ARRAY_RULES: dict[type[Policy], Callable[[Any, TraceArrays], ArrayRule]] = {
     Autoregressive: _autoregressive,
-    FixedLength: FixedLengthRule,
-    Pearl: PearlRule,
-    ConfidenceStop: ConfidenceStopRule,
-    ProductRule: ProductRuleRule,
-    AdaEdl: AdaEdlRule,
-    Saguaro: SaguaroRule,
-    SpecBranch: SpecBranchRule,
+    FixedLength: FixedLengthArrays,
+    Pearl: PearlArrays,
+    ConfidenceStop: ConfidenceStopArrays,
+    ProductRule: ProductRuleArrays,
+    AdaEdl: AdaEdlArrays,
+    Saguaro: SaguaroArrays,
+    SpecBranch: SpecBranchArrays,
     OutcomeHedging: OutcomeHedgingRule,
-    PromptLookup: PromptLookupRule,
+    PromptLookup: PromptLookupArrays,
 }

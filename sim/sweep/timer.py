@@ -86,10 +86,10 @@ class RoundTimer:
         before = np.roll(shares, 1)
         before[firsts] = self._last_share[lanes[firsts]]
         self._last_share[lanes[lasts]] = shares[lasts]
-        found = np.empty(len(lane))
-        found[order] = before
-        found[position == 0] = 1.0
-        return found
+        shares_before = np.empty(len(lane))
+        shares_before[order] = before
+        shares_before[position == 0] = 1.0
+        return shares_before
 
     def _run_s(self, kind: OpKind, num_branches: int, start: Ints, stop: Ints) -> Floats:
         """Forwards of one token a row at contexts start .. stop - 1."""
@@ -104,7 +104,7 @@ class RoundTimer:
 
     def _prefill_s(self, actor: Actor) -> Floats:
         """(requests,) `draft_cache.prefill`: the prompt without its last token, nothing for a prompt of one token."""
-        found: Floats = np.zeros(len(self._prompts))
+        seconds: Floats = np.zeros(len(self._prompts))
         chosen = self._prompts > 1
-        found[chosen] = self._latency.mean_array(OpKind.PREFILL, self._prompts[chosen] - 1, 1, 0, actor=actor)
-        return found
+        seconds[chosen] = self._latency.mean_array(OpKind.PREFILL, self._prompts[chosen] - 1, 1, 0, actor=actor)
+        return seconds

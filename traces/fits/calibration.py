@@ -122,16 +122,16 @@ class Calibration:
     def load(cls, path: str | Path) -> Calibration:
         """Read what `save` wrote."""
         try:
-            found = TypeAdapter(Calibration).validate_json(Path(path).read_bytes())
+            calibration = TypeAdapter(Calibration).validate_json(Path(path).read_bytes())
         except (OSError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise ValueError(f"{path} is no calibration: {reason}; write one with Calibration.save.") from error
-        if found.schema_version not in READABLE_VERSIONS:
+            raise ValueError(f"{path} is not a calibration: {reason}; write one with Calibration.save.") from error
+        if calibration.schema_version not in READABLE_VERSIONS:
             raise ValueError(
-                f"{path} has schema version {found.schema_version}, this code reads "
+                f"{path} has schema version {calibration.schema_version}, this code reads "
                 f"{' and '.join(map(str, READABLE_VERSIONS))}; calibrate again."
             )
-        return replace(found, schema_version=SCHEMA_VERSION)
+        return replace(calibration, schema_version=SCHEMA_VERSION)
 
     def report(self) -> str:
         """The fit as a small table, in milliseconds: coefficients with their 95% intervals, and how well they fit."""
@@ -238,8 +238,8 @@ def _is_ahead(ops: pd.DataFrame) -> NDArray[np.bool_]:
 def _is_drafting(ops: pd.DataFrame) -> NDArray[np.bool_]:
     """(ops,) whether an operation's request runs a draft at all."""
     drafting = ops.loc[ops["group"] == "draft", "request_id"].unique()
-    found: NDArray[np.bool_] = ops["request_id"].isin(drafting).to_numpy()
-    return found
+    is_drafting: NDArray[np.bool_] = ops["request_id"].isin(drafting).to_numpy()
+    return is_drafting
 
 
 def _verify_factors(ops: pd.DataFrame) -> tuple[float, float]:
@@ -286,17 +286,17 @@ def _rounds_before(
         .groupby(["request_id", "round"])
         .sum()
     )
-    found = ops.join(rounds, on=["request_id", "round"])
-    is_first = found["wait_s"].isna() | (found["round"] <= 0)
-    return found.assign(
-        wait_s=found["wait_s"].clip(lower=0).mask(is_first, np.inf), num_before=found["num_before"].mask(is_first, 0)
+    joined = ops.join(rounds, on=["request_id", "round"])
+    is_first = joined["wait_s"].isna() | (joined["round"] <= 0)
+    return joined.assign(
+        wait_s=joined["wait_s"].clip(lower=0).mask(is_first, np.inf), num_before=joined["num_before"].mask(is_first, 0)
     )
 
 
 def _fit_draft(draft: pd.DataFrame, rough: LatencyFit, rng: np.random.Generator) -> tuple[LatencyFit, ColdStart, float]:
     """Law of a warm forward working alone, cold start, and slow-down beside a verification, from all its forwards.
 
-    rough: their law all together. Without enough warm forwards it stands, and what made it slow cannot be told.
+    rough: their law all together. Without enough warm forwards it stands, and what made it slow cannot be known.
     """
     is_ahead, is_warm = _is_ahead(draft), (draft["order"] >= NUM_COLD).to_numpy()
     is_single = ((draft["num_tokens"] == 1) & (draft["num_branches"] == 1)).to_numpy()
@@ -323,8 +323,8 @@ def _fit_draft(draft: pd.DataFrame, rough: LatencyFit, rng: np.random.Generator)
 def _waking_seconds(before: pd.DataFrame, cold_start: ColdStart) -> NDArray[np.float64]:
     """(ops,) the cold start's part of each operation; before: as `_rounds_before` gives them."""
     share = cold_start.share_after(before["wait_s"], before["num_before"]) * cold_start.decay ** before["order"]
-    found: NDArray[np.float64] = np.where(before["group"] == "draft", cold_start.first_s * share, 0.0)
-    return found
+    waking_s: NDArray[np.float64] = np.where(before["group"] == "draft", cold_start.first_s * share, 0.0)
+    return waking_s
 
 
 def _means(fit: LatencyFit, ops: pd.DataFrame) -> NDArray[np.float64]:

@@ -52,16 +52,16 @@ class ColdStart:
         if self.full_s == 0:
             return np.ones(waits.shape)
         counts = np.asarray(num_forwards, int)
-        found: Floats = np.minimum(1.0, waits / self.full_s + self._powers(counts.max(initial=0) + 1)[counts])
-        return found
+        shares: Floats = np.minimum(1.0, waits / self.full_s + self._powers(counts.max(initial=0) + 1)[counts])
+        return shares
 
     def weight_of(self, first: ArrayLike, count: ArrayLike) -> Floats:
         """Sum of decay^n over `count` forwards from number `first` on."""
         first = np.asarray(first, int)
         last = first + np.asarray(count, int)
         sums = np.append(0.0, np.cumsum(self._powers(last.max(initial=0))))
-        found: Floats = sums[last] - sums[first]
-        return found
+        weights: Floats = sums[last] - sums[first]
+        return weights
 
     def _powers(self, count: int) -> Floats:
         """decay^0 .. decay^(count - 1): far faster looked up than raised, and the same digits whatever the count."""

@@ -40,7 +40,7 @@ NUM_RATIOS = 200
 NUM_RESAMPLES = 400
 HUBER = 1.345  # in robust standard deviations: 95% efficient on normal residuals (Huber 1964)
 PRIOR_OPS = 10  # operations of one width below which its own mean says nothing
-LEAST_UNITS = 5  # with fewer requests than this, stretches of operations are resampled instead
+MIN_UNITS = 5  # with fewer requests than this, stretches of operations are resampled instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class LatencyFit:
         """`mean_s` of arrays that broadcast."""
         more, rows = np.asarray(num_tokens) - self.least, np.asarray(num_branches) - self.least
         base, tokens, context, branches, context_more, context_rows, tokens_switch, branches_switch = self.coefficients
-        found: Array = (
+        means: Array = (
             base
             + tokens * more
             + branches * rows
@@ -103,14 +103,14 @@ class LatencyFit:
             + branches_switch * (rows > 0)
         )
         if self.widths:
-            found = found * self._factors[np.minimum(num_tokens, len(self._factors) - 1)]
-        return found
+            means = means * self._factors[np.minimum(num_tokens, len(self._factors) - 1)]
+        return means
 
     @cached_property
     def _factors(self) -> Array:
         """(n,) factor at n = 0 .. the widest; wider ones are as that."""
-        found: Array = np.interp(np.arange(self.widths[-1][0] + 1), *np.transpose(self.widths))
-        return found
+        factors: Array = np.interp(np.arange(self.widths[-1][0] + 1), *np.transpose(self.widths))
+        return factors
 
 
 def fit_latency(
@@ -135,7 +135,7 @@ def fit_latency(
     units = _units(ids)
     grams, moments, sums, totals = _statistics(columns, times, weights, units)
 
-    found = _solve(grams.sum(0), moments.sum(0), sums.sum(0), totals.sum())
+    solution = _solve(grams.sum(0), moments.sum(0), sums.sum(0), totals.sum())
     num_units = len(totals)
     resampled = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=NUM_RESAMPLES)
     draws = np.array(
@@ -143,12 +143,12 @@ def fit_latency(
     )
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
 
-    fitted = columns @ found
+    fitted = columns @ solution
     widths = _width_table(np.asarray(num_tokens), times, fitted, weights)
     if widths:
         fitted = fitted * np.interp(np.asarray(num_tokens, float), *np.transpose(widths))
     coefficients, intervals = np.zeros(len(TERMS)), np.zeros((len(TERMS), 2))
-    coefficients[used], intervals[used] = found, np.stack([low, high], axis=1)
+    coefficients[used], intervals[used] = solution, np.stack([low, high], axis=1)
     spread = float(((times - times.mean()) ** 2).sum())
     is_measurable = times > 0
     return LatencyFit(
@@ -229,7 +229,7 @@ def _robust_weights(columns: Array, times: Array) -> Array:
 def _units(ids: NDArray[np.generic]) -> NDArray[np.intp]:
     """What the bootstrap draws: requests, or stretches of operations when there are too few of them."""
     units: NDArray[np.intp] = np.unique(ids, return_inverse=True)[1]
-    if units.max() + 1 >= LEAST_UNITS:
+    if units.max() + 1 >= MIN_UNITS:
         return units
     return np.arange(len(ids)) * min(20, len(ids)) // len(ids)
 
@@ -247,9 +247,9 @@ def _statistics(columns: Array, times: Array, weights: Array, units: NDArray[np.
 
 def _solve(gram: Array, moment: Array, column_sums: Array, total: float) -> Array:
     """Least squares, scaled so that the mean prediction is the mean measurement."""
-    found = _least_squares(gram, moment)
-    predicted = float(column_sums @ found)
-    return found * max(0.0, total / predicted) if predicted > 0 else found
+    solution = _least_squares(gram, moment)
+    predicted = float(column_sums @ solution)
+    return solution * max(0.0, total / predicted) if predicted > 0 else solution
 
 
 def _least_squares(gram: Array, moment: Array) -> Array:
@@ -258,8 +258,8 @@ def _least_squares(gram: Array, moment: Array) -> Array:
     values, vectors = np.linalg.eigh(gram / np.outer(norms, norms))
     # min |A x - t| has the same minimiser as min |R x - d| with R'R = A'A and R'd = A't.
     roots = np.sqrt(np.maximum(values, 1e-14))
-    found: Array = nnls(roots[:, None] * vectors.T, (vectors.T @ (moment / norms)) / roots)[0] / norms
-    return found
+    solution: Array = nnls(roots[:, None] * vectors.T, (vectors.T @ (moment / norms)) / roots)[0] / norms
+    return solution
 
 
 def _ratios(times: Array, fitted: Array) -> tuple[float, ...]:
@@ -274,5 +274,5 @@ def _ratios(times: Array, fitted: Array) -> tuple[float, ...]:
 
 def draw_ratios(ratios: Sequence[float], num: int, rng: np.random.Generator) -> Array:
     """`num` independent ratios measured / fitted."""
-    found: Array = np.asarray(ratios, float)[rng.integers(len(ratios), size=num)]
-    return found
+    drawn: Array = np.asarray(ratios, float)[rng.integers(len(ratios), size=num)]
+    return drawn

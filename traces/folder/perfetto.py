@@ -12,8 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from traces.schema import Actor, OpKind
+
 US_PER_S = 1e6
-ACTORS = ("target", "draft", "host")  # from the top
+ACTORS = (Actor.TARGET, Actor.DRAFT, Actor.HOST)  # from the top
 COUNTED = ("round", "num_tokens", "num_branches", "context_tokens", "batch")
 
 
@@ -79,13 +81,13 @@ def _counters(rounds: pd.DataFrame) -> list[dict[str, Any]]:
             "ph": "C",
             "name": "tokens a round",
             "pid": 0,
-            "ts": done["end_s"] * US_PER_S,
+            "ts": round_["end_s"] * US_PER_S,
             "args": {
-                "accepted": done["num_accepted"],
-                "added by the target": done["num_emitted"] - done["num_accepted"],
+                "accepted": round_["num_accepted"],
+                "added by the target": round_["num_emitted"] - round_["num_accepted"],
             },
         }
-        for done in rounds.to_dict("records")
+        for round_ in rounds.to_dict("records")
     ]
 
 
@@ -96,9 +98,9 @@ def _arrows(ops: pd.DataFrame) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for op in ops.sort_values("start_s", kind="stable").to_dict("records"):
         key = (op["request_id"], op["round"])
-        if op["kind"] == "draft":
+        if op["kind"] == OpKind.DRAFT:
             drafts[key] = op
-        elif op["kind"] in ("verify", "verify_beside") and key in drafts:
+        elif op["kind"] == OpKind.VERIFY and key in drafts:
             for phase, end in (("s", drafts[key]), ("f", op)):
                 process, thread = tracks[end["device"], end["actor"]]
                 # Halfway into the slice, so that it is plain which slice the arrow belongs to.

@@ -99,16 +99,16 @@ class Run:
         known = {request.request_id: request for request in records_of(self._table("requests"), RequestRecord)}
         alignment, tails = _by_request(self._table("alignment")), _by_request(self._table("tails"))
         no_tails = table_of("tails", [])
-        found = []
+        traces = []
         for request_id, rows in alignment.items():
             if request_id not in known:
                 warnings.warn(f"{self.folder}: request {request_id} was cut short and is left out.", stacklevel=2)
                 continue
             try:
-                found.append(trace_of(known[request_id], rows, tails.get(request_id, no_tails)))
+                traces.append(trace_of(known[request_id], rows, tails.get(request_id, no_tails)))
             except ValueError as error:
                 warnings.warn(f"{self.folder}: {error} It is left out.", stacklevel=2)
-        return found
+        return traces
 
     def rounds_of(self, request_id: int) -> list[Round]:
         """The rounds of one request, equal to what was written; none if it has none."""
@@ -117,8 +117,8 @@ class Run:
     @cached_property
     def _rounds_by_request(self) -> dict[int, list[Round]]:
         grouped: dict[int, list[Round]] = {}
-        for settled in records_of(self._table("rounds"), Round):
-            grouped.setdefault(settled.request_id, []).append(settled)
+        for round_ in records_of(self._table("rounds"), Round):
+            grouped.setdefault(round_.request_id, []).append(round_)
         return grouped
 
     def _frame(self, name: str) -> pd.DataFrame:
@@ -195,12 +195,12 @@ def _check_version(path: Path, version: Any) -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """The settings or reports in a JSON file. Raises `RunError` if it cannot be read or holds something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {reason_of(error)}; copy the run again.") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path} holds no settings but a {type(found).__name__}; is this a run folder?")
-    return found
+    if not isinstance(settings, dict):
+        raise RunError(f"{path} holds a {type(settings).__name__}; is this a run folder?")
+    return settings
 
 
 def _by_request(table: Any) -> dict[int, Any]:

@@ -69,7 +69,7 @@ class RunWriter:
 
     def rounds(self, rounds: Sequence[tuple[Round, RoundTimes]]) -> None:
         """Record rounds with their times."""
-        self._extend("rounds", [(*settled, *times) for settled, times in rounds])
+        self._extend("rounds", [(*round_, *times) for round_, times in rounds])
 
     def request(self, request: RequestRecord) -> None:
         """Record a request."""
@@ -214,7 +214,7 @@ def _plain(value: Any) -> Any:
 def _of_numpy(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no plain value")
+    raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ def parse_policy(label: str) -> Policy:
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = part.partition("=")
         if not equals:
-            raise PolicyError(f"policy {label!r}: {part!r} is no setting; write name:setting=value,setting=value.")
+            raise PolicyError(f"policy {label!r}: {part!r} is not a setting; write name:setting=value,setting=value.")
         settings[key.strip()] = value.strip()
     return make_policy(name, settings)
 

@@ -41,7 +41,7 @@ from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.engine import simulate, summarise
 from sim.latency.constant import ConstantLatency
 from sim.sweep.lockstep import HedgeArrays, Ints, Lanes, TraceArrays
-from sim.sweep.rules import ARRAY_RULES, NothingRule
+from sim.sweep.rules import ARRAY_RULES, PlainArrays
 from sim.sweep.sweep import sweep
 from traces.schema import FinishReason, RequestTrace, Signal
 
@@ -72,7 +72,7 @@ class Windows(Defaults):
         return Hedges((self.at_rejection,) * len(pending) + (self.at_end,), self.length)
 
 
-class WindowsRule(NothingRule):
+class WindowsRule(PlainArrays):
     """`Windows` for the sweep."""
 
     overlaps = True

@@ -31,7 +31,7 @@ from sim.latency.base import LatencyModel
 from sim.latency.constant import ConstantLatency
 from sim.latency.roofline import Hardware, RooflineLatency
 from sim.sweep.lockstep import HedgeArrays, Ints, Lanes, TraceArrays
-from sim.sweep.rules import ARRAY_RULES, NothingRule
+from sim.sweep.rules import ARRAY_RULES, PlainArrays
 from sim.sweep.sweep import Sweep, num_draft_forwards, sweep
 from traces.fits.cold_start import ColdStart
 from traces.metrics.counts import Counts
@@ -69,7 +69,7 @@ class AnyHedge(Defaults):
         return Hedges((self.fanout,) * len(pending) + (self.at_end,), self.num_steps)
 
 
-class AnyHedgeRule(NothingRule):
+class AnyHedgeRule(PlainArrays):
     overlaps = True
 
     def __init__(self, policies: Sequence[AnyHedge], arrays: TraceArrays) -> None:

@@ -19,6 +19,7 @@ from traces.fits.latency import TERMS, LatencyFit, fit_latency
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
 from traces.schema import (
+    SCHEMA_VERSION,
     FinishReason,
     OpShape,
     RequestRecord,
@@ -307,7 +308,7 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     calibration.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json") == calibration
     (tmp_path / "c.json").write_text(
-        (tmp_path / "c.json").read_text().replace('"schema_version": 1', '"schema_version": 9')
+        (tmp_path / "c.json").read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 9')
     )
     with pytest.raises(ValueError, match="schema version 9"):
         Calibration.load(tmp_path / "c.json")

@@ -23,8 +23,8 @@ from scipy.special import expit, logit, logsumexp
 from traces.schema import RequestTrace
 
 Floats = NDArray[np.float64]
-MOST_AGES = 8
-LEAST_OBSERVED = 50  # observations that an age needs to have a chance of its own
+MAX_AGES = 8
+MIN_OBSERVED = 50  # observations that an age needs to have a chance of its own
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(11)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 # For likelihoods: one long request tells its effect sharply, so the nodes must lie close (Gauss and Hermite's do not).
@@ -150,17 +150,15 @@ def fit_markov(traces: Sequence[RequestTrace], *, has_effect: bool = True) -> Ac
     return fit_counts("Markov", run_counts(traces, 2), has_effect=has_effect)
 
 
-def fit_hazard(
-    traces: Sequence[RequestTrace], *, has_effect: bool = True, most_ages: int = MOST_AGES
-) -> AcceptanceChain:
+def fit_hazard(traces: Sequence[RequestTrace], *, has_effect: bool = True, max_ages: int = MAX_AGES) -> AcceptanceChain:
     """The length of the run and the request matter; ages with few observations share one chance."""
-    return fit_counts("hazard", run_counts(traces, well_observed_ages(traces, most_ages)), has_effect=has_effect)
+    return fit_counts("hazard", run_counts(traces, well_observed_ages(traces, max_ages)), has_effect=has_effect)
 
 
-def well_observed_ages(traces: Sequence[RequestTrace], most_ages: int = MOST_AGES) -> int:
+def well_observed_ages(traces: Sequence[RequestTrace], max_ages: int = MAX_AGES) -> int:
     """How many run lengths were seen often enough to have a chance of their own."""
-    counts = run_counts(traces, most_ages)
-    return max(1, int((counts.sum(axis=(0, 1)) >= LEAST_OBSERVED).sum()))
+    counts = run_counts(traces, max_ages)
+    return max(1, int((counts.sum(axis=(0, 1)) >= MIN_OBSERVED).sum()))
 
 
 def run_counts(traces: Sequence[RequestTrace], num_ages: int) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 LENGTHS = tuple(range(1, 17))
 LEVEL = 0.02  # p-value below which a model counts as rejected
 NUM_RESAMPLES = 60
-LEAST_REQUESTS = 8
+MIN_REQUESTS = 8
 NUM_SAMPLED = 4000  # requests that tell what the ends of a request do
 
 
@@ -92,9 +92,9 @@ def assess_acceptance(
     seed: int = 0,
 ) -> AcceptanceReport:
     """Fit and test the models on traces of one temperature."""
-    if len(traces) < LEAST_REQUESTS:
+    if len(traces) < MIN_REQUESTS:
         raise ValueError(
-            f"testing acceptance models takes {LEAST_REQUESTS} requests, but got {len(traces)}; record more."
+            f"testing acceptance models takes {MIN_REQUESTS} requests, but got {len(traces)}; record more."
         )
     if len({trace.temperature for trace in traces}) > 1:
         raise ValueError("the traces differ in temperature; test the models at one at a time.")

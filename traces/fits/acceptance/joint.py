@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from traces.schema import SCHEMA_VERSION, RequestTrace, Signal
 
 NUM_LEVELS = 3
-MOST_SAMPLES = 4000  # of a cell; more are thinned evenly
+MAX_SAMPLES = 4000  # of a cell; more are thinned evenly
 DIGITS = 6  # significant digits kept of a signal
 
 ItemT = TypeVar("ItemT")
@@ -89,7 +89,7 @@ class JointAcceptance:
         except (OSError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
             raise ValueError(
-                f"{path} is no acceptance model: {reason}; write one with JointAcceptance.save."
+                f"{path} is not an acceptance model: {reason}; write one with JointAcceptance.save."
             ) from error
         if found.schema_version != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema version {found.schema_version}, this code reads {SCHEMA_VERSION}.")
@@ -157,10 +157,10 @@ def _positions(cell: Sequence[tuple[int, Signal]]) -> Positions:
 
 
 def _thinned(items: Sequence[ItemT]) -> Sequence[ItemT]:
-    """At most MOST_SAMPLES of them, evenly spaced."""
-    if len(items) <= MOST_SAMPLES:
+    """At most MAX_SAMPLES of them, evenly spaced."""
+    if len(items) <= MAX_SAMPLES:
         return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, MOST_SAMPLES).round().astype(int)]
+    return [items[i] for i in np.linspace(0, len(items) - 1, MAX_SAMPLES).round().astype(int)]
 
 
 def _rounded(signals: Sequence[Signal]) -> tuple[Signal, ...]:

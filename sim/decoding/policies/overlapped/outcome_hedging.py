@@ -128,17 +128,17 @@ class OutcomeHedging(AcceptanceGuess):
         For one n the weights fall with the rank, so that a count for each n names the outcomes.
         """
         ranks = [(1 - self.rank_decay) * self.rank_decay**rank for rank in range(self.max_branches)]
-        found: list[tuple[float, int]] = []
+        outcomes: list[tuple[float, int]] = []
         reached = 1.0
         for num_accepted, signal in enumerate(pending):
             beta = self.accept_probability(signal)
-            found += [(reached * (1 - beta) * rho, num_accepted) for rho in ranks]
+            outcomes += [(reached * (1 - beta) * rho, num_accepted) for rho in ranks]
             reached *= beta
         beta = self.accept_probability(frontier)
-        found.append((reached * beta, len(pending)))
-        found += [(reached * (1 - beta) * rho, len(pending)) for rho in ranks]
-        found.sort(key=lambda outcome: -outcome[0])
-        return found
+        outcomes.append((reached * beta, len(pending)))
+        outcomes += [(reached * (1 - beta) * rho, len(pending)) for rho in ranks]
+        outcomes.sort(key=lambda outcome: -outcome[0])
+        return outcomes
 
     def _class_of(self, seen: Observation) -> int:
         return likeliest_class(seen) if self.uses_hrad else CONFIDENCE

@@ -19,7 +19,7 @@ class _Act(NamedTuple):
 
 _LENGTHS = (0, 1, 2, 3, 4, 0, 5, 6, 8)  # nothing pending twice as often: plain decoding is measured at that width only
 _ACTS: tuple[_Act | None, ...] = (None, _Act(1, 3), _Act(1, 1), None, _Act(1, 6), _Act(3, 2))  # None: the draft waits
-_MOST_STEPS = max(act.num_steps for act in _ACTS if act is not None)
+_MAX_STEPS = max(act.num_steps for act in _ACTS if act is not None)
 _STRIDE = 25  # has no factor in common with the number of combinations, so that all of them have their turn
 
 
@@ -43,7 +43,7 @@ class Probe(Defaults):
 
     @property
     def needs(self) -> Needs:
-        return Needs(signals=True, num_alternatives=self.max_branches, tail_depth=max(self.max_length, _MOST_STEPS + 1))
+        return Needs(signals=True, num_alternatives=self.max_branches, tail_depth=max(self.max_length, _MAX_STEPS + 1))
 
     @property
     def overlaps(self) -> bool:
