@@ -20,6 +20,7 @@ from sim.decoding.policies.overlapped.specbranch import OnMiss, SpecBranch
 from sim.decoding.replay import next_mismatches
 from sim.latency.base import LatencyModel
 from sim.sweep.sweep import sweep
+from traces.metrics.round_time import round_seconds
 from traces.schema import OpKind, RequestTrace, Signal
 
 Floats = NDArray[np.float64]
@@ -42,9 +43,9 @@ def oracle_speedups(
             verify = latency.mean_array(OpKind.VERIFY, accepted + 1, 1, sequence - 1)
             draft = accepted * latency.mean_array(OpKind.DRAFT, 1, 1, sequence)
             if overlaps:  # while this round is verified, the next one's tokens are drafted
-                seconds += float(draft[0] + (np.maximum(verify, np.append(draft[1:], 0.0)) + host).sum())
+                seconds += float(draft[0] + round_seconds(0.0, np.append(draft[1:], 0.0), verify, host).sum())
             else:
-                seconds += float((draft + verify + host).sum())
+                seconds += float(round_seconds(draft, 0.0, verify, host).sum())
             num_rounds += len(start)
         rows.append((length, num_tokens / num_rounds, base_s / seconds))
     return pd.DataFrame(rows, columns=["draft_length", "tokens_per_forward", "speedup"])
