@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from dataclasses import dataclass
 
 import psutil
 
-from traces.processes import num_cores
-
 
 @dataclass(frozen=True)
 class Contention:
     """Load by others over a span of time. other_share: cores that other processes kept busy (1.0 = one whole core),
-    time stolen by the hypervisor included. num_switches: times that we were pushed off a core."""
+    time stolen by the hypervisor included."""
 
     other_share: float
-    num_switches: int
     span_s: float
 
     @property
@@ -46,18 +42,8 @@ class ContentionMeter:
                 own += times.user + times.system
             except psutil.NoSuchProcess:
                 continue
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        last = getattr(self, "_last", (now, busy, own, switches))
-        self._last = (now, busy, own, switches)
+        last = getattr(self, "_last", (now, busy, own))
+        self._last = (now, busy, own)
         span = max(now - last[0], 1e-9)
         other = max(0.0, (busy - last[1]) - (own - last[2])) / span
-        return Contention(other, switches - last[3], span)
-
-
-def cores_are_free(*, wanted: int = 2, span_s: float = 0.5, most: float = 0.15) -> bool:
-    """Whether `wanted` cores exist and others use at most `most` of one core, watched for span_s seconds."""
-    if num_cores() < wanted:
-        return False
-    meter = ContentionMeter([])
-    time.sleep(span_s)
-    return num_cores() - meter.lap().other_share >= wanted - most
+        return Contention(other, span)

@@ -175,7 +175,7 @@ def _message_of(turn: dict[str, Any], place: str) -> tuple[str, str]:
 
 def _checked(text: str, place: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{place}: the text holds half of a surrogate pair, which is no character: write it whole.")
+        raise ValueError(f"{place}: the text holds half of a surrogate pair, which is not a character: write it whole.")
     return text
 
 

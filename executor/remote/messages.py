@@ -112,15 +112,15 @@ def read_score(message: Message) -> Score:
 
 def prefill_message(prefill: Prefill, num_captures: int) -> Message:
     """The answer to a request's start."""
-    num_cached, num_switches, start_s, end_s, classes = prefill
-    return Message(Opcode.DONE, (num_cached, num_switches, num_captures), (start_s, end_s, *(classes or ())))
+    num_cached, start_s, end_s, classes = prefill
+    return Message(Opcode.DONE, (num_cached, num_captures), (start_s, end_s, *(classes or ())))
 
 
 def read_prefill(message: Message) -> tuple[Prefill, int]:
     """The finished prefill, and the target's number of captures."""
-    num_cached, num_switches, num_captures = message.integers
+    num_cached, num_captures = message.integers
     start_s, end_s, *classes = message.floats
-    return Prefill(num_cached, num_switches, start_s, end_s, _class_probs(classes)), num_captures
+    return Prefill(num_cached, start_s, end_s, _class_probs(classes)), num_captures
 
 
 def verdict_message(verdict: TargetVerdict, num_captures: int) -> Message:

@@ -88,7 +88,7 @@ class GraphTarget:
         """The end of the prefill under way."""
         self._wait()
         start_s, end_s = self._marks.seconds(self._start), self._marks.seconds(self._end)
-        return Prefill(self._num_prompt - 1, 0, start_s, end_s, self._first_classes)
+        return Prefill(self._num_prompt - 1, start_s, end_s, self._first_classes)
 
     def submit(self, pending: Sequence[int], *, last: int, num_cached: int) -> None:
         """Start to verify the pending tokens after `last`; a draft on this device has laid both on the line already."""

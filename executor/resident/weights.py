@@ -35,14 +35,6 @@ class ResidentWeights(NamedTuple):
     cosines: Tensor
     sines: Tensor
 
-    @property
-    def step_bytes(self) -> int:
-        """Bytes that one decoding step has to read, its keys and values aside: the memory-bandwidth floor."""
-        read = [self.final_norm, self.head]
-        for block in self.blocks:
-            read += [part for part in block if isinstance(part, Tensor)]
-        return sum(part.numel() * part.element_size() for part in read)
-
 
 def shape_of(config: Any) -> ModelShape:
     """The shape of a transformers config of a supported type."""

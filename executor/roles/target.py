@@ -26,10 +26,9 @@ class TargetVerdict(NamedTuple):
 
 
 class Prefill(NamedTuple):
-    """A finished prefill: num_switches counts the target's involuntary context switches since the last request."""
+    """A finished prefill. class_probs: H-RAD's prediction after the prompt, None when it was not asked for."""
 
     num_cached: int
-    num_switches: int
     start_s: float
     end_s: float
     class_probs: ClassProbs | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,7 +34,6 @@ class TargetSide:
     def __init__(self, engine: Engine, predictor: Predictor | None = None) -> None:
         self._engine, self._predictor = engine, predictor
         self._num_feature_layers = engine.num_feature_layers
-        self._num_switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         self.is_alive = True
 
     @property
@@ -64,9 +62,7 @@ class TargetSide:
         if len(tokens) > 1:
             self._engine.extend(tokens[:-1], last_only=True)
         classes = self._predict(first_features(self._engine, len(tokens)), tokens[-1]) if predicts else None
-        now = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        self._prefill = Prefill(len(tokens) - 1, now - self._num_switches, start, time.perf_counter(), classes)
-        self._num_switches = now
+        self._prefill = Prefill(len(tokens) - 1, start, time.perf_counter(), classes)
 
     def wait_prefill(self) -> Prefill:
         """The prefill of the last `begin`."""

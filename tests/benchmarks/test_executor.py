@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from executor.pair import Session
-from executor.recording.contention import cores_are_free
+from executor.recording.contention import ContentionMeter
 from executor.recording.prompts import load_prompts
 from executor.recording.recorder import record_run
 from executor.request import Request
@@ -21,6 +21,7 @@ from tests.laws.overlap import measure_overlap
 from tests.settings import record_settings
 from traces.folder.run import Run
 from traces.metrics.speeds import measured_speeds
+from traces.processes import num_cores
 from traces.schema import Sampling
 
 pytestmark = pytest.mark.benchmark
@@ -111,3 +112,12 @@ def test_exploration_is_faster_than_execution(run: Run, tmp_path: Path) -> None:
     rate = sum(trace.num_tokens for trace in traces) / (time.perf_counter() - started)
     print(f"\nsimulated {rate:.0f} tokens/s")
     assert rate > 1000
+
+
+def cores_are_free(*, wanted: int = 2, span_s: float = 0.5, max_share: float = 0.15) -> bool:
+    """Whether `wanted` cores exist and others use at most `max_share` of one core, watched for span_s seconds."""
+    if num_cores() < wanted:
+        return False
+    meter = ContentionMeter([])
+    time.sleep(span_s)
+    return num_cores() - meter.lap().other_share >= wanted - max_share
