@@ -32,6 +32,7 @@ HIT_WIDTHS = (1, 2, 4, 8)
 SIGNALS = ("max_prob", "negative_entropy", "margin", "noisy_margin")
 SCORING_BATCH = 8
 STEP_CONTEXT = 160  # tokens in the cache while steps are timed
+STEPS_PER_BLOCK = 60
 
 
 @dataclass(frozen=True)
@@ -274,10 +275,10 @@ def measure_cost_ratios(
     return {name: float(np.median(target / times)) for name, times in zip(draft_names, drafts, strict=True)}
 
 
-def _step_seconds(engine: StaticEngine, num_steps: int = 60) -> float:
+def _step_seconds(engine: StaticEngine) -> float:
     """Median time of a decoding step, its choice of a token included."""
     seconds = []
-    for index in range(num_steps):
+    for index in range(STEPS_PER_BLOCK):
         start = time.perf_counter()
         int(engine.extend([5 + index])[-1].argmax())
         seconds.append(time.perf_counter() - start)
@@ -346,13 +347,13 @@ def render_markdown(
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, by_temperature in quality.drafts.items():
-        for temperature, found in by_temperature.items():
-            aucs = " | ".join(f"{found.signal_auc[signal]:.3f}" for signal in SIGNALS)
-            hits = " / ".join(f"{found.hit_rates[width]:.3f}" for width in HIT_WIDTHS)
-            accepted = f"{found.acceptance:.3f} ({found.standard_error:.3f})"
+        for temperature, measured in by_temperature.items():
+            aucs = " | ".join(f"{measured.signal_auc[signal]:.3f}" for signal in SIGNALS)
+            hits = " / ".join(f"{measured.hit_rates[width]:.3f}" for width in HIT_WIDTHS)
+            accepted = f"{measured.acceptance:.3f} ({measured.standard_error:.3f})"
             lines.append(
-                f"| {name} | {temperature:g} | {accepted} | {found.overlap:.3f} | {found.lag1_autocorrelation:.3f} "
-                f"| {aucs} | {hits} | {found.num_positions:,} |"
+                f"| {name} | {temperature:g} | {accepted} | {measured.overlap:.3f} | {measured.lag1_autocorrelation:.3f} "
+                f"| {aucs} | {hits} | {measured.num_positions:,} |"
             )
     return "\n".join(lines) + "\n"
 

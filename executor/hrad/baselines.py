@@ -18,7 +18,7 @@ from executor.hrad.dataset import Dataset
 from executor.hrad.predictor import CLASS_NAMES, HradError, Predictor
 
 Probs: TypeAlias = NDArray[np.float64]
-_LARGEST_MARGIN = 30.0  # a filter that leaves one token makes the margin infinite
+_MAX_MARGIN = 30.0  # a filter that leaves one token makes the margin infinite
 _MAX_PROB, _MARGIN = 0, 2  # columns of Dataset.signals
 
 
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 
 
 def fit_baselines(training: Dataset) -> list[Rule]:
-    """Every baseline, fitted for each temperature apart."""
+    """Every baseline, fitted for each temperature apart. At another temperature they raise HradError."""
     return [
         Rule("constant", "nothing", _for_each_temperature(training, _constant)),
         Rule("running average", "past verdicts", _for_each_temperature(training, _logistic(_rate))),
@@ -55,7 +55,6 @@ def fit_combination(predictor: Predictor, held_back: Dataset) -> Rule:
 
 def predict(predictor: Predictor, data: Dataset) -> Probs:
     """H-RAD's class probabilities of every row, (n, 3)."""
-
     with torch.inference_mode():
         probs: Probs = predictor.from_inputs(torch.from_numpy(data.inputs.astype(np.float32))).double().cpu().numpy()
     return probs
@@ -146,7 +145,7 @@ def _rate(data: Dataset) -> Probs:
 
 
 def _capped(margins: Probs) -> Probs:
-    return np.minimum(margins, _LARGEST_MARGIN)
+    return np.minimum(margins, _MAX_MARGIN)
 
 
 def _log_odds(probs: Probs) -> Probs:

@@ -69,7 +69,10 @@ def collect(
     *,
     progress: Report = silent,
 ) -> Dataset:
-    """Decode and look; writes the run folder `run` and the dataset into output_dir. progress counts requests."""
+    """Decode and look; writes the run folder `run` and the dataset into output_dir. progress counts requests.
+
+    Raises HradError as `dataset_of` does.
+    """
     recording = RecordSettings(
         pair=settings.pair,
         decoding=replace(settings.decoding, policies=("fixed_length:draft_length=3",)),
@@ -86,7 +89,10 @@ def collect(
 
 @torch.inference_mode()
 def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
-    """The rows of a recorded run; engine: the target, keeping the features of its last blocks."""
+    """The rows of a recorded run; engine: the target, keeping the features of its last blocks.
+
+    Raises HradError where the target has too few blocks, or no request is long enough to be labelled.
+    """
     if settings.num_feature_layers > engine.num_layers:
         raise HradError(
             f"the target has {engine.num_layers} blocks, so the last {settings.num_feature_layers} cannot be looked "
@@ -140,6 +146,6 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
 
 
 def prompt_keys(settings: CollectSettings) -> tuple[str, ...]:
-    """Hashes of the prompts' texts: tell whether two data sets share a prompt, whatever its name."""
-    prompts = load_prompts(settings.prompts.source, settings.prompts.num, skip=settings.prompts.skip)
+    """Hashes of the prompts' texts: they show whether two data sets share a prompt, whatever its name."""
+    prompts = load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts)
     return tuple(hashlib.sha256(prompt.text.encode()).hexdigest()[:12] for prompt in prompts)

@@ -84,7 +84,10 @@ class Dataset:
 
 
 def with_last_layers(dataset: Dataset, num_feature_layers: int) -> Dataset:
-    """The same rows as if only the target's last so many blocks had been looked at; the embedding stays."""
+    """The same rows as if only the target's last so many blocks had been looked at; the embedding stays.
+
+    Raises HradError where the data holds fewer.
+    """
     meta = dataset.meta
     if not 1 <= num_feature_layers <= meta.num_feature_layers:
         raise HradError(
@@ -127,15 +130,15 @@ def drafted_signals(trace: RequestTrace, num_rows: int, draft_length: int) -> ND
 
     On the path of the committed tokens they are recorded as they are; after the draft's own wrong token in the tails.
     """
-    mismatch, found = trace.num_tokens, np.empty((num_rows, draft_length, 3), np.float32)
+    mismatch, signals = trace.num_tokens, np.empty((num_rows, draft_length, 3), np.float32)
     for position in range(trace.num_tokens - 1, -1, -1):
         if trace.ranks[position]:
             mismatch = position
         if position < num_rows:
             on_path = trace.signals[position : min(mismatch + 1, position + draft_length)]
             rest = draft_length - len(on_path)
-            found[position] = [*on_path, *(trace.tails[mismatch][:rest] if rest else ())]
-    return found
+            signals[position] = [*on_path, *(trace.tails[mismatch][:rest] if rest else ())]
+    return signals
 
 
 def running_rates(ranks: Sequence[int], num_rows: int) -> NDArray[np.float64]:
@@ -156,7 +159,7 @@ def save_dataset(folder: str | Path, dataset: Dataset) -> None:
 
 
 def load_dataset(folder: str | Path) -> Dataset:
-    """Read a dataset; what is no dataset is refused in one line."""
+    """Read a dataset. Raises HradError where there is none, or one that cannot be read."""
     path = Path(folder) / META_NAME
     if not path.is_file():
         raise HradError(f"no H-RAD data at {folder}: it has no {META_NAME}; give a folder that hrad collect wrote.")

@@ -18,6 +18,7 @@ from traces.fits.signals import area_under_curve
 
 NUM_BINS = 10
 NUM_RESAMPLES = 300
+COST_CONTEXT = 128  # tokens in the cache while costs are measured
 Labels = NDArray[np.int64]
 Interval = tuple[float, float]
 
@@ -84,9 +85,10 @@ class Evaluation:
 def evaluate(
     predictor: Predictor, training: Dataset, evaluation: Dataset, *, cost: Cost | None = None, seed: int = 0
 ) -> Evaluation:
-    """Judge a predictor beside the baselines, on prompts that neither has seen; refuses a mixture.
+    """Judge a predictor beside the baselines, on prompts that neither has seen.
 
-    training: the data that the predictor was trained on, to which the baselines are fitted.
+    training: the data that the predictor was trained on, to which the baselines are fitted. cost: as `measure_cost` gives
+    it. Raises HradError where `check_apart` refuses the data.
     """
     check_apart(predictor, training, evaluation)
     held_back = np.isin(np.asarray(training.meta.prompt_keys)[training.prompts], predictor.card.held_back_keys)
@@ -110,7 +112,7 @@ def evaluate(
 
 
 def check_apart(predictor: Predictor, training: Dataset, evaluation: Dataset) -> None:
-    """Refuse data of another pair or shape, and evaluation on prompts that were trained on."""
+    """Raise HradError for data of another pair or shape, and for evaluation on prompts that were trained on."""
     if evaluation.meta.purpose is not Purpose.EVALUATION:
         raise HradError("a predictor is never judged on training data; collect evaluation data from other prompts.")
     card = predictor.card
@@ -118,13 +120,13 @@ def check_apart(predictor: Predictor, training: Dataset, evaluation: Dataset) ->
         raise HradError("this is not the data that the predictor was trained on; give the folder that hrad train read.")
     check_prompts_apart(card, evaluation.meta.prompt_keys)
     for name in ("target_fingerprint", "draft_fingerprint", "draft_length", "num_feature_layers"):
-        wanted = getattr(card, name)
-        if (found := getattr(evaluation.meta, name)) != wanted:
-            raise HradError(f"{name} of the evaluation data is {found}, but the predictor has {wanted}; collect again.")
+        wanted, given = getattr(card, name), getattr(evaluation.meta, name)
+        if given != wanted:
+            raise HradError(f"{name} of the evaluation data is {given}, but the predictor has {wanted}; collect again.")
 
 
 def check_prompts_apart(card: PredictorCard, prompt_keys: Sequence[str]) -> None:
-    """Refuse to judge a predictor on a prompt that it was trained on."""
+    """Raise HradError where a predictor would be judged on a prompt that it was trained on."""
     if shared := set(card.prompt_keys) & set(prompt_keys):
         raise HradError(
             f"{len(shared)} of {len(prompt_keys)} evaluation prompts were trained on; choose others, for example with "
@@ -189,11 +191,14 @@ def reliability(probs: Probs, labels: Labels) -> list[ReliabilityBin]:
 
 
 @torch.inference_mode()
-def measure_cost(predictor: Predictor, engine: Engine, *, num_repeats: int = 200, context: int = 128) -> Cost:
-    """Time predictions beside the verifications that they follow. engine: the target, with or without features."""
+def measure_cost(predictor: Predictor, engine: Engine, *, num_repeats: int = 200) -> Cost:
+    """Time predictions beside the verifications that they follow. engine: the target, with or without features.
+
+    Raises HradError for a target of another shape.
+    """
     predictor.check_engine(engine)
     device = engine.device
-    context = min(context, engine.capacity - predictor.card.draft_length - 1)
+    context = min(COST_CONTEXT, engine.capacity - predictor.card.draft_length - 1)
     pending = [1] * (predictor.card.draft_length + 1)
     features = torch.randn(1, predictor.card.num_feature_layers, predictor.card.hidden_size, device=device)
     engine.reset()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -105,32 +105,32 @@ class Predictor:
         return functional.softmax(torch.addmm(last_bias, hidden, last), dim=-1)
 
     def check_engine(self, engine: Engine) -> None:
-        """Refuse a target of another shape."""
-        found = engine.hidden_size, int(engine.embed([0]).shape[1])
-        if found != (self.card.hidden_size, self.card.embedding_size) or (
+        """Raise HradError for a target of another shape."""
+        hidden_size, embedding_size = engine.hidden_size, int(engine.embed([0]).shape[1])
+        if (hidden_size, embedding_size) != (self.card.hidden_size, self.card.embedding_size) or (
             self.card.num_feature_layers > engine.num_layers
         ):
             raise HradError(
                 f"the H-RAD predictor reads {self.card.num_feature_layers} blocks of {self.card.hidden_size} units and "
                 f"embeddings of {self.card.embedding_size}, but the target has {engine.num_layers} blocks of "
-                f"{found[0]} and embeddings of {found[1]}; train one for this pair (specbranch hrad collect, train)."
+                f"{hidden_size} and embeddings of {embedding_size}; train one for this pair (specbranch hrad collect, train)."
             )
 
 
 def check_pair(card: PredictorCard, target: str | Path, draft: str | Path) -> None:
-    """Refuse a predictor that was trained for another target or draft."""
+    """Raise HradError for a predictor that was trained for another target or draft."""
     pairs = (("target", target, card.target_fingerprint), ("draft", draft, card.draft_fingerprint))
     for role, path, wanted in pairs:
-        found = fingerprint(path)
-        if found != wanted:
+        given = fingerprint(path)
+        if given != wanted:
             raise HradError(
-                f"this H-RAD predictor was trained for another {role} ({wanted[:12]}) than {path} ({found[:12]}); "
+                f"this H-RAD predictor was trained for another {role} ({wanted[:12]}) than {path} ({given[:12]}); "
                 "train one for this pair (specbranch hrad collect, then hrad train), or run without a predictor."
             )
 
 
 def check_classes(policy: Policy, has_predictor: bool) -> None:
-    """Refuse a policy that reads H-RAD's classes where nothing predicts them."""
+    """Raise HradError for a policy that reads H-RAD's classes where nothing predicts them."""
     if policy.needs.classes and not has_predictor:
         raise HradError(
             f'{policy} reads H-RAD\'s classes, but no predictor is loaded; name one (hrad="embedded" is that of the '
@@ -139,7 +139,10 @@ def check_classes(policy: Policy, has_predictor: bool) -> None:
 
 
 def save_predictor(folder: str | Path, card: PredictorCard, network: nn.Sequential) -> None:
-    """Write weights (float16) and card. The folder may exist, an earlier predictor in it is replaced."""
+    """Write weights (float16) and card. The folder may exist, an earlier predictor in it is replaced.
+
+    Raises HradError for weights that float16 cannot hold.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in network.state_dict().items()}
@@ -151,7 +154,7 @@ def save_predictor(folder: str | Path, card: PredictorCard, network: nn.Sequenti
 
 
 def read_card(folder: str | Path) -> PredictorCard:
-    """The card alone; no weight is read."""
+    """The card alone; no weight is read. Raises HradError where there is none, or one that cannot be read."""
     path = Path(folder) / CARD_NAME
     if not path.is_file():
         raise HradError(f"no H-RAD predictor at {folder}: it has no {CARD_NAME}; give a folder that hrad train wrote.")
@@ -166,7 +169,7 @@ def read_card(folder: str | Path) -> PredictorCard:
 
 
 def load_predictor(folder: str | Path, device: torch.device | str = "cpu") -> Predictor:
-    """A stored predictor on a device; weights that do not fit the card are refused."""
+    """A stored predictor on a device. Raises HradError where it cannot be read, or its weights do not fit its card."""
     card, path = read_card(folder), Path(folder) / WEIGHTS_NAME
     network = make_network(card.num_inputs, card.widths, dropout=0.0)
     try:
@@ -177,9 +180,8 @@ def load_predictor(folder: str | Path, device: torch.device | str = "cpu") -> Pr
     return Predictor(card, network, device)
 
 
-def _replace(path: Path, write: object) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write under a temporary name, then rename: no reader sees half a file."""
-    assert callable(write)
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     temporary.chmod(FILE_MODE)  # safetensors writes for the owner alone

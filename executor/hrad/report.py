@@ -23,13 +23,13 @@ COLUMNS = (
 )
 
 
-def print_evaluation(console: Console, found: Evaluation) -> None:
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     """The rules side by side, and what a prediction costs."""
-    title = f"Classes on {found.num_positions} positions of {found.num_prompts} prompts"
+    title = f"Classes on {evaluation.num_positions} positions of {evaluation.num_prompts} prompts"
     table = Table(title=title, title_justify="left")
     for name in ("rule", "gain [95%]", "acc.", "AUC 0", "AUC 2", "ECE"):
         table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=True)
-    for rule in found.rules:
+    for rule in evaluation.rules:
         table.add_row(
             rule.name,
             f"{rule.gain:+.3f} {_interval(rule.gain_interval)}".replace("[", "\\["),
@@ -40,8 +40,8 @@ def print_evaluation(console: Console, found: Evaluation) -> None:
         )
     console.print(table)
     console.print("gain: nats a position over the constant; AUC: of reject (0) and accept (2); ECE: calibration error")
-    if found.cost is not None:
-        console.print(_cost_line(found), highlight=False)
+    if evaluation.cost is not None:
+        console.print(_cost_line(evaluation), highlight=False)
 
 
 def print_ablation(console: Console, results: Sequence[LayerResult]) -> None:
@@ -50,24 +50,24 @@ def print_ablation(console: Console, results: Sequence[LayerResult]) -> None:
     for name in ("K", "parameters", "features", "gain [95%]", "acc.", "AUC 0", "AUC 2"):
         table.add_column(name.replace("[", "\\["), justify="right", no_wrap=True)
     for result in results:
-        found = result.quality
+        quality = result.quality
         cells = (
             str(result.num_feature_layers),
             f"{result.num_parameters}",
             f"{result.feature_bytes} B",
-            f"{found.gain:+.3f} {_interval(found.gain_interval)}",
-            f"{found.accuracy:.3f}",
-            f"{found.auc_reject:.3f}",
-            f"{found.auc_accept:.3f}",
+            f"{quality.gain:+.3f} {_interval(quality.gain_interval)}",
+            f"{quality.accuracy:.3f}",
+            f"{quality.auc_reject:.3f}",
+            f"{quality.auc_accept:.3f}",
         )
         table.add_row(*(cell.replace("[", "\\[") for cell in cells))
     console.print(table)
 
 
-def as_markdown(found: Evaluation, card: PredictorCard, command: str) -> str:
-    """A page with everything in `found`. command: what printed it."""
-    hrad = next(rule for rule in found.rules if rule.name == "H-RAD")
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, found.class_shares, strict=True))
+def as_markdown(evaluation: Evaluation, card: PredictorCard, command: str) -> str:
+    """A page with everything in `evaluation`. command: what printed it."""
+    hrad = next(rule for rule in evaluation.rules if rule.name == "H-RAD")
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, evaluation.class_shares, strict=True))
     sections = [
         "# H-RAD: how well acceptance is predicted",
         f"Written by `{command}`.",
@@ -76,16 +76,16 @@ def as_markdown(found: Evaluation, card: PredictorCard, command: str) -> str:
         f"of {len(card.prompt_keys)} training prompts at temperatures {_listed(card.temperatures)}. A class says how "
         f"many of {card.draft_length} drafted tokens would be accepted: none (reject), all (accept), or some "
         "(confidence).",
-        f"Judged on {found.num_positions} positions of {found.num_prompts} prompts that the predictor was not trained "
-        f"on. Classes there: {shares}.",
+        f"Judged on {evaluation.num_positions} positions of {evaluation.num_prompts} prompts that the predictor was not "
+        f"trained on. Classes there: {shares}.",
         "## Beside the baselines",
         "Gain is the constant's log-loss minus the rule's, in nats a position; intervals resample prompts. "
         "What a rule sees limits its use: rules that see draft tokens can only cut a draft that was made already.",
-        _table(COLUMNS, [_cells(rule) for rule in found.rules]),
+        _table(COLUMNS, [_cells(rule) for rule in evaluation.rules]),
         "## H-RAD at each temperature",
         _table(
             ("temperature", *COLUMNS[2:]),
-            [[f"{value:g}", *_cells(rule)[2:]] for value, rule in found.by_temperature.items()],
+            [[f"{value:g}", *_cells(rule)[2:]] for value, rule in evaluation.by_temperature.items()],
         ),
         "## Confusion of H-RAD's likeliest class",
         _table(
@@ -98,12 +98,12 @@ def as_markdown(found: Evaluation, card: PredictorCard, command: str) -> str:
             ("class", "predicted", "observed", "positions"),
             [
                 [item.class_name, f"{item.mean_predicted:.3f}", f"{item.observed:.3f}", str(item.num)]
-                for item in found.reliability
+                for item in evaluation.reliability
             ],
         ),
     ]
-    if found.cost is not None:
-        sections += ["## Cost", _cost_line(found)]
+    if evaluation.cost is not None:
+        sections += ["## Cost", _cost_line(evaluation)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -124,11 +124,11 @@ def _interval(interval: tuple[float, float]) -> str:
     return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def _cost_line(found: Evaluation) -> str:
-    assert found.cost is not None
+def _cost_line(evaluation: Evaluation) -> str:
+    assert evaluation.cost is not None
     return (
-        f"A prediction takes {found.cost.predict_s * 1e6:.0f} us after a verification of "
-        f"{found.cost.verify_s * 1e6:.0f} us: {found.cost.share:.1%} of the two (medians on one core)."
+        f"A prediction takes {evaluation.cost.predict_s * 1e6:.0f} us after a verification of "
+        f"{evaluation.cost.verify_s * 1e6:.0f} us: {evaluation.cost.share:.1%} of the two (medians on one core)."
     )
 
 

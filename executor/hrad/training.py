@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from executor.hrad.dataset import Dataset, Purpose
 from executor.hrad.predictor import CLASS_NAMES, HradError, PredictorCard, make_network
 from traces.progress import Report, silent
 
-_SMALLEST_SPREAD = 1e-3  # inputs that never vary are left as they are
+_MIN_SPREAD = 1e-3  # inputs that never vary are left as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,8 @@ def train(
     *,
     progress: Report = silent,
 ) -> Trained:
-    """Train on a dataset of the pair; progress(epoch, num_epochs)."""
+    """Train on a dataset of the pair; progress(epoch, num_epochs). Raises HradError for evaluation data, for data of one
+    prompt, and where a class never occurs."""
     settings = settings or TrainingSettings()
     if dataset.meta.purpose is not Purpose.TRAINING:
         raise HradError("a predictor is never trained on evaluation data; give a folder that hrad collect wrote.")
@@ -82,7 +82,7 @@ def train(
     class_weights = counts.sum() / (len(CLASS_NAMES) * counts)
 
     mean, spread = fitted[0].mean(0), fitted[0].std(0, unbiased=False)
-    spread = torch.where(spread < _SMALLEST_SPREAD, 1.0, spread)
+    spread = torch.where(spread < _MIN_SPREAD, 1.0, spread)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # initialisers and dropout take no generator
         network = make_network(inputs.shape[1], settings.widths, settings.dropout)
@@ -142,7 +142,7 @@ def _fit(
     held_back: tuple[Tensor, Tensor],
     class_weights: Tensor,
     settings: TrainingSettings,
-    progress: Callable[[int, int], None],
+    progress: Report,
 ) -> list[float]:
     """Epochs until the held-back log-loss stops falling; leaves the best weights in the network."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)

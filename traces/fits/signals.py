@@ -12,6 +12,8 @@ from scipy.stats import rankdata
 
 from traces.schema import RequestTrace
 
+MAX_RANK = 16  # larger ranks are beyond what a policy can hedge
+
 
 @dataclass(frozen=True)
 class SignalFit:
@@ -43,7 +45,10 @@ class RankFit:
 
 
 def fit_signal(traces: Sequence[RequestTrace], signal: str = "margin") -> SignalFit:
-    """Fit one signal (`max_prob`, `negative_entropy` or `margin`) by maximum likelihood; traces of one temperature."""
+    """Fit one signal (`max_prob`, `negative_entropy` or `margin`) by maximum likelihood; traces of one temperature.
+
+    Raises ValueError without signals, and where acceptance never varies.
+    """
     values, accepted = signal_and_acceptance(traces, signal)
     if accepted.all() or not accepted.any():
         raise ValueError("every draft token was accepted, or none: there is no curve to fit.")
@@ -72,22 +77,30 @@ def fit_signal(traces: Sequence[RequestTrace], signal: str = "margin") -> Signal
     )
 
 
-def fit_ranks(traces: Sequence[RequestTrace], most: int = 16) -> RankFit:
-    """Fit the rank law after a rejection: the tail is the share of ranks above `most`, the decay the maximum likelihood."""
+def fit_ranks(traces: Sequence[RequestTrace]) -> RankFit:
+    """Fit the rank law after a rejection: the tail is the share of ranks above MAX_RANK, the decay the maximum likelihood.
+
+    Raises ValueError where no token was rejected, and where the ranks of rejected tokens are unknown.
+    """
+    if any(trace.known_ranks is not None for trace in traces):
+        raise ValueError("the traces say only that tokens were rejected, not their ranks: there is no rank law to fit.")
     ranks = np.concatenate([np.asarray(trace.ranks) for trace in traces])
     rejected = ranks[ranks > 0]
     if not len(rejected):
         raise ValueError("no draft token was rejected: there is no rank law to fit.")
-    near = rejected[rejected <= most]
+    near = rejected[rejected <= MAX_RANK]
     return RankFit(
         decay=float(1 - 1 / near.mean()) if len(near) else 0.0,
-        tail=float((rejected > most).mean()),
+        tail=float((rejected > MAX_RANK).mean()),
         num_rejections=len(rejected),
     )
 
 
 def signal_and_acceptance(traces: Sequence[RequestTrace], signal: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Signal values and acceptance of all positions of some traces, larger meaning surer."""
+    """(positions,) values of a signal, larger meaning surer, and whether the draft's token was accepted there.
+
+    signal: max_prob, negative_entropy or margin. Raises ValueError for any other, and for traces without signals.
+    """
     if signal not in ("max_prob", "negative_entropy", "margin"):
         raise ValueError(f"unknown signal {signal!r}; known are max_prob, negative_entropy and margin.")
     sign, name = (-1.0, "entropy") if signal == "negative_entropy" else (1.0, signal)

@@ -21,19 +21,6 @@ class ForeignTraceError(ValueError):
     """A foreign trace that cannot be read; the message is one line with the file, the line and what to do."""
 
 
-class Recording(Protocol):
-    """What exploring and validating need of a recording; a `traces.folder.run.Run` is one, and so is `ImportedTraces`."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Settings by name, as far as they are known; `draft` names the draft."""
-        ...
-
-    def traces(self) -> list[RequestTrace]:
-        """Committed sequences that policies can be replayed on."""
-        ...
-
-
 class Unseen(enum.StrEnum):
     """What to take for a position at which nobody asked the draft.
 

@@ -37,9 +37,9 @@ class Estimates:
         return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def resampling_weights(num: int, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Floats:
-    """(num_resamples, num) how often each unit is drawn; equal seeds give equal draws."""
-    return np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(float)
+def resampling_weights(num: int, *, seed: int) -> Floats:
+    """(NUM_RESAMPLES, num) how often each unit is drawn; equal seeds give equal draws."""
+    return np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=NUM_RESAMPLES).astype(float)
 
 
 def ratio_of_sums(numerators: Floats, denominators: Floats, weights: Floats) -> Estimates:

@@ -27,7 +27,7 @@ MAX_AGES = 8
 MIN_OBSERVED = 50  # observations that an age needs to have a chance of its own
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(11)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-# For likelihoods: one long request tells its effect sharply, so the nodes must lie close (Gauss and Hermite's do not).
+# For likelihoods: a long request leaves little doubt about its effect, so the nodes must lie close (unlike the ones above).
 _FIT_NODES = np.linspace(-4, 4, 81)
 _FIT_WEIGHTS = np.exp(-(_FIT_NODES**2) / 2) / np.exp(-(_FIT_NODES**2) / 2).sum()
 
@@ -119,25 +119,25 @@ class AcceptanceChain:
 
     def sample(self, num_tokens: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """(num_tokens,) whether the draft's token is right at each position of one request."""
-        found: NDArray[np.bool_] = self.sample_many(1, num_tokens, rng)[0]
-        return found
+        is_right: NDArray[np.bool_] = self.sample_many(1, num_tokens, rng)[0]
+        return is_right
 
     def sample_many(self, num_requests: int, num_tokens: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """(num_requests, num_tokens) the same for many requests; each begins as after a wrong token."""
         shifts = rng.standard_normal(num_requests) if self.request_sd else np.zeros(num_requests)
         hazards = self._shifted(shifts)
         rows, ages = np.arange(num_requests), np.zeros(num_requests, dtype=np.int64)
-        found = np.zeros((num_requests, num_tokens), dtype=bool)
+        is_right = np.zeros((num_requests, num_tokens), dtype=bool)
         for position in range(num_tokens):
-            found[:, position] = rng.random(num_requests) < hazards[rows, ages]
-            ages = np.where(found[:, position], np.minimum(ages + 1, hazards.shape[1] - 1), 0)
-        return found
+            is_right[:, position] = rng.random(num_requests) < hazards[rows, ages]
+            ages = np.where(is_right[:, position], np.minimum(ages + 1, hazards.shape[1] - 1), 0)
+        return is_right
 
     def _shifted(self, nodes: Floats) -> Floats:
         """(nodes, ages) hazards of requests whose effect is that many standard deviations."""
         logits = logit(np.clip(self.hazards, 1e-9, 1 - 1e-9))
-        found: Floats = expit(logits + self.request_sd * nodes[:, None])
-        return found
+        hazards: Floats = expit(logits + self.request_sd * nodes[:, None])
+        return hazards
 
 
 def request_nodes(request_sd: float) -> tuple[Floats, Floats]:
@@ -145,36 +145,39 @@ def request_nodes(request_sd: float) -> tuple[Floats, Floats]:
     return (_NODES, _WEIGHTS) if request_sd else (np.zeros(1), np.ones(1))
 
 
-def fit_markov(traces: Sequence[RequestTrace], *, has_effect: bool = True) -> AcceptanceChain:
-    """The last outcome and the request matter."""
-    return fit_counts("Markov", run_counts(traces, 2), has_effect=has_effect)
+def fit_markov(traces: Sequence[RequestTrace]) -> AcceptanceChain:
+    """The last outcome and the request matter. Raises ValueError without traces."""
+    return fit_counts("Markov", run_counts(traces, 2), has_effect=True)
 
 
-def fit_hazard(traces: Sequence[RequestTrace], *, has_effect: bool = True, max_ages: int = MAX_AGES) -> AcceptanceChain:
-    """The length of the run and the request matter; ages with few observations share one chance."""
-    return fit_counts("hazard", run_counts(traces, well_observed_ages(traces, max_ages)), has_effect=has_effect)
+def fit_hazard(traces: Sequence[RequestTrace]) -> AcceptanceChain:
+    """The length of the run and the request matter; ages with few observations share one chance.
+
+    Raises ValueError without traces.
+    """
+    return fit_counts("hazard", run_counts(traces, well_observed_ages(traces)), has_effect=True)
 
 
-def well_observed_ages(traces: Sequence[RequestTrace], max_ages: int = MAX_AGES) -> int:
-    """How many run lengths were seen often enough to have a chance of their own."""
-    counts = run_counts(traces, max_ages)
+def well_observed_ages(traces: Sequence[RequestTrace]) -> int:
+    """How many run lengths, of MAX_AGES at most, were seen often enough to have a chance of their own."""
+    counts = run_counts(traces, MAX_AGES)
     return max(1, int((counts.sum(axis=(0, 1)) >= MIN_OBSERVED).sum()))
 
 
 def run_counts(traces: Sequence[RequestTrace], num_ages: int) -> NDArray[np.int64]:
     """(requests, 2, ages) how often the draft was wrong (0) and right (1) after each run; longer runs count as the
-    oldest.
+    oldest. Raises ValueError without traces.
     """
     if not traces:
         raise ValueError("an acceptance model needs at least one recorded trace, but got none.")
-    found = np.zeros((len(traces), 2, num_ages), dtype=np.int64)
+    counts = np.zeros((len(traces), 2, num_ages), dtype=np.int64)
     for row, trace in enumerate(traces):
         age = 0
         for rank in trace.ranks:
             is_right = rank == 0
-            found[row, int(is_right), age] += 1
+            counts[row, int(is_right), age] += 1
             age = min(age + 1, num_ages - 1) if is_right else 0
-    return found
+    return counts
 
 
 def fit_counts(

@@ -98,7 +98,10 @@ def pooled_law(reach: Floats, weights: Floats) -> RoundLaw:
 
 
 def fit_curves(curves: Sequence[AcceptanceCurve]) -> dict[str, LawByLength]:
-    """The laws that fit some draft lengths best, by name: geometric, Markov, hazard by run length and by position."""
+    """The laws that fit some draft lengths best, by name: geometric, Markov, hazard by run length and by position.
+
+    Raises ValueError without curves.
+    """
     if not curves:
         raise ValueError("there is no curve to fit.")
 
@@ -153,7 +156,7 @@ def best_law(laws: Mapping[str, LawByLength], curves: Sequence[AcceptanceCurve])
 def read_curves(path: str | Path) -> dict[tuple[str, str], list[AcceptanceCurve]]:
     """Curves by (dataset, method) from a CSV with the columns dataset, method, draft_len, rounds, tokens_per_round,
     conditional_acceptance_by_position (blanks between) and, if known, iid_tokens_per_round."""
-    found: dict[tuple[str, str], list[AcceptanceCurve]] = {}
+    curves: dict[tuple[str, str], list[AcceptanceCurve]] = {}
     with Path(path).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             curve = AcceptanceCurve(
@@ -163,8 +166,8 @@ def read_curves(path: str | Path) -> dict[tuple[str, str], list[AcceptanceCurve]
                 conditional=tuple(float(value) for value in row["conditional_acceptance_by_position"].split()),
                 published_iid=float(row["iid_tokens_per_round"]) if row.get("iid_tokens_per_round") else None,
             )
-            found.setdefault((row["dataset"], row["method"]), []).append(curve)
-    return found
+            curves.setdefault((row["dataset"], row["method"]), []).append(curve)
+    return curves
 
 
 def _positive(value: float) -> float:
@@ -189,7 +192,7 @@ def _fitted(
 
 def curve_of(traces: Sequence[RequestTrace], draft_length: int) -> AcceptanceCurve:
     """The curve that replay of recorded traces gives at one draft length; rounds that the request's end could cut short
-    are left out."""
+    are left out. Raises ValueError where no request is long enough."""
     reached = np.zeros(draft_length + 1, dtype=np.int64)
     for trace in traces:
         position, run = 0, 0

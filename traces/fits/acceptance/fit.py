@@ -1,9 +1,9 @@
-"""Which acceptance models do recorded traces reject? Each is fitted, and must tell the tokens a target forward.
+"""Which acceptance models do recorded traces reject? Each is fitted, and must predict the tokens per target forward.
 
-The test: tokens per target forward at draft lengths 1 to 16, as the model says and as replay of the traces gives
-exactly. Both come from the same requests, so the requests are drawn again (bootstrap), the model fitted again, and the
-differences compared with how much they scatter: the largest of all lengths, in standard errors, gives the p-value. A
-model that is rejected is not useless: the report says by how much it errs.
+The test: tokens per target forward at draft lengths 1 to 16, predicted by the model, and exact by replay of the traces.
+Both come from the same requests, so the requests are drawn again (bootstrap), the model fitted again, and the differences
+compared with how much they scatter: the largest of all lengths, in standard errors, gives the p-value. A model that is
+rejected is not useless: the report says by how much it errs.
 
     report = assess_acceptance(read_run(folder).traces())
     print(report.text())
@@ -25,7 +25,7 @@ LENGTHS = tuple(range(1, 17))
 LEVEL = 0.02  # p-value below which a model counts as rejected
 NUM_RESAMPLES = 60
 MIN_REQUESTS = 8
-NUM_SAMPLED = 4000  # requests that tell what the ends of a request do
+NUM_SAMPLED = 4000  # requests that show what the ends of a request do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +84,11 @@ class AcceptanceReport:
         return "\n".join(lines)
 
 
-def assess_acceptance(
-    traces: Sequence[RequestTrace],
-    *,
-    lengths: Sequence[int] = LENGTHS,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> AcceptanceReport:
-    """Fit and test the models on traces of one temperature."""
+def assess_acceptance(traces: Sequence[RequestTrace], *, seed: int = 0) -> AcceptanceReport:
+    """Fit and test the models on traces of one temperature. seed: of the resamples.
+
+    Raises ValueError for fewer than MIN_REQUESTS traces, or several temperatures.
+    """
     if len(traces) < MIN_REQUESTS:
         raise ValueError(
             f"testing acceptance models takes {MIN_REQUESTS} requests, but got {len(traces)}; record more."
@@ -99,11 +96,11 @@ def assess_acceptance(
     if len({trace.temperature for trace in traces}) > 1:
         raise ValueError("the traces differ in temperature; test the models at one at a time.")
     counts = run_counts(traces, well_observed_ages(traces))
-    emitted, rounds = replayed_lengths(traces, lengths)
+    emitted, rounds = replayed_lengths(traces, LENGTHS)
     measured = emitted.sum(axis=0) / rounds.sum(axis=0)
     rng = np.random.default_rng(seed)
-    drawn = [rng.integers(len(traces), size=len(traces)) for _ in range(num_resamples)]
-    models = [_tested(name, law, counts, emitted, rounds, lengths, drawn) for name, law in _MODELS.items()]
+    drawn = [rng.integers(len(traces), size=len(traces)) for _ in range(NUM_RESAMPLES)]
+    models = [_tested(name, law, counts, emitted, rounds, LENGTHS, drawn) for name, law in _MODELS.items()]
     models.append(
         ModelFit(
             name="replay of the recorded requests",
@@ -119,7 +116,7 @@ def assess_acceptance(
         temperature=traces[0].temperature,
         num_requests=len(traces),
         num_tokens=sum(trace.num_tokens for trace in traces),
-        lengths=tuple(lengths),
+        lengths=LENGTHS,
         measured=tuple(measured.tolist()),
         models=tuple(models),
     )
@@ -170,8 +167,8 @@ def _end_effects(chains: Sequence[AcceptanceChain], shares: Floats, num_tokens: 
 def _long_run(chains: Sequence[AcceptanceChain], shares: Floats, lengths: Sequence[int]) -> Floats:
     """(lengths,) tokens per target forward, requests of all chains emitting equally many tokens."""
     tokens = np.array([[chain.round_law(length).tokens_per_forward for length in lengths] for chain in chains])
-    found: Floats = shares.sum() / (shares @ (1 / tokens))
-    return found
+    pooled: Floats = shares.sum() / (shares @ (1 / tokens))
+    return pooled
 
 
 @dataclass(frozen=True)
@@ -230,8 +227,8 @@ def _tested(
     ends = _end_effects(law.chains, law.shares, round(float(emitted[:, 0].mean())), lengths)
 
     def tokens(of: _Law) -> Floats:
-        found: Floats = _long_run(of.chains, of.shares, lengths) * ends
-        return found
+        per_forward: Floats = _long_run(of.chains, of.shares, lengths) * ends
+        return per_forward
 
     predicted = tokens(law)
     difference = predicted - measured

@@ -69,7 +69,7 @@ class JointAcceptance:
     schema_version: int = SCHEMA_VERSION
 
     def law_at(self, temperature: float) -> TemperatureLaw:
-        """The law of one temperature, which must have been recorded."""
+        """The law of one temperature. Raises ValueError where none was recorded."""
         for law in self.laws:
             if law.temperature == temperature:
                 return law
@@ -83,23 +83,23 @@ class JointAcceptance:
 
     @classmethod
     def load(cls, path: str | Path) -> JointAcceptance:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises ValueError for anything else."""
         try:
-            found = TypeAdapter(JointAcceptance).validate_json(Path(path).read_bytes())
+            loaded = TypeAdapter(JointAcceptance).validate_json(Path(path).read_bytes())
         except (OSError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
             raise ValueError(
                 f"{path} is not an acceptance model: {reason}; write one with JointAcceptance.save."
             ) from error
-        if found.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema version {found.schema_version}, this code reads {SCHEMA_VERSION}.")
-        return found
+        if loaded.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema version {loaded.schema_version}, this code reads {SCHEMA_VERSION}.")
+        return loaded
 
 
 def fit_acceptance(traces: Iterable[RequestTrace]) -> JointAcceptance:
-    """The joint law of recorded traces. They need signals.
+    """The joint law of recorded traces. All tails of one temperature are cut to the shortest depth recorded there.
 
-    All tails of one temperature are cut to the shortest depth recorded there.
+    Raises ValueError without traces, or where one has no signals.
     """
     by_temperature: dict[float, list[RequestTrace]] = {}
     for trace in traces:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from traces.fits.acceptance.chain import AcceptanceChain, fit_hazard, fit_markov
+from traces.fits.acceptance.chain import AcceptanceChain, fit_counts, fit_markov, run_counts
 from traces.fits.acceptance.curves import (
     AcceptanceCurve,
     PositionLaw,
@@ -72,16 +72,17 @@ def test_acceptance_is_the_share_of_right_tokens_and_can_be_moved() -> None:
 
 
 def test_fits_find_the_parameters() -> None:
-    found = fit_hazard(traces_of(HAZARD, num=200), has_effect=False)
-    np.testing.assert_allclose(found.hazards[:4], HAZARD.hazards, atol=0.03)
+    fit = fit_counts("hazard", run_counts(traces_of(HAZARD, num=200), 8), has_effect=False)
+    np.testing.assert_allclose(fit.hazards[:4], HAZARD.hazards, atol=0.03)
     mixed = fit_markov(traces_of(MIXED, num=300))
     np.testing.assert_allclose(mixed.hazards, MIXED.hazards, atol=0.04)
     assert mixed.request_sd == pytest.approx(MIXED.request_sd, rel=0.2)
-    assert mixed.log_likelihood > fit_markov(traces_of(MIXED, num=300), has_effect=False).log_likelihood
+    without_effect = fit_counts("Markov", run_counts(traces_of(MIXED, num=300), 2), has_effect=False)
+    assert mixed.log_likelihood > without_effect.log_likelihood
 
 
 def test_the_report_names_what_the_trace_rejects() -> None:
-    report = assess_acceptance(traces_of(HAZARD), num_resamples=60)
+    report = assess_acceptance(traces_of(HAZARD))
     assert "geometric (i.i.d.)" in report.rejected
     assert "hazard by run length" not in report.rejected
     by_name = {model.name: model for model in report.models}
@@ -92,13 +93,13 @@ def test_the_report_names_what_the_trace_rejects() -> None:
 
 def test_requests_that_differ_reject_models_without_a_request_effect() -> None:
     wide = AcceptanceChain(name="made up", hazards=(0.6,), request_sd=1.2)
-    report = assess_acceptance(traces_of(wide, num=150), num_resamples=60)
+    report = assess_acceptance(traces_of(wide, num=150))
     assert "geometric (i.i.d.)" in report.rejected
     assert "geometric with a request effect" not in report.rejected
 
 
 def test_independent_acceptance_rejects_nothing() -> None:
-    report = assess_acceptance(traces_of(AcceptanceChain(name="plain", hazards=(0.6,))), num_resamples=60)
+    report = assess_acceptance(traces_of(AcceptanceChain(name="plain", hazards=(0.6,))))
     assert report.rejected == ()
 
 
