@@ -147,5 +147,5 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
 
 def prompt_keys(settings: CollectSettings) -> tuple[str, ...]:
     """Hashes of the prompts' texts: they show whether two data sets share a prompt, whatever its name."""
-    prompts = load_prompts(settings.prompts, settings.num_prompts, skip=settings.skip_prompts)
+    prompts = load_prompts(settings.prompts.source, settings.prompts.num, skip=settings.prompts.skip)
     return tuple(hashlib.sha256(prompt.text.encode()).hexdigest()[:12] for prompt in prompts)

@@ -66,7 +66,8 @@ def test_testing_an_argmax_draft_with_its_soft_law(monkeypatch: pytest.MonkeyPat
     sound = law_error()
 
     def argmax_law(rule: Rule, draft_probs: Floats, earlier: Sequence[int], num_candidates: int) -> Floats:
-        return np.eye(len(draft_probs))[int(np.argmax(draft_probs))]
+        law: Floats = np.eye(len(draft_probs))[int(np.argmax(draft_probs))]
+        return law
 
     monkeypatch.setattr(laws, "candidate_law", argmax_law)
     must_differ(sound, law_error())

@@ -202,7 +202,8 @@ class SampledNoise:
         return token, token in hedged
 
     def _scores(self, prefix: Tokens) -> np.ndarray:
-        return np.log(self._pair.draft_law(prefix)) + self._noise[len(prefix)]
+        scores: np.ndarray = np.log(self._pair.draft_law(prefix)) + self._noise[len(prefix)]
+        return scores
 
 
 @pytest.mark.parametrize(
