@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from pydantic import TypeAdapter, ValidationError
+
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
+from sim.latency.roofline import RooflineLatency
 from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
 from traces.importers.base import ImportedTraces, Unseen
 from traces.importers.catalog import read_foreign
 
+ROOFLINE = "roofline"  # the kind of a file of planned latencies; a calibration names none
 LatencySource: TypeAlias = LatencyModel | Path | None  # a model, a file of `read_latency`, or None: fitted from the run
 
 
@@ -46,4 +51,24 @@ def latency_of(recording: Run | ImportedTraces, source: LatencySource = None) ->
 
 def read_latency(path: Path) -> LatencyModel:
     """The latencies of a file that `specbranch calibrate` or `specbranch roofline` wrote; ValueError for another one."""
-    return FittedLatency(Calibration.load(path))
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        values = None  # the calibration's reader says what is wrong with the file
+    if not isinstance(values, dict) or values.get("kind") != ROOFLINE:
+        return FittedLatency(Calibration.load(path))
+    try:
+        return TypeAdapter(RooflineLatency).validate_python(values.get("latency"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is not a roofline: {place}: {first['msg']}; write it again.") from error
+
+
+def write_roofline(latency: RooflineLatency, path: Path) -> None:
+    """Write planned latencies to a new file for `read_latency`; ValueError if the file exists."""
+    if path.exists():
+        raise ValueError(f"{path} exists already; name another place with --output.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {"kind": ROOFLINE, "latency": TypeAdapter(RooflineLatency).dump_python(latency, mode="json")}
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

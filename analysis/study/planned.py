@@ -1,4 +1,4 @@
-"""A pair on hardware one does not have: its latencies from shapes and data sheets, for whatever takes a calibration."""
+"""A pair on hardware one does not have: its latencies from shapes and data sheets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sim.decoding.model_shapes import SHAPES, ModelShape, named_shape
-from sim.latency.roofline import Hardware, RooflineLatency, as_calibration, check_memory
+from sim.latency.roofline import Hardware, RooflineLatency, check_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +40,10 @@ class Planned:
             draft_hardware=self._device(self.draft_hardware, 1) if self.draft_hardware else target_device,
             host_s=self.host_s,
             bytes_per_weight=self.bits / 8,
+            uncertainty=self.uncertainty,
         )
         check_memory(latency, self.context_tokens, is_shared=not self.draft_hardware)
         return latency
-
-    def save(self, path: Path) -> None:
-        """Write the latencies to a new file as a calibration; ValueError if the file exists."""
-        if path.exists():
-            raise ValueError(f"{path} exists already; name another place with --output.")
-        calibration = as_calibration(self.latency(), context_tokens=self.context_tokens, uncertainty=self.uncertainty)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        calibration.save(path)
 
     def _device(self, name: str, num_devices: int) -> Hardware:
         return Hardware.named(

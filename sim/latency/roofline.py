@@ -11,7 +11,7 @@ Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,9 @@ from numpy.typing import ArrayLike
 
 from sim.decoding.model_shapes import ModelShape
 from sim.latency.base import Array, PlainLatency, actor_of
-from traces.fits.calibration import Calibration, LatencyFit, group_of
-from traces.fits.latency import TERMS
+from sim.latency.uncertain import Moved
+from traces.fits.calibration import group_of
 from traces.schema import Actor, OpKind, OpShape
-
-LARGEST_WIDTH = 32768  # tokens of one forward up to which a roofline is written down as a calibration
 
 
 class DataSheet(NamedTuple):
@@ -110,6 +108,7 @@ class Hardware:
 @dataclass(frozen=True, kw_only=True)
 class RooflineLatency(PlainLatency):
     """A pair on two devices (the same one twice where they share it). bytes_per_weight: 2 for 16 bits, 0.5 for 4.
+    uncertainty: of every number of the devices and the host, relative, as the half-width of its interval.
 
     Without overheads it is a bound from below: nothing is faster. A 7 B model in 16 bits at 2 TB/s reads 13 GB, so that a
     token takes 6.6 ms and 5 tokens hardly more:
@@ -129,6 +128,36 @@ class RooflineLatency(PlainLatency):
     host_s: float = 0.0
     bytes_per_weight: float = 2.0
     bytes_per_kv: float = 2.0
+    uncertainty: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.uncertainty < 1:
+            raise ValueError(f"uncertainty must lie in [0, 1), but got {self.uncertainty}.")
+        if not 0 <= self.host_s < float("inf"):
+            raise ValueError(f"host_s must be at least 0 seconds, but got {self.host_s}.")
+        if not (0 < self.bytes_per_weight < float("inf") and 0 < self.bytes_per_kv < float("inf")):
+            raise ValueError(
+                f"bytes_per_weight and bytes_per_kv must be positive, but got {self.bytes_per_weight} and {self.bytes_per_kv}."
+            )
+
+    def moved(self) -> list[Moved]:
+        """Bandwidth, peak and a layer's time of each device, and the host's time, at each end of its interval."""
+        moves = []
+        for group, place in (("verify", "target_hardware"), ("draft", "draft_hardware")):
+            device = getattr(self, place)
+            for term in ("bandwidth_bytes_per_s", "peak_flops_per_s", "layer_s"):
+                for value, end in self._ends(getattr(device, term)):
+                    latency = replace(self, **{place: replace(device, **{term: end})})
+                    moves.append(Moved(group, term, value, end, latency))
+        moves += [
+            Moved("host", "host_s", value, end, replace(self, host_s=end)) for value, end in self._ends(self.host_s)
+        ]
+        return moves
+
+    def _ends(self, value: float) -> list[tuple[float, float]]:
+        """A number beside each end of its interval, if they differ."""
+        ends = ((1 - self.uncertainty) * value, (1 + self.uncertainty) * value)
+        return [(value, end) for end in dict.fromkeys(ends) if end != value]
 
     def mean_s(self, op: OpShape) -> float:
         mean_s = self.mean_array(op.kind, op.num_tokens, op.num_branches, op.context_tokens, actor=op.actor)
@@ -186,56 +215,3 @@ def check_memory(latency: RooflineLatency, num_tokens: int, *, is_shared: bool) 
                 f"{who} needs {num_bytes / 1e9:.0f} GB with {num_tokens} tokens in the cache, but {device.name} has "
                 f"{device.memory_bytes / 1e9:.0f} GB: give more devices, fewer bits or a shorter context."
             )
-
-
-def as_calibration(latency: RooflineLatency, *, context_tokens: int = 512, uncertainty: float = 0.2) -> Calibration:
-    """The same latencies as a calibration, for everything that takes one.
-
-    Exact where a step is bound by its bytes, and at every width at context_tokens; in between within a few per cent.
-    uncertainty: of every coefficient, relative, as the half-width of its interval: what a study's sensitivity moves.
-    """
-    if not 0 <= uncertainty < 1:
-        raise ValueError(f"uncertainty must lie in [0, 1), but got {uncertainty}.")
-    groups = {
-        "draft": (Actor.DRAFT, OpKind.DRAFT),
-        "verify": (Actor.TARGET, OpKind.VERIFY),
-        "draft_prefill": (Actor.DRAFT, OpKind.PREFILL),
-        "target_prefill": (Actor.TARGET, OpKind.PREFILL),
-        "host": (Actor.HOST, OpKind.HOST),
-    }
-    fits = {
-        group: _fit_of(latency, actor, kind, 0 if kind == OpKind.PREFILL else context_tokens, uncertainty)
-        for group, (actor, kind) in groups.items()
-    }
-    return Calibration(fits=fits, round_check=None, num_requests=0, num_unclean=0)
-
-
-def _fit_of(latency: RooflineLatency, actor: Actor, kind: OpKind, context: int, uncertainty: float) -> LatencyFit:
-    """The law of small forwards from differences, and a table of what wide ones take beside it."""
-
-    def seconds(num_tokens: ArrayLike, num_branches: int, context_tokens: int) -> Array:
-        return latency.mean_array(kind, num_tokens, num_branches, context_tokens, actor=actor)
-
-    base, far = float(seconds(1, 1, 0)), max(context, 1)
-    of_context = (float(seconds(1, 1, far)) - base) / far
-    of_rows = float(seconds(1, 2, 0)) - base
-    of_both = (float(seconds(1, 2, far)) - base - of_rows) / far - of_context
-    coefficients = dict(base=base, context=of_context, more_branches=of_rows, context_more_branches=of_both)
-    known = tuple(coefficients.get(term, 0.0) for term in TERMS)
-    widths: tuple[tuple[int, float], ...] = ()
-    if actor != Actor.HOST:
-        wide = np.unique(np.geomspace(1, LARGEST_WIDTH, 200).round().astype(int))
-        factors = seconds(wide, 1, context) / (base + of_context * context)
-        widths = tuple(zip(wide.tolist(), factors.tolist(), strict=True))
-    return LatencyFit(
-        coefficients=known,
-        intervals=tuple(((1 - uncertainty) * value, (1 + uncertainty) * value) for value in known),
-        ratios=(1.0,),
-        least=0 if actor == Actor.HOST else 1,
-        left_out=tuple(term for term, value in zip(TERMS, known, strict=True) if value == 0),
-        r2=None,
-        error=0.0,
-        num_ops=0,
-        num_requests=0,
-        widths=widths,
-    )

@@ -43,6 +43,7 @@ def roofline(
     ] = 0.2,
 ) -> None:
     """Latencies of a pair on hardware you do not have, from weights, bandwidth and peak, for explore and simulate."""
+    from analysis.explore.inputs import write_roofline
     from analysis.study.planned import Planned
 
     planned = Planned(
@@ -59,7 +60,7 @@ def roofline(
         host_s=1e-6 * host_us,
         uncertainty=uncertainty,
     )
-    planned.save(output)
+    write_roofline(planned.latency(), output)
     _print_forwards(planned)
     console.print(f"calibration: {output}; try policies with: specbranch explore --trace RUN --calibration {output}")
     if not draft_hardware:

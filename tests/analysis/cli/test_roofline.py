@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
+from analysis.explore.inputs import read_latency, write_roofline
 from analysis.study.planned import Planned, shape_of_model
 from sim.decoding.closed_forms import sps_speedup
 from sim.decoding.model_shapes import named_shape
 from tests.analysis.command import call
 from tests.analysis.made_up_run import write_run
-from traces.fits.calibration import Calibration
+from traces.schema import OpKind
 
 PLANNED = Planned(target="llama-3.1-70b", draft="llama-3.2-1b", num_devices=4)
 
@@ -51,23 +52,38 @@ def test_a_pair_nobody_ran_is_explored(tmp_path: Path, capsys: pytest.CaptureFix
     assert "exists already" in capsys.readouterr().err
 
 
-def test_settings_reach_the_calibration(tmp_path: Path) -> None:
-    def base_s(group: str, **settings: object) -> float:
+def test_settings_reach_the_file(tmp_path: Path) -> None:
+    def base_s(kind: OpKind, **settings: object) -> float:
         file = tmp_path / "one.json"
         file.unlink(missing_ok=True)
         flags = [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
         assert call("roofline", "--output", str(file), "--target", "llama-3.1-8b", "--draft", "llama-68m", *flags) == 0
-        return Calibration.load(file).fits[group].coefficients[0]
+        return float(read_latency(file).mean_array(kind, 1, 1, 0))
 
-    assert base_s("host", host_us=70) == pytest.approx(7e-5)
-    idle = base_s("verify", layer_us=0)
-    assert base_s("verify", layer_us=10) - idle == pytest.approx(32 * 1e-5)
-    assert base_s("verify", layer_us=0, bits=4) == pytest.approx(idle / 4, rel=1e-3)
-    assert base_s("verify", layer_us=0, bandwidth_share=0.45) == pytest.approx(2 * idle, rel=1e-6)
-    assert base_s("verify", layer_us=0, hardware="h200") == pytest.approx(idle * 3.35 / 4.8, rel=1e-6)
-    assert base_s("draft", layer_us=0, draft_hardware="l4") == pytest.approx(
-        base_s("draft", layer_us=0) * 3.35 / 0.3, rel=1e-6
+    assert base_s(OpKind.HOST, host_us=70) == pytest.approx(7e-5)
+    idle = base_s(OpKind.VERIFY, layer_us=0)
+    assert base_s(OpKind.VERIFY, layer_us=10) - idle == pytest.approx(32 * 1e-5)
+    assert base_s(OpKind.VERIFY, layer_us=0, bits=4) == pytest.approx(idle / 4, rel=1e-3)
+    assert base_s(OpKind.VERIFY, layer_us=0, bandwidth_share=0.45) == pytest.approx(2 * idle, rel=1e-6)
+    assert base_s(OpKind.VERIFY, layer_us=0, hardware="h200") == pytest.approx(idle * 3.35 / 4.8, rel=1e-6)
+    assert base_s(OpKind.DRAFT, layer_us=0, draft_hardware="l4") == pytest.approx(
+        base_s(OpKind.DRAFT, layer_us=0) * 3.35 / 0.3, rel=1e-6
     )
+
+
+def test_a_file_holds_the_very_latencies(tmp_path: Path) -> None:
+    write_roofline(PLANNED.latency(), tmp_path / "planned.json")
+    assert read_latency(tmp_path / "planned.json") == PLANNED.latency()
+    text = (tmp_path / "planned.json").read_text()
+    for wrong, message in (
+        (text.replace('"host_s": 0.0005', '"host_s": -1'), "is not a roofline: .*host_s must be at least 0"),
+        (text.replace('"kind": "roofline"', '"kind": "magic"'), "is no"),
+        ("{", "is no"),
+    ):
+        assert wrong != text
+        (tmp_path / "wrong.json").write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            read_latency(tmp_path / "wrong.json")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The roofline: the physics, model sizes as published, the calibration that stands for it, and one measured GPU."""
+"""The roofline: the physics, model sizes as published, how sure it is, and one measured GPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sim.decoding.model_shapes import SHAPES, named_shape
-from sim.latency.fitted import FittedLatency
-from sim.latency.roofline import DEVICES, Hardware, RooflineLatency, as_calibration, check_memory
+from sim.latency.roofline import DEVICES, Hardware, RooflineLatency, check_memory
+from sim.latency.uncertain import Uncertain
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "h100_2026-11-27.json"
 LLAMA_8B, QWEN_HALF_B = named_shape("llama-3.1-8b"), named_shape("qwen2.5-0.5b")
@@ -49,39 +48,25 @@ def test_a_step_is_flat_until_the_flops_bind() -> None:
     assert four_bits.mean_array("verify", 1, 1, 0) == pytest.approx(fixed_s + num_weights / 2 / 2e12, rel=1e-3)
 
 
-def test_a_calibration_stands_for_a_roofline() -> None:
-    fitted = FittedLatency(as_calibration(PAIR, context_tokens=512))
-    tokens, rows, contexts = np.array([1, 2, 5, 16, 64]), np.array([1, 2, 8, 32]), np.array([[0], [100], [512], [4000]])
-    for kind, settings in {
-        "verify": (tokens, 1, contexts),
-        "branch": (1, rows, contexts),
-        "draft": (1, 1, contexts),
-    }.items():
-        np.testing.assert_allclose(fitted.mean_array(kind, *settings), PAIR.mean_array(kind, *settings), rtol=0.02)
-    np.testing.assert_allclose(
-        fitted.mean_array("verify", 200, 1, 512), PAIR.mean_array("verify", 200, 1, 512), rtol=0.01
-    )
-    for actor in ("target", "draft"):
-        prompts = np.array([1, 7, 300, 1500, 20_000])
-        wanted = PAIR.mean_array("prefill", prompts, 1, 0, actor=actor)
-        np.testing.assert_allclose(fitted.mean_array("prefill", prompts, 1, 0, actor=actor), wanted, rtol=0.01)
-    assert fitted.mean_array("host", [0, 9], [0, 4], 100).tolist() == [2e-5, 2e-5]
-    assert not fitted.cold_start.first_s
-    slow = replace(PAIR, draft_hardware=replace(DEVICE, peak_flops_per_s=1e12))  # bound by FLOPs from the first row on
-    linear = FittedLatency(as_calibration(slow))
-    for context in (0, 512):
-        wanted = slow.mean_array("branch", 1, rows, context)
-        np.testing.assert_allclose(linear.mean_array("branch", 1, rows, context), wanted, rtol=0.02)
+def test_every_assumption_moves_what_it_is_about_and_nothing_else() -> None:
+    unsure = replace(PAIR, uncertainty=0.1)
+    moves = {(move.group, move.term, move.moved_to > move.value): move for move in unsure.moved()}
+    assert len(moves) == len(unsure.moved()) == 14
+    slow = moves["verify", "bandwidth_bytes_per_s", False]
+    assert (slow.value, slow.moved_to) == pytest.approx((2e12, 1.8e12))
+    fixed_s = 1e-4 + 32e-5
+    for kind, factor in (("verify", 1 / 0.9), ("draft", 1.0)):
+        before, after = (latency.mean_array(kind, 1, 1, 100) for latency in (PAIR, slow.latency))
+        assert after - fixed_s * (factor > 1) == pytest.approx(factor * (before - fixed_s * (factor > 1)))
+    assert moves["host", "host_s", True].latency.mean_array("host", 3, 1, 100) == pytest.approx(1.1 * 2e-5)
+    assert replace(PAIR, uncertainty=0.0).moved() == []
+    assert isinstance(PAIR, Uncertain)
 
 
-def test_the_intervals_are_as_wide_as_one_is_unsure() -> None:
-    base, (low, high) = (getattr(as_calibration(PAIR, uncertainty=0.1).fits["verify"], name)[0] for name in FIELDS)
-    assert (low, high) == pytest.approx((0.9 * base, 1.1 * base))
-    with pytest.raises(ValueError, match="uncertainty must lie in"):
-        as_calibration(PAIR, uncertainty=1.0)
-
-
-FIELDS = ("coefficients", "intervals")
+@pytest.mark.parametrize("settings", [{"uncertainty": 1.0}, {"uncertainty": float("nan")}, {"host_s": float("nan")}])
+def test_numbers_that_mean_nothing_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must"):
+        replace(PAIR, **settings)
 
 
 def test_the_measured_gpu_is_met_where_bytes_bind() -> None:
