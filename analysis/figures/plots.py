@@ -136,7 +136,8 @@ def branches_by_draft_length(axes: Axes, table: pd.DataFrame) -> Axes:
 
 def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
     """Which method wins over cost ratio and acceptance, with lines of equal speed-up; of `analysis.papers.maps.winners`."""
-    methods = [method for method in COLOURS if method in set(won.method)]
+    present = set(won.method)
+    methods = [*(method for method in COLOURS if method in present), *sorted(present - set(COLOURS))]
     codes = won.assign(code=won.method.map({method: index for index, method in enumerate(methods)}))
     cells = codes.pivot(index="alpha", columns="cost_ratio", values="code")
     speedups = won.pivot(index="alpha", columns="cost_ratio", values="speedup")
