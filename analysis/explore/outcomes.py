@@ -66,7 +66,7 @@ def merge(parts: Sequence[Evaluated]) -> Evaluated:
 
 
 def score(
-    found: Evaluated,
+    evaluated: Evaluated,
     baseline: Evaluated,
     timing: int,
     prompts: Sequence[str],
@@ -80,42 +80,46 @@ def score(
     group = np.zeros((len(prompts), len(names)))
     group[np.arange(len(prompts)), of_request] = 1.0
     weights = resampling_weights(len(names), seed=seed)
-    tokens, seconds = found.counts["num_emitted"] @ group, found.seconds["decode_s"][timing] @ group
+    tokens, seconds = evaluated.counts["num_emitted"] @ group, evaluated.seconds["decode_s"][timing] @ group
     base = baseline.counts["num_emitted"][:1] @ group, baseline.seconds["decode_s"][timing, :1] @ group
     rates = ratio_of_sums(tokens, seconds, weights)
     speeds = speeds_of(
-        list(map(label_of, found.policies)),
+        list(map(label_of, evaluated.policies)),
         rates,
         rates.over(ratio_of_sums(*base, weights)),
         temperature=temperature,
         num_prompts=len(names),
         num_requests=len(prompts),
         num_unclean=0,
-        tokens_per_target_forward=found.counts["num_emitted"].sum(axis=1) / found.counts["num_rounds"].sum(axis=1),
+        tokens_per_target_forward=evaluated.counts["num_emitted"].sum(axis=1)
+        / evaluated.counts["num_rounds"].sum(axis=1),
     )
-    columns = [objective_values(objective, found, timing) for objective in objectives]
+    columns = [objective_values(objective, evaluated, timing) for objective in objectives]
     return Scored(
-        policies=found.policies, speeds=tuple(speeds), resampled=rates.resampled, objectives=np.stack(columns, axis=1)
+        policies=evaluated.policies,
+        speeds=tuple(speeds),
+        resampled=rates.resampled,
+        objectives=np.stack(columns, axis=1),
     )
 
 
-def objective_values(objective: Objective, found: Evaluated, timing: int) -> Floats:
+def objective_values(objective: Objective, evaluated: Evaluated, timing: int) -> Floats:
     """(policies,) of one objective.
 
     speed: decode tokens/s. rollback: drafted but never emitted / drafted (METHOD Q14, second definition), 0 without
     drafts.
     energy: busy device seconds a token, draft and target alike, a proxy. memory: peak speculative cache entries.
     """
-    tokens = found.counts["num_emitted"].sum(axis=1)
+    tokens = evaluated.counts["num_emitted"].sum(axis=1)
     if objective is Objective.SPEED:
-        values = tokens / found.seconds["decode_s"][timing].sum(axis=1)
+        values = tokens / evaluated.seconds["decode_s"][timing].sum(axis=1)
     elif objective is Objective.ROLLBACK:
-        values = found.counts["num_lost"].sum(axis=1) / np.maximum(1, found.counts["num_drafted"].sum(axis=1))
+        values = evaluated.counts["num_lost"].sum(axis=1) / np.maximum(1, evaluated.counts["num_drafted"].sum(axis=1))
     elif objective is Objective.ENERGY:
-        busy = found.seconds["draft_busy_s"][timing] + found.seconds["target_busy_s"][timing]
+        busy = evaluated.seconds["draft_busy_s"][timing] + evaluated.seconds["target_busy_s"][timing]
         values = busy.sum(axis=1) / tokens
     else:
-        values = found.peak_kv_tokens.astype(float)
+        values = evaluated.peak_kv_tokens.astype(float)
     floats: Floats = np.asarray(values, dtype=float)
     return floats
 

@@ -52,7 +52,7 @@ def search_with_optuna(
 ) -> dict[Policy, tuple[float, ...]]:
     """Values of up to `trials` different policies out of the families' grids, in the order in which they were tried.
 
-    Suggestions are asked and told in batches, in a fixed order: the result depends on the seed and the batch, not on
+    Suggestions are asked for and answered in batches, in a fixed order: the result depends on the seed and the batch, not on
     how many workers evaluate one. Stops early when the grid is used up.
     """
     import optuna

@@ -52,7 +52,7 @@ class TaskStore:
             return None
         try:
             with np.load(path) as arrays:
-                found = Evaluated(
+                evaluated = Evaluated(
                     policies=tuple(policies),
                     counts={name[2:]: arrays[name] for name in arrays.files if name.startswith("n:")},
                     seconds={name[2:]: arrays[name] for name in arrays.files if name.startswith("s:")},
@@ -61,16 +61,16 @@ class TaskStore:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # a damaged file is done again
             return None
         self.num_reused += 1
-        return found
+        return evaluated
 
-    def save(self, workload: int, found: Evaluated) -> None:
+    def save(self, workload: int, evaluated: Evaluated) -> None:
         """Store a finished task."""
-        path = self._path(workload, found.policies)
+        path = self._path(workload, evaluated.policies)
         temporary = path.with_suffix(".part")
-        columns: dict[str, Any] = {f"n:{name}": values for name, values in found.counts.items()}
-        columns |= {f"s:{name}": values for name, values in found.seconds.items()}
+        columns: dict[str, Any] = {f"n:{name}": values for name, values in evaluated.counts.items()}
+        columns |= {f"s:{name}": values for name, values in evaluated.seconds.items()}
         with temporary.open("wb") as file:
-            np.savez(file, peak=found.peak_kv_tokens, **columns)
+            np.savez(file, peak=evaluated.peak_kv_tokens, **columns)
         temporary.replace(path)
 
     def discard(self) -> None:

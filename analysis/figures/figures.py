@@ -35,16 +35,16 @@ from traces.schema import RequestTrace
 METHODS = ("fixed_length", "pearl", "saguaro", "specbranch")
 NUM_POSITIONS = 8
 BRANCHES = 4  # of the oracle that stands for SpecBranch
-LEAST_GAIN = 0.01  # over autoregressive decoding, to win a region of a map
+MIN_GAIN = 0.01  # over autoregressive decoding, to win a region of a map
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class Scenario:
     """What the figures of one temperature and alignment show: its scenario on two devices as calibrated, or the first one
     that was explored.
 
     table: its explored rows. latency: of each model on its own device, without a link, mean times.
-    measured: real speeds, none where the scenario is none that was run.
+    measured: real speeds; none where the scenario was not run.
     entropies: (positions, 2) of the target, entropy and second log-moment; unknown for an alignment that was not recorded.
     is_sampled: the traces are drawn from a model of acceptance.
     """
@@ -58,7 +58,7 @@ class Told:
     entropies: pd.DataFrame
     is_sampled: bool
 
-    def entitle(self, axes: Axes, question: str, *notes: str) -> Axes:
+    def add_title(self, axes: Axes, question: str, *notes: str) -> Axes:
         """A title: what is asked and, below, where: what the scenario shares with the recorded run is left out, and so are
         empty notes."""
         where = "; ".join(filter(None, [*self.others, *notes]))
@@ -109,27 +109,27 @@ def draw_figures(
     table = pd.read_parquet(explored_dir / "results.parquet")
     check_new_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    found = []
+    paths = []
     for question in make_questions(traces_of(run.traces(), study, where=str(run.folder)), latency, study):
-        told = _told(question, run, measured, table)
+        scenario = _scenario_of(question, run, measured, table)
         for name, draw in FIGURES.items():
             figure = Figure(figsize=(6.4, 5.0), layout="constrained")
             FigureCanvasAgg(figure)
-            if draw(figure.subplots(), told) is not None:
-                path = output_dir / f"{name}-{told.stem}.png"
+            if draw(figure.subplots(), scenario) is not None:
+                path = output_dir / f"{name}-{scenario.stem}.png"
                 figure.savefig(path, dpi=140)
-                found.append(path)
-    return found
+                paths.append(path)
+    return paths
 
 
-def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFrame) -> Told:
+def _scenario_of(question: Question, run: Run, measured: Run | None, table: pd.DataFrame) -> Scenario:
     timings, traces = question.workload.timings, question.workload.traces
     timing = Timing() if Timing() in timings else timings[0]
-    scenario = question.scenario(timing)
-    here = table[table.scenario == scenario]
+    name = question.scenario(timing)
+    here = table[table.scenario == name]
     settings = [vars(parse_policy(label)) for label in here.policy]
-    for name in ("draft_length", "max_branches"):
-        here = here.assign(**{name: [row.get(name, np.nan) for row in settings]})
+    for setting in ("draft_length", "max_branches"):
+        here = here.assign(**{setting: [row.get(setting, np.nan) for row in settings]})
     entropies = pd.DataFrame({"target_entropy": [np.nan], "target_log_moment": [np.nan]})
     is_recorded = question.alignment == "recorded"
     if is_recorded:
@@ -145,9 +145,9 @@ def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFram
         context_tokens=typical_context(traces),
         drafts=False,
     )
-    return Told(
+    return Scenario(
         temperature=question.temperature,
-        others=tuple(part for part in scenario.split()[1:] if part != Timing().placement.label),
+        others=tuple(part for part in name.split()[1:] if part != Timing().placement.label),
         traces=traces,
         table=here,
         latency=latency,
@@ -157,9 +157,9 @@ def _told(question: Question, run: Run, measured: Run | None, table: pd.DataFram
     )
 
 
-def _by_length(axes: Axes, told: Told) -> Axes | None:
+def _by_length(axes: Axes, scenario: Scenario) -> Axes | None:
     """Speed-up against draft length: simulated, closed form, measured, oracles and the entropy bound."""
-    rows = told.table[told.table.method.isin(METHODS) & told.table.draft_length.notna()]
+    rows = scenario.table[scenario.table.method.isin(METHODS) & scenario.table.draft_length.notna()]
     if rows.empty:
         return None
     best = rows.loc[rows.groupby(["method", "draft_length"]).speedup.idxmax()]
@@ -167,84 +167,88 @@ def _by_length(axes: Axes, told: Told) -> Axes | None:
     columns = ["method", "draft_length", "speedup", "low", "high"]
     points = [
         (speed.policy.partition(":")[0], length, speed.speedup, *(speed.speedup_interval or (np.nan, np.nan)))
-        for speed in told.measured
+        for speed in scenario.measured
         if (length := getattr(parse_policy(speed.policy), "draft_length", None)) is not None
     ]
     methods = [method for method in METHODS if method in set(best.method)]
     plots.speedup_by_draft_length(axes, predicted[columns], pd.DataFrame(points, columns=columns), methods)
     lengths = np.arange(1, int(best.draft_length.max()) + 1)
     for method in methods:
-        alpha, ratio = np.array(told.acceptance), np.array(told.cost_ratio)
+        alpha, ratio = np.array(scenario.acceptance), np.array(scenario.cost_ratio)
         gains = CLOSED_FORMS[method](alpha, lengths.astype(float), ratio)
         plots.closed_form_line(axes, pd.DataFrame({"draft_length": lengths, "speedup": gains}), method)
     for overlaps, label, colour in ((False, "serial oracle", "#999999"), (True, "overlap oracle", "#555555")):
-        oracle = oracle_speedups(told.traces, told.latency, lengths.tolist(), overlaps=overlaps)
+        oracle = oracle_speedups(scenario.traces, scenario.latency, lengths.tolist(), overlaps=overlaps)
         plots.bound_line(axes, oracle, label, colour=colour)
-    depth = min(trace.tail_depth for trace in told.traces)
+    depth = min(trace.tail_depth for trace in scenario.traces)
     reachable = [length for length in lengths.tolist() if length < depth]
     for count, colour in (
         ((1, plots.colour_of("pearl")), (BRANCHES, plots.colour_of("specbranch"))) if reachable else ()
     ):
-        oracle = branch_oracle_speedups(told.traces, told.latency, reachable, max_branches=count)
+        oracle = branch_oracle_speedups(scenario.traces, scenario.latency, reachable, max_branches=count)
         plots.bound_line(axes, oracle, f"oracle with {count} branch{'es' if count > 1 else ''}", colour=colour)
-    if told.temperature > 0 and told.entropies.notna().all(axis=None):
-        context = typical_context(told.traces)
-        moments = told.entropies.target_entropy, told.entropies.target_log_moment
-        bound = entropy_speedups(*moments, told.latency, lengths.tolist(), context)
+    if scenario.temperature > 0 and scenario.entropies.notna().all(axis=None):
+        context = typical_context(scenario.traces)
+        moments = scenario.entropies.target_entropy, scenario.entropies.target_log_moment
+        bound = entropy_speedups(*moments, scenario.latency, lengths.tolist(), context)
         plots.bound_line(axes, bound, "entropy bound, leading term", colour="#000000")
-    return told.entitle(axes, "how long should drafts be?")
+    return scenario.add_title(axes, "how long should drafts be?")
 
 
-def _branches(axes: Axes, told: Told) -> Axes | None:
+def _branches(axes: Axes, scenario: Scenario) -> Axes | None:
     """Branch count against draft length; the oracle that hedges every outcome stands in the title."""
-    rows = told.table.dropna(subset=["draft_length", "max_branches"])
+    rows = scenario.table.dropna(subset=["draft_length", "max_branches"])
     rows = rows[rows.method == "specbranch"]
     if rows.draft_length.nunique() < 2 or rows.max_branches.nunique() < 2:
         return None
     lengths = sorted(map(int, rows.draft_length.unique()))
-    oracle = oracle_speedups(told.traces, told.latency, lengths, overlaps=True).speedup.max()
+    oracle = oracle_speedups(scenario.traces, scenario.latency, lengths, overlaps=True).speedup.max()
     plots.branches_by_draft_length(axes, rows)
-    return told.entitle(axes, "do branches pay in SpecBranch?", f"overlap oracle: {oracle:.2f}", told.entropy_note)
+    return scenario.add_title(
+        axes, "do branches pay in SpecBranch?", f"overlap oracle: {oracle:.2f}", scenario.entropy_note
+    )
 
 
-def _break_even(axes: Axes, told: Told) -> Axes:
+def _break_even(axes: Axes, scenario: Scenario) -> Axes:
     """Which method wins where, in closed form, and where this pair stands."""
     alphas, ratios = np.linspace(0.05, 0.95, 37), np.geomspace(1, 40, 40)
-    plots.break_even_map(axes, winners(closed_form_map(alphas.tolist(), ratios.tolist()), LEAST_GAIN))
+    plots.break_even_map(axes, winners(closed_form_map(alphas.tolist(), ratios.tolist()), MIN_GAIN))
     plots.bound_contours(axes, oracle_map(alphas.tolist(), ratios.tolist()), "overlap oracle")
-    return _with_this_pair(axes, told, "in closed form, branches for free")
+    return _with_this_pair(axes, scenario, "in closed form, branches for free")
 
 
-def _break_even_simulated(axes: Axes, told: Told) -> Axes | None:
+def _break_even_simulated(axes: Axes, scenario: Scenario) -> Axes | None:
     """The same by replay, acceptance clustered as in this pair's traces, and moved to other means."""
-    if told.acceptance in (0.0, 1.0) or not all(trace.signals for trace in told.traces):
+    if scenario.acceptance in (0.0, 1.0) or not all(trace.signals for trace in scenario.traces):
         return None
-    chain = fit_hazard(told.traces)
-    depth = min(trace.tail_depth for trace in told.traces)
+    chain = fit_hazard(scenario.traces)
+    depth = min(trace.tail_depth for trace in scenario.traces)
     policies = [policy for policy in mapped_policies() if policy.needs.tail_depth <= depth]
     table = simulated_map(
         policies,
         np.linspace(0.2, 0.9, 8).tolist(),
         np.geomspace(1.5, 40, 9).tolist(),
-        model_of=lambda alpha: Chained(chain.shifted_to(alpha), told.traces),
+        model_of=lambda alpha: Chained(chain.shifted_to(alpha), scenario.traces),
         with_bound=True,
     )
-    plots.break_even_map(axes, winners(table, LEAST_GAIN))
+    plots.break_even_map(axes, winners(table, MIN_GAIN))
     plots.bound_contours(axes, table.assign(speedup=table.bound), "overlap oracle")
-    return _with_this_pair(axes, told, "by replay of clustered acceptance")
+    return _with_this_pair(axes, scenario, "by replay of clustered acceptance")
 
 
-def _with_this_pair(axes: Axes, told: Told, how: str) -> Axes:
-    axes.plot(told.cost_ratio, told.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15)
-    return told.entitle(axes, f"which method wins {how}?", "star: this pair", told.entropy_note)
+def _with_this_pair(axes: Axes, scenario: Scenario, how: str) -> Axes:
+    axes.plot(
+        scenario.cost_ratio, scenario.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15
+    )
+    return scenario.add_title(axes, f"which method wins {how}?", "star: this pair", scenario.entropy_note)
 
 
-def _acceptance(axes: Axes, told: Told) -> Axes | None:
+def _acceptance(axes: Axes, scenario: Scenario) -> Axes | None:
     """Acceptance by position in the round, and the lines that it departs from or follows."""
-    longest = min(NUM_POSITIONS, max(trace.num_tokens for trace in told.traces) - 1)
-    if longest < 1 or told.acceptance in (0.0, 1.0):
+    longest = min(NUM_POSITIONS, max(trace.num_tokens for trace in scenario.traces) - 1)
+    if longest < 1 or scenario.acceptance in (0.0, 1.0):
         return None
-    curve = curve_of(told.traces, longest)
+    curve = curve_of(scenario.traces, longest)
     rates = np.array(curve.conditional)
     reached = curve.num_rounds * np.concatenate([[1.0], np.cumprod(rates)[:-1]])
     # Wilson's interval, which holds for few rounds and for rates near 1
@@ -258,26 +262,26 @@ def _acceptance(axes: Axes, told: Told) -> Axes | None:
             "high": np.maximum(middle + half, rates),
         }
     )
-    chains = {"hazard by run length": fit_hazard(told.traces), "Markov": fit_markov(told.traces)}
+    chains = {"hazard by run length": fit_hazard(scenario.traces), "Markov": fit_markov(scenario.traces)}
     plots.acceptance_by_position(
         axes,
         measured,
         {name: chain.round_law(len(rates)).conditional for name, chain in chains.items()},
-        label="sampled" if told.is_sampled else "measured",
+        label="sampled" if scenario.is_sampled else "measured",
     )
-    return told.entitle(axes, "is acceptance the same at every position?")
+    return scenario.add_title(axes, "is acceptance the same at every position?")
 
 
-def _pareto(axes: Axes, told: Told) -> Axes | None:
+def _pareto(axes: Axes, scenario: Scenario) -> Axes | None:
     """Speed against the study's second objective."""
-    others = [name for name in told.table.columns if name.startswith("objective_") and name != "objective_speed"]
+    others = [name for name in scenario.table.columns if name.startswith("objective_") and name != "objective_speed"]
     if not others:
         return None
-    plots.pareto_front_plot(axes, told.table, others[0])
-    return told.entitle(axes, "what does speed cost?")
+    plots.pareto_front_plot(axes, scenario.table, others[0])
+    return scenario.add_title(axes, "what does speed cost?")
 
 
-FIGURES: dict[str, Callable[[Axes, Told], Axes | None]] = {
+FIGURES: dict[str, Callable[[Axes, Scenario], Axes | None]] = {
     "speedup_by_draft_length": _by_length,
     "branches_by_draft_length": _branches,
     "break_even": _break_even,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-# Okabe and Ito's palette, told apart by colour-blind readers; a method keeps its colour in every figure.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; a method keeps its colour in every figure.
 COLOURS = {
     "autoregressive": "#000000",
     "fixed_length": "#0072B2",

@@ -163,11 +163,11 @@ def winners(table: pd.DataFrame, margin: float = 0.0) -> pd.DataFrame:
     ordered = table.sort_values("speedup", ascending=False, kind="stable")
     first = ordered.groupby(["alpha", "cost_ratio"], sort=True).nth(0).set_index(["alpha", "cost_ratio"])
     second = ordered.groupby(["alpha", "cost_ratio"], sort=True).nth(1).set_index(["alpha", "cost_ratio"])
-    found = first.assign(gain=first.speedup / second.speedup - 1).sort_index().reset_index()
-    hopeless = found.speedup <= 1 + margin
-    found.loc[hopeless, "method"] = "autoregressive"
-    found.loc[hopeless, "speedup"] = 1.0
-    return found
+    won = first.assign(gain=first.speedup / second.speedup - 1).sort_index().reset_index()
+    hopeless = won.speedup <= 1 + margin
+    won.loc[hopeless, "method"] = "autoregressive"
+    won.loc[hopeless, "speedup"] = 1.0
+    return won
 
 
 def _flat(alphas: Floats, ratios: Floats, method: str, setting: Floats, speedup: Floats) -> pd.DataFrame:

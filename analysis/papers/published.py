@@ -75,7 +75,7 @@ def map_of_methods(
     for index, alpha in enumerate(alphas):
         policies = textbook_policies(alpha, cost_ratios)
         several_targets = dsi_map([alpha], cost_ratios, **vars(effort))
-        for found, branch_cost in zip(frames, branch_costs, strict=True):
+        for rows, branch_cost in zip(frames, branch_costs, strict=True):
             one_target = simulated_map(
                 policies,
                 [alpha],
@@ -85,9 +85,9 @@ def map_of_methods(
                 num_tokens=effort.num_tokens,
                 seed=effort.seed,
             )
-            found += [with_reductions(one_target), several_targets]
+            rows += [with_reductions(one_target), several_targets]
         progress(index + 1, len(alphas))
-    return [pd.concat(found, ignore_index=True) for found in frames]
+    return [pd.concat(rows, ignore_index=True) for rows in frames]
 
 
 def as_record(row: PublishedRow) -> dict[str, Any]:
@@ -140,11 +140,15 @@ def _explain(point: OperatingPoint, simulated: dict[str, float], clairvoyant: fl
         )
     published = point.reported["specbranch"] / point.reported["pearl"]
     blind, knowing = (value / simulated["pearl"] for value in (simulated["specbranch"], clairvoyant))
-    told = (
+    explained = (
         f"PEARL agrees because the acceptance was taken from it. A branch point at the window's end gives SpecBranch "
         f"{blind:.2f} of PEARL, one at every first wrong token {knowing:.2f}, with free branches and no overheads; "
     )
     if published <= blind:
-        return told + f"the published {published:.2f} is within that without any knowledge of where the draft fails."
+        return (
+            explained + f"the published {published:.2f} is within that without any knowledge of where the draft fails."
+        )
     share = (published - blind) / (knowing - blind)
-    return told + f"the published {published:.2f} needs {share:.0%} of what knowing where the draft fails is worth."
+    return (
+        explained + f"the published {published:.2f} needs {share:.0%} of what knowing where the draft fails is worth."
+    )

@@ -45,7 +45,7 @@ class StudyError(ValueError):
 
 
 class Objective(enum.StrEnum):
-    """What policies are judged by; speed is to be large, the others small (`analysis.objectives`)."""
+    """What policies are judged by; speed is to be large, the others small (`analysis.explore.outcomes.objective_values`)."""
 
     SPEED = "speed"
     ROLLBACK = "rollback"
@@ -86,8 +86,8 @@ class Range:
         if self.count is not None:
             return tuple(round(float(value), 10) for value in np.linspace(self.first, self.last, self.count))
         step = 1 if self.step is None else self.step
-        found = [self.first + index * step for index in range(self.num_values)]
-        return tuple(value if isinstance(value, int) else round(value, 10) for value in found)
+        values = [self.first + index * step for index in range(self.num_values)]
+        return tuple(value if isinstance(value, int) else round(value, 10) for value in values)
 
 
 Values: TypeAlias = Range | list[Plain] | Plain
@@ -166,13 +166,13 @@ class Conditions:
             PlacementKind.TWO_DEVICES,
             *([PlacementKind.SHARED_DEVICE] if self.interference else []),
         ]
-        found = []
+        placements = []
         for kind in kinds:
             if kind is PlacementKind.TWO_DEVICES:
-                found += [Placement(link_latency_s=latency_s) for latency_s in self.link_latency_s]
+                placements += [Placement(link_latency_s=latency_s) for latency_s in self.link_latency_s]
             else:
-                found += [Placement(kind=kind, interference=factor) for factor in self.interference or [2.0]]
-        return found
+                placements += [Placement(kind=kind, interference=factor) for factor in self.interference or [2.0]]
+        return placements
 
     def all_cost_ratios(self) -> list[float | None]:
         """None stands for the measured one."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis.explore.exploration import explore_study
 from analysis.figures import figures, plots
-from analysis.figures.figures import Told, draw_figures
+from analysis.figures.figures import Scenario, draw_figures
 from analysis.papers.bounds import entropy_speedups
 from analysis.papers.maps import closed_form_map, winners
 from analysis.study.study import Conditions, Family, Range, Study
@@ -46,15 +46,15 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drawn(explored: Path) -> dict[str, tuple[Figure, Told]]:
+def drawn(explored: Path) -> dict[str, tuple[Figure, Scenario]]:
     """The figures with their data, caught on their way to the disk."""
-    caught: dict[str, tuple[Figure, Told]] = {}
+    caught: dict[str, tuple[Figure, Scenario]] = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, draw in figures.FIGURES.items():
 
-            def keep(axes: object, told: Told, name: str = name, draw: object = draw) -> object:
-                caught[name] = axes.figure, told  # type: ignore[attr-defined]
-                return draw(axes, told)  # type: ignore[operator]
+            def keep(axes: object, scenario: Scenario, name: str = name, draw: object = draw) -> object:
+                caught[name] = axes.figure, scenario  # type: ignore[attr-defined]
+                return draw(axes, scenario)  # type: ignore[operator]
 
             patch.setitem(figures.FIGURES, name, keep)
         paths = draw_figures(explored, explored.parent / "figures")
@@ -63,8 +63,8 @@ def drawn(explored: Path) -> dict[str, tuple[Figure, Told]]:
     return caught
 
 
-def test_speedups_stand_beside_closed_forms_measurements_and_oracles(drawn: dict[str, tuple[Figure, Told]]) -> None:
-    figure, told = drawn["speedup_by_draft_length"]
+def test_speedups_stand_beside_closed_forms_measurements_and_oracles(drawn: dict[str, tuple[Figure, Scenario]]) -> None:
+    figure, scenario = drawn["speedup_by_draft_length"]
     axes = figure.axes[0]
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     assert {
@@ -79,17 +79,17 @@ def test_speedups_stand_beside_closed_forms_measurements_and_oracles(drawn: dict
     } <= set(lines)
     assert "entropy bound, leading term" not in lines  # a made-up run has no target
     simulated = lines["speculative sampling, predicted"].get_ydata()
-    assert simulated == pytest.approx(told.table[told.table.method == "fixed_length"].speedup.tolist())
+    assert simulated == pytest.approx(scenario.table[scenario.table.method == "fixed_length"].speedup.tolist())
     assert (np.asarray(lines["serial oracle"].get_ydata())[:4] >= simulated).all()
-    assert set(told.table.placement) == {"two_devices"}
+    assert set(scenario.table.placement) == {"two_devices"}
     bottom, top = axes.get_ylim()
     assert bottom == 0
     assert top > max(float(np.max(line.get_ydata())) for line in lines.values())
 
 
-def test_of_several_thresholds_the_best_is_shown(drawn: dict[str, tuple[Figure, Told]]) -> None:
-    figure, told = drawn["branches_by_draft_length"]
-    rows = told.table[told.table.method == "specbranch"]
+def test_of_several_thresholds_the_best_is_shown(drawn: dict[str, tuple[Figure, Scenario]]) -> None:
+    figure, scenario = drawn["branches_by_draft_length"]
+    rows = scenario.table[scenario.table.method == "specbranch"]
     shown = figure.axes[0].get_images()[0].get_array()
     assert shown is not None
     best = rows.groupby(["max_branches", "draft_length"]).speedup.max().unstack().to_numpy()
@@ -97,12 +97,12 @@ def test_of_several_thresholds_the_best_is_shown(drawn: dict[str, tuple[Figure, 
     assert "overlap oracle" in figure.axes[0].get_title()
 
 
-def test_maps_are_starred_where_the_pair_stands(drawn: dict[str, tuple[Figure, Told]]) -> None:
+def test_maps_are_starred_where_the_pair_stands(drawn: dict[str, tuple[Figure, Scenario]]) -> None:
     for name in ("break_even", "break_even_simulated"):
-        figure, told = drawn[name]
+        figure, scenario = drawn[name]
         star = next(line for line in figure.axes[0].get_lines() if line.get_marker() == "*")
-        assert star.get_xydata().tolist() == [[told.cost_ratio, told.acceptance]]
-        assert told.cost_ratio == pytest.approx(5, rel=0.1)
+        assert star.get_xydata().tolist() == [[scenario.cost_ratio, scenario.acceptance]]
+        assert scenario.cost_ratio == pytest.approx(5, rel=0.1)
         assert "overlap oracle" in {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
 
 
@@ -144,8 +144,8 @@ def test_scenarios_that_were_not_recorded_are_drawn_as_what_they_are(
     )
     study = replace(STUDY, conditions=conditions)
     explore_study(explored.parent / "run", tmp_path / "explored", study, is_sensitive=False)
-    told: dict[str, Told] = {}
-    drawn = {"pareto": figures.FIGURES["pareto"], "told": lambda axes, one: told.update({one.stem: one})}
+    scenario: dict[str, Scenario] = {}
+    drawn = {"pareto": figures.FIGURES["pareto"], "scenario": lambda axes, one: scenario.update({one.stem: one})}
     monkeypatch.setattr(figures, "FIGURES", drawn)
     paths = draw_figures(tmp_path / "explored", tmp_path / "figures")
     sampled, recorded = (
@@ -153,18 +153,18 @@ def test_scenarios_that_were_not_recorded_are_drawn_as_what_they_are(
         "T1-shared_device_interference=1.5-c=8",
     )
     assert [path.name for path in paths] == [f"pareto-{sampled}.png", f"pareto-{recorded}.png"]
-    assert told[sampled].acceptance == pytest.approx(0.9, abs=0.02)
-    assert told[sampled].is_sampled
-    assert not told[recorded].is_sampled
-    assert told[sampled].entropies.isna().all(axis=None)
+    assert scenario[sampled].acceptance == pytest.approx(0.9, abs=0.02)
+    assert scenario[sampled].is_sampled
+    assert not scenario[recorded].is_sampled
+    assert scenario[sampled].entropies.isna().all(axis=None)
     table = pd.read_parquet(tmp_path / "explored" / "results.parquet")
-    for one in told.values():
+    for one in scenario.values():
         assert one.cost_ratio == pytest.approx(8.0)
         assert not one.measured
         assert len(one.table) == len(table) / 2 > 0
     figure = Figure()
     FigureCanvasAgg(figure)
-    axes = told[sampled].entitle(figure.subplots(), "why?", "star: this pair")
+    axes = scenario[sampled].add_title(figure.subplots(), "why?", "star: this pair")
     assert (
         axes.get_title() == "T = 1: why?\n(geometric:alpha=0.9; shared_device:interference=1.5; c=8; star: this pair)"
     )
@@ -175,12 +175,12 @@ def test_a_link_is_no_part_of_a_pair_and_its_bounds(
 ) -> None:
     study = replace(STUDY, conditions=Conditions(link_latency_s=[0.05], cost_ratios=[8.0]))
     explore_study(explored.parent / "run", tmp_path / "explored", study, is_sensitive=False)
-    told: list[Told] = []
-    monkeypatch.setattr(figures, "FIGURES", {"told": lambda axes, one: told.append(one)})
+    scenario: list[Scenario] = []
+    monkeypatch.setattr(figures, "FIGURES", {"scenario": lambda axes, one: scenario.append(one)})
     draw_figures(tmp_path / "explored", tmp_path / "figures")
-    assert told[0].cost_ratio == pytest.approx(8.0)
+    assert scenario[0].cost_ratio == pytest.approx(8.0)
     assert (
-        told[0].table.set_index("policy").speedup.drop("autoregressive") < 1
+        scenario[0].table.set_index("policy").speedup.drop("autoregressive") < 1
     ).all()  # its link costs more than all gains
 
 
@@ -191,7 +191,7 @@ def test_two_devices_as_calibrated_are_drawn_where_they_were_explored(
     study = replace(STUDY, conditions=Conditions(placements=both, interference=[1.5]))
     explore_study(explored.parent / "run", tmp_path / "explored", study, is_sensitive=False)
     stems: list[str] = []
-    monkeypatch.setattr(figures, "FIGURES", {"told": lambda axes, told: stems.append(told.stem)})
+    monkeypatch.setattr(figures, "FIGURES", {"scenario": lambda axes, scenario: stems.append(scenario.stem)})
     draw_figures(tmp_path / "explored", tmp_path / "figures")
     assert stems == ["T1"]
 
@@ -204,7 +204,7 @@ def test_named_latencies_stand_beside_no_measurement(explored: Path, tmp_path: P
     speeds = explore_study(run.folder, tmp_path / "explored", STUDY, latency=file, is_sensitive=False).speeds
     seen: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "FIGURES", {"told": lambda axes, told: seen.append(told.measured == speeds)})
+        patch.setattr(figures, "FIGURES", {"scenario": lambda axes, scenario: seen.append(scenario.measured == speeds)})
         patch.setattr(figures, "latency_of", lambda run, source: FittedLatency(calibration))
         patch.setattr(figures, "measured_speeds", lambda requests, rounds: speeds)
         patch.setattr(Run, "rounds", pd.DataFrame({"request_id": [0]}))  # made-up requests were never run
