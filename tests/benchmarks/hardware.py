@@ -120,8 +120,9 @@ def step_times(settings: RecordSettings, session: Session, read_bytes_per_s: flo
     grid = Grid(contexts=(context,), widths=(1, 2, 4, 8, 16), branch_counts=(1, 4, 8), num_steps=6, num_repeats=20)
     ops = record_sweep(settings, folder, grid, session=session).ops
     ops = ops.assign(ms=1e3 * (ops.end_s - ops.start_s))
-    medians = ops.groupby(["kind", "num_tokens", "num_branches"]).ms.median()
-    table = {f"{kind} {tokens} x {rows}": round(ms, 4) for (kind, tokens, rows), ms in medians.items()}
+    ops["what"] = ops.kind.astype(str).where(~ops.is_beside, ops.kind.astype(str) + "_beside")
+    medians = ops.groupby(["what", "num_tokens", "num_branches"]).ms.median()
+    table = {f"{what} {tokens} x {rows}": round(ms, 4) for (what, tokens, rows), ms in medians.items()}
     found: dict[str, object] = {"context": context, "median_ms": table}
     verify = medians["verify"]
     found["verify_8_over_1"] = float(verify[8, 1] / verify[1, 1])

@@ -194,9 +194,9 @@ def test_a_sweep_times_its_whole_grid_and_can_be_calibrated(device: str, tmp_pat
     grid = Grid(contexts=(20, 60), widths=(1, 4), branch_counts=(1, 3), num_steps=2, num_repeats=30)
     settings = _settings(device, target="random:tiny", draft="random:tiny")
     run = record_sweep(settings, tmp_path / "sweep", grid)
-    counts = run.ops.groupby(["kind", "num_tokens", "num_branches", "context_tokens"]).size()
-    assert counts["verify", 4, 1].sum() == 60
-    assert counts["branch", 1, 3].sum() == 2 * 30 * 2
+    counts = run.ops.groupby(["kind", "is_beside", "num_tokens", "num_branches", "context_tokens"]).size()
+    assert counts["verify", False, 4, 1].sum() == 60
+    assert counts["branch", True, 1, 3].sum() == counts["branch", False, 1, 3].sum() == 2 * 30 * 2
     assert (run.ops.end_s >= run.ops.start_s).all()
     assert {"verify", "draft"} <= set(calibrate(run).fits)
     with pytest.raises(ValueError, match="raise --capacity"):
