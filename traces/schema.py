@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 SCHEMA_VERSION = 2
+MIN_TEMPERATURE = 1e-4  # below it logits overflow in float32
+MAX_TEMPERATURE = 1e4
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,11 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, but got {self.temperature}; 0 is greedy decoding.")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature must be 0, which is greedy decoding, or lie in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}], "
+                f"but got {self.temperature}."
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0, but got {self.top_k}; 0 switches the filter off.")
         if not 0 < self.top_p <= 1:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from analysis.study.alignments import KINDS
@@ -34,6 +33,7 @@ from sim.decoding.acceptance_models import parse_acceptance
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import PolicyError, make_policy, parse_policy
 from sim.latency.placement import Placement, PlacementKind
+from traces.folder.run import RunError, read_yaml
 
 STRICT = ConfigDict(extra="forbid")
 MAX_POLICIES = 100_000  # of one family: beyond this the labels alone take longer than a search should
@@ -248,14 +248,9 @@ def read_study(path: str | Path) -> Study:
     """A study from a YAML file."""
     path = Path(path)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}; check the path.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise StudyError(f"{path} holds no study but a {type(settings).__name__}; it needs a list of policies.")
-    return make_study(settings, where=str(path))
+        return make_study(read_yaml(path), where=str(path))
+    except RunError as error:
+        raise StudyError(str(error)) from error
 
 
 def make_study(settings: Mapping[str, Any], *, where: str = "study") -> Study:

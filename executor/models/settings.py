@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from executor.models.names import EMBEDDED
 
+MAX_TIMEOUT_S = 1e6
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -62,6 +63,8 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}.")
+        if self.capacity is not None and self.capacity < 1:
+            raise ValueError(f"capacity must be at least 1, but got {self.capacity}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,14 @@ class PairSettings:
     draft_sms: int = 0
     ignores_generation_config: bool = False
     allows_vocab_difference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verify_width < 0 or self.draft_sms < 0:
+            raise ValueError(
+                f"verify_width and draft_sms must be at least 0, but got {self.verify_width} and {self.draft_sms}."
+            )
+        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s must be positive and at most {MAX_TIMEOUT_S:.0f}, but got {self.timeout_s}.")
 
     @property
     def target_engine(self) -> EngineSettings:

@@ -13,6 +13,9 @@ from executor.request import check_stops
 from sim.decoding.policies.catalog import parse_policy
 from traces.schema import Sampling
 
+MAX_TOKENS = 1 << 20
+MAX_TAIL_DEPTH = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
@@ -21,6 +24,12 @@ class PromptSettings:
     source: str = "held_out"
     num: int = 16
     skip: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.skip < 0:
+            raise ValueError(
+                f"num_prompts must be at least 1 and skip_prompts at least 0, but got {self.num} and {self.skip}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +56,19 @@ class DecodingSettings:
         check_stops(self.stop_strings)
         for label in self.policies:
             parse_policy(label)
+        if not self.temperatures:
+            raise ValueError("temperatures is empty; give at least one, such as 0.")
         for temperature in self.temperatures:
             Sampling(temperature, self.top_k, self.top_p)
+        for name, values in (("temperature", self.temperatures), ("policy", self.policies)):
+            if repeated := sorted({str(value) for value in values if values.count(value) > 1}):
+                raise ValueError(
+                    f"{name} {repeated[0]} is given twice; once is enough (repeats decode everything again)."
+                )
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed must lie in [0, 2^64), but got {self.seed}.")
+        if not 1 <= self.max_new_tokens <= MAX_TOKENS:
+            raise ValueError(f"max_new_tokens must lie in [1, {MAX_TOKENS}], but got {self.max_new_tokens}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +89,8 @@ class RecordSettings:
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, but got {self.repeats}.")
+        if not 0 <= self.tail_depth <= MAX_TAIL_DEPTH:
+            raise ValueError(f"tail_depth must lie in [0, {MAX_TAIL_DEPTH}], but got {self.tail_depth}.")
 
 
 # Where the settings of a flat config.yaml, as runs had it until schema version 1, stand now.

@@ -7,6 +7,7 @@ calibration.save("calibration.json")
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -105,6 +106,11 @@ class Calibration:
     draft_beside: float = 1.0
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        for name in ("drafting", "beside", "draft_beside"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} of a calibration must be positive and finite, but got {getattr(self, name)}.")
+
     def fit_of(self, group: str) -> LatencyFit:
         """The law of one group, with a clear refusal when nothing of it was recorded."""
         if group not in self.fits:
@@ -124,8 +130,9 @@ class Calibration:
         try:
             calibration = TypeAdapter(Calibration).validate_json(Path(path).read_bytes())
         except (OSError, ValidationError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise ValueError(f"{path} is not a calibration: {reason}; write one with Calibration.save.") from error
+            raise ValueError(
+                f"{path} is not a calibration: {_reason(error)}; write one with `specbranch calibrate`."
+            ) from error
         if calibration.schema_version not in READABLE_VERSIONS:
             raise ValueError(
                 f"{path} has schema version {calibration.schema_version}, this code reads "
@@ -166,11 +173,25 @@ class Calibration:
         return "\n".join(lines)
 
 
+def _reason(error: OSError | ValidationError) -> str:
+    """Why a file cannot be read, with the place of the mistake."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+
+
 def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     """Fit every group of operations of a run. Requests that were not clean (contention, throttling) are left out.
 
     seed: of the bootstrap and of the draws in the round check.
     """
+    if (kind := run.meta.get("kind", "executed")) != "executed":
+        warnings.warn(
+            f"{run.folder} holds {kind} times, not measured ones: the fit describes the model that made them.",
+            stacklevel=2,
+        )
     requests, ops = run.requests, run.ops
     unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
     groups = groups_of(ops)

@@ -15,6 +15,7 @@ Assumption: draws are independent; slow spells that last for many operations are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,13 @@ class LatencyFit:
             raise ValueError(f"a latency fit needs {len(TERMS)} coefficients and intervals: {', '.join(TERMS)}.")
         if not self.ratios:
             raise ValueError("a latency fit needs at least one ratio; (1.0,) is no noise.")
+        factors = [factor for _, factor in self.widths]
+        for name, values in (("coefficients", self.coefficients), ("widths", factors)):
+            for value in values:
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{name} of a latency fit must be finite and at least 0, but got {value}.")
+        if not all(map(math.isfinite, self.ratios)):
+            raise ValueError("ratios of a latency fit must be finite numbers.")
 
     def mean_s(self, num_tokens: int, num_branches: int, context_tokens: int) -> float:
         """Mean seconds of one operation."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from traces.folder.tables import (
 from traces.schema import SCHEMA_VERSION, RequestRecord, RequestTrace, Round
 
 PARTS = "parts"
+MAX_SETTINGS_BYTES = 4 << 20  # YAML is read slowly
+MAX_REPORT_BYTES = 256 << 20
+MEASURED = ("ops", "rounds", "requests")  # tables in which every value is known
 INCOMPLETE, COMPLETE = "incomplete", "complete"
 
 
@@ -155,10 +158,7 @@ def read_run(folder: str | Path) -> Run:
     if meta.get("status") not in (COMPLETE, INCOMPLETE):
         raise RunError(f"{folder} is not a run folder: its meta.json has no status; give the folder of a recording.")
     _check_version(folder / "meta.json", meta.get("schema_version"))
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"cannot read {folder / 'config.yaml'}: {reason_of(error)}; copy the run again.") from error
+    config = read_yaml(folder / "config.yaml")
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     return Run(folder, config, meta, summary)
 
@@ -166,8 +166,10 @@ def read_run(folder: str | Path) -> Run:
 def read_table(path: Path, name: str) -> Any:
     """One file of a table, held to the schema."""
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(
+            path, page_checksum_verification=True
+        )  # of files that have checksums: ours since version 2
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise RunError(
             f"cannot read {path}: {reason_of(error)}; the file is damaged, copy or record it again."
         ) from error
@@ -178,7 +180,24 @@ def read_table(path: Path, name: str) -> Any:
             table = table.add_column(index, field, pa.nulls(len(table), field.type))
     if table.schema.names != SCHEMAS[name].names:
         raise RunError(f"{path} has other columns than schema {SCHEMA_VERSION}: {table.schema.names}; record it again.")
-    return table.cast(SCHEMAS[name])
+    try:
+        table = table.cast(SCHEMAS[name])
+    except pa.ArrowException as error:
+        raise RunError(f"{path} has columns of other types ({reason_of(error)}); copy or record it again.") from error
+    if name in MEASURED:
+        _check_values(table, path)
+    return table
+
+
+def _check_values(table: Any, path: Path) -> None:
+    """Measurements are whole: no value is missing, and every number is finite."""
+    for field in table.schema:
+        column = table.column(field.name)
+        if column.null_count:
+            raise RunError(f"{path} has {column.null_count} missing values in {field.name}; copy or record it again.")
+        if pa.types.is_floating(field.type) and not np.isfinite(values := column.to_numpy()).all():
+            row = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise RunError(f"{path} has {values[row]} in {field.name}, row {row}; copy or record it again.")
 
 
 def _check_version(path: Path, version: Any) -> int:
@@ -194,13 +213,31 @@ def _check_version(path: Path, version: Any) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The settings or reports in a JSON file. Raises `RunError` if it cannot be read or holds something else."""
+    return _mapping_of(path, json.loads, MAX_REPORT_BYTES)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file. Raises `RunError` if it cannot be read or holds something else."""
+    return _mapping_of(path, yaml.safe_load, MAX_SETTINGS_BYTES)
+
+
+def _mapping_of(path: Path, parse: Callable[[str], Any], max_bytes: int) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {reason_of(error)}; copy the run again.") from error
-    if not isinstance(settings, dict):
-        raise RunError(f"{path} holds a {type(settings).__name__}; is this a run folder?")
-    return settings
+        if (num_bytes := path.stat().st_size) > max_bytes:
+            raise RunError(
+                f"{path} has {num_bytes >> 20} MiB, more than {max_bytes >> 20}: these are not settings."
+            )
+        read = parse(path.read_text(encoding="utf-8"))
+    except RunError:
+        raise
+    except RecursionError:
+        raise RunError(f"cannot read {path}: it is nested too deeply; write plain settings.") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, yaml.YAMLError) as error:
+        # PyYAML's own constructors raise all of these for a tag that does not fit its value.
+        raise RunError(f"cannot read {path}: {reason_of(error)}; mend the file, or copy it again.") from error
+    if not isinstance(read, dict):
+        raise RunError(f"{path} should hold settings by name, but holds {type(read).__name__}; mend or copy the file.")
+    return read
 
 
 def _by_request(table: Any) -> dict[int, Any]:

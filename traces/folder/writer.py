@@ -153,7 +153,7 @@ class RunWriter:
         path = self.folder / name
         temporary = path.with_name(path.name + ".tmp")
         try:
-            pq.write_table(table.combine_chunks(), temporary)
+            pq.write_table(table.combine_chunks(), temporary, write_page_checksum=True)
             replace(temporary, path)
         except OSError as error:
             raise RunError(f"cannot write {path}: {reason_of(error)}; what was flushed before is readable.") from error

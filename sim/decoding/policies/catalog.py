@@ -39,6 +39,10 @@ POLICIES: dict[str, type[Any]] = {
 }
 
 
+MAX_TOKENS_A_ROUND = 4096  # also rows of a batch of branches
+MAX_NUMBER = 1e4
+
+
 class PolicyError(ValueError):
     """A policy's label cannot be read; the message says what to write instead."""
 
@@ -55,6 +59,8 @@ def parse_policy(label: str) -> Policy:
         key, equals, value = part.partition("=")
         if not equals:
             raise PolicyError(f"policy {label!r}: {part!r} is not a setting; write name:setting=value,setting=value.")
+        if key.strip() in settings:
+            raise PolicyError(f"policy {label!r}: {key.strip()} is given twice; which one is meant?")
         settings[key.strip()] = value.strip()
     return make_policy(name, settings)
 
@@ -77,7 +83,23 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
         message = first["msg"].removeprefix("Value error, ")
         raise PolicyError(f"policy {name}: {where + ': ' if where else ''}{message}") from None
     assert isinstance(policy, Policy)
+    _check_limits(name, policy)
     return policy
+
+
+def _check_limits(name: str, policy: Any) -> None:
+    """Refuse what no machine could draft, before any work starts, and numbers that compare with nothing."""
+    counts = {
+        field.name: value
+        for field in dataclasses.fields(policy)
+        if isinstance(value := getattr(policy, field.name), int | float) and not isinstance(value, bool)
+    }
+    for setting, value in counts.items():
+        most = MAX_TOKENS_A_ROUND if isinstance(value, int) else MAX_NUMBER
+        if not abs(value) <= most:
+            raise PolicyError(f"policy {name}: {setting} must be at most {most:g}, but got {value}.")
+    if counts.get("fan_out", 1) * counts.get("draft_length", 1) > MAX_TOKENS_A_ROUND:
+        raise PolicyError(f"policy {name}: fan_out times draft_length must be at most {MAX_TOKENS_A_ROUND} rows.")
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def test_simulation_and_exploration_run_without_torch(tmp_path: Path, recorded: 
     [
         (["record", "--policy", "magic"], "unknown policy 'magic'"),
         (["record", "--policy", "fixed_length:draft_length=0"], "draft_length must be at least 1"),
-        (["record", "--temperature", "-1"], "temperature must be at least 0"),
+        (["record", "--temperature", "-1"], "temperature must be 0"),
         (["record", "--prompts", "nowhere.jsonl"], "no prompts at nowhere.jsonl"),
         (["record", "--target", "nowhere/at-all"], "nowhere/at-all"),
         (["validate", "--run", "missing-run"], "missing-run"),

@@ -99,11 +99,11 @@ def test_a_mistake_is_one_clear_line(settings: dict[str, Any], told: str) -> Non
 
 
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
-    for text, told in [("policies: [", "not a YAML file"), ("- pearl", "holds no study but a list")]:
+    for text, told in [("policies: [", "cannot read"), ("- pearl", "should hold settings by name, but holds list")]:
         (tmp_path / "study.yaml").write_text(text)
         with pytest.raises(StudyError, match=told):
             read_study(tmp_path / "study.yaml")
-    with pytest.raises(StudyError, match="cannot read the study"):
+    with pytest.raises(StudyError, match="cannot read"):
         read_study(tmp_path / "missing.yaml")
 
 

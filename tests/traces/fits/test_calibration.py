@@ -313,7 +313,7 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="schema version 9"):
         Calibration.load(tmp_path / "c.json")
     (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no calibration"):
+    with pytest.raises(ValueError, match="is not a calibration"):
         Calibration.load(tmp_path / "c.json")
 
 

@@ -34,7 +34,8 @@ from traces.schema import (
 numbers = st.floats(allow_nan=False, width=64)
 signals = st.builds(Signal, numbers, numbers, numbers)
 small = st.integers(0, 1000)
-times = st.builds(RoundTimes, numbers, numbers, numbers, numbers)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=64)  # measurements are
+times = st.builds(RoundTimes, finite, finite, finite, finite)
 
 
 @st.composite
