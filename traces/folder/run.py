@@ -224,9 +224,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _mapping_of(path: Path, parse: Callable[[str], Any], max_bytes: int) -> dict[str, Any]:
     try:
         if (num_bytes := path.stat().st_size) > max_bytes:
-            raise RunError(
-                f"{path} has {num_bytes >> 20} MiB, more than {max_bytes >> 20}: these are not settings."
-            )
+            raise RunError(f"{path} has {num_bytes >> 20} MiB, more than {max_bytes >> 20}: these are not settings.")
         read = parse(path.read_text(encoding="utf-8"))
     except RunError:
         raise
