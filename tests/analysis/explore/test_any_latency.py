@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from analysis.check.predict import predict
+from analysis.check.validate import validate
 from analysis.explore.exploration import explore_study
 from analysis.explore.simulation import simulate_run
 from analysis.figures.figures import draw_figures
@@ -20,6 +21,8 @@ from sim.latency.base import Array, PlainLatency
 from tests.analysis.made_up_run import write_run
 from traces.folder.run import read_run
 from traces.schema import OpShape
+
+MEASURED = Path(__file__).parents[2] / "data" / "run_v1"  # an executed run
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,15 @@ def test_a_run_is_simulated_with_it(run_dir: Path, tmp_path: Path) -> None:
     speeds = simulate_run(run_dir, tmp_path / "out", [Autoregressive(), Pearl(3)], latency=Toy(draft_s=0.1))
     assert speeds[0].tokens_per_s == pytest.approx(1.0)
     assert read_run(tmp_path / "out" / "01-pearl").config["calibration"] == "Toy(draft_s=0.1)"
+
+
+def test_a_run_is_validated_with_it() -> None:
+    """The toy says that a token takes a second: its error is that, whatever the machine did."""
+    measured = read_run(MEASURED)
+    validation = validate(measured, measured.traces(), Toy(draft_s=0.25))
+    plain = [check for check in validation.policies if check.policy == "autoregressive"]
+    assert plain
+    for check in plain:
+        assert check.predicted_tokens_per_s == pytest.approx(1.0)
+        assert check.relative_error == pytest.approx(1 / check.measured_tokens_per_s - 1)
+        assert check.acceptance_error == pytest.approx(0.0)  # the very prompts that were measured
