@@ -221,10 +221,21 @@ def read_comparison(folder: Path) -> list[ComparedPolicy]:
 def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
     """The table for people, one a temperature."""
     for temperature in dict.fromkeys(row.temperature for row in rows):
-        table = Table(title=f"T = {temperature:g}", title_justify="left", box=None, pad_edge=False)
-        names = ("method", "tok/s [95%]", "predicted", "speed-up", "tok/fwd", "rollback", "unused", "wasted", "fwd/tok")
+        title = f"T = {temperature:g}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        names = (
+            "method",
+            "tok/s [95%]",
+            "predicted",
+            "speed-up",
+            "tok/fwd",
+            "rolled back",
+            "unused",
+            "wasted",
+            "fwd/tok",
+        )
         for name in names:
-            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
         here = [row for row in rows if row.temperature == temperature]
         for row in sorted(here, key=lambda row: row.speedup_over_autoregressive or 0.0):
             low, high = row.tokens_per_s_interval

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.check.validate import Validation
-from sim.decoding.policies.catalog import parse_policy
+from sim.decoding.policies.catalog import POLICIES, parse_policy
 from traces.metrics.speeds import Speed
+
+MIN_NAME_WIDTH = max(map(len, POLICIES)) + 1  # with a comma
 
 
 def short_label(policy: str) -> str:
@@ -38,13 +40,19 @@ def _in_words(name: str, value: object) -> str:
     return f"{words} {value:.3g}" if isinstance(value, int | float) else f"{value} {words}"
 
 
+def _add_column(table: Table, name: str) -> None:
+    """A column of numbers, or of policies, which are the last to be cut: a label breaks between words at most."""
+    is_name = name == "policy"
+    table.add_column(
+        name.replace("[", "\\["), justify="left" if is_name else "right", min_width=MIN_NAME_WIDTH if is_name else None
+    )
+
+
 def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:
     """Speeds with 95% intervals over prompts."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("policy", "T", "tokens/s [95%]", "speed-up [95%]", "tokens/forward", "n"):
-        table.add_column(
-            name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy"
-        )
+        _add_column(table, name)
     for speed in speeds:
         table.add_row(
             short_label(speed.policy),
@@ -57,15 +65,18 @@ def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:
             str(speed.num_prompts),
         )
     console.print(table)
+    if disturbed := sum(speed.num_unclean for speed in speeds):
+        total = sum(speed.num_requests for speed in speeds)
+        console.print(
+            f"[yellow]{disturbed} of {total} requests ran beside other load: their times support no claim[/yellow]"
+        )
 
 
 def print_validation(console: Console, validation: Validation) -> None:
     """Predicted beside measured, and what the comparison amounts to."""
     table = Table(title="Predicted against measured, tokens/s", title_justify="left", box=None, pad_edge=False)
     for name in ("policy", "T", "predicted", "measured [95%]", "error", "latency's", "speed-up"):
-        table.add_column(
-            name.replace("[", "\\["), justify="left" if name == "policy" else "right", no_wrap=name != "policy"
-        )
+        _add_column(table, name)
     for check in validation.policies:
         speedup = check.speedup_over_autoregressive
         table.add_row(
