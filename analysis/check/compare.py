@@ -225,23 +225,23 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         names = (
             "method",
-            "tok/s [95%]",
+            "tok/s\n[95%]",
             "predicted",
-            "speed-up",
-            "tok/fwd",
-            "rolled back",
+            "speed\nup",
+            "tok /\nfwd",
+            "rolled\nback",
             "unused",
             "wasted",
-            "fwd/tok",
+            "fwd /\ntok",
         )
         for name in names:
-            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)  # at most 80 wide
         here = [row for row in rows if row.temperature == temperature]
         for row in sorted(here, key=lambda row: row.speedup_over_autoregressive or 0.0):
             low, high = row.tokens_per_s_interval
             table.add_row(
                 row.family,
-                f"{row.tokens_per_s:.0f} \\[{low:.0f}, {high:.0f}]",
+                f"{row.tokens_per_s:.0f}\n\\[{low:.0f}, {high:.0f}]",
                 f"{row.predicted_tokens_per_s:.0f}",
                 "" if row.speedup_over_autoregressive is None else f"{row.speedup_over_autoregressive:.2f}",
                 f"{row.tokens_per_target_forward:.2f}",
