@@ -17,9 +17,9 @@ from sim.decoding.policies.base import Defaults, Needs, Observation
 from sim.decoding.policies.catalog import parse_policy
 from sim.decoding.verification import Floats
 from tests.laws import verification_laws as laws
-from tests.laws.enumerated_draws import PrivateNoise, SharedNoise
-from tests.laws.enumerated_world import Tokens
-from tests.laws.enumeration import TinyPair, autoregressive_law, random_pair, sequence_law, total_variation
+from tests.laws.enumerated.draws import PrivateNoise, SharedNoise
+from tests.laws.enumerated.law import TinyPair, autoregressive_law, random_pair, sequence_law, total_variation
+from tests.laws.enumerated.world import Tokens
 from tests.laws.verification_laws import Rule
 from traces.schema import Sampling, Signal
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sim.decoding.machine import Close, Reply, decode
 from sim.decoding.policies.base import Defaults, Hedges, Needs, Observation, Policy, Verdict
 from sim.decoding.policies.catalog import POLICIES, parse_policy
-from tests.laws.enumerated_world import EnumeratedWorld, Tokens
-from tests.laws.enumeration import TinyPair, autoregressive_law, random_pair, sequence_law, total_variation
+from tests.laws.enumerated.law import TinyPair, autoregressive_law, random_pair, sequence_law, total_variation
+from tests.laws.enumerated.world import EnumeratedWorld, Tokens
 from tests.laws.verification_laws import Rule
 from traces.schema import Sampling, Signal
 

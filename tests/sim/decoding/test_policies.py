@@ -56,7 +56,7 @@ def test_labels_read_back(label: str) -> None:
         ("fixed_length:draft_length=0", "draft_length must be at least 1"),
         ("fixed_length:length=3", "no setting 'length'"),
         ("pearl:draft_length=many", "draft_length"),
-        ("pearl:3", "no setting; write"),
+        ("pearl:3", "not a setting; write"),
         ("autoregressive:draft_length=3", "no settings"),
         ("saguaro:acceptance=1.0", "between 0 and 1"),
         ("specbranch:max_branches=0", "max_branches must be at least 1"),

@@ -1,6 +1,6 @@
 """A world for enumeration: it answers the step machine about one request from next-token tables.
 
-What is random it asks of `Draws`: `tests.laws.enumerated_draws` holds the models of shared and of private noise.
+What is random it asks of `Draws`: `tests.laws.enumerated.draws` holds the models of shared and of private noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ClassesOf: TypeAlias = Callable[[Tokens], ClassProbs]
 
 
 class Laws(Protocol):
-    """Next-token laws of a pair: what a world asks of `tests.laws.enumeration.TinyPair`."""
+    """Next-token laws of a pair: what a world asks of `tests.laws.enumerated.law.TinyPair`."""
 
     @property
     def vocab_size(self) -> int: ...

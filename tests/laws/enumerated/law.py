@@ -5,7 +5,7 @@
     assert total_variation(law.probs, autoregressive_law(pair, 5)) < 1e-12
 
 The real step machine runs along each path of a tree whose branches are the answers of a world
-made of next-token tables (`tests.laws.enumerated_world`). A length of at least the policy's longest draft + 2 covers a token
+made of next-token tables (`tests.laws.enumerated.world`). A length of at least the policy's longest draft + 2 covers a token
 after a bonus token and after a correction. The check is exact up to rounding: a TV distance above 1e-12 is a defect of
 the policy under that rule, not bad luck.
 """
@@ -23,9 +23,9 @@ from sim.decoding.machine import Close
 from sim.decoding.policies.base import Policy
 from sim.decoding.verification import Floats, transform
 from sim.decoding.world import drive
-from tests.laws.enumerated_draws import PrivateNoise, SharedNoise
-from tests.laws.enumerated_world import ClassesOf, EnumeratedWorld, Tokens
-from tests.laws.outcome_tree import Chance
+from tests.laws.enumerated.draws import PrivateNoise, SharedNoise
+from tests.laws.enumerated.outcome_tree import Chance
+from tests.laws.enumerated.world import ClassesOf, EnumeratedWorld, Tokens
 from tests.laws.verification_laws import Rule, check_pairing
 from traces.schema import Sampling
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tests.laws import verification_laws as laws
-from tests.laws.enumerated_world import Laws, Tokens
+from tests.laws.enumerated.outcome_tree import Chance
+from tests.laws.enumerated.world import Laws, Tokens
 from tests.laws.noise_regions import Region, by_margin, by_order, everything
-from tests.laws.outcome_tree import Chance
 from traces.schema import Signal
 
 
