@@ -226,6 +226,8 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
         **{name: getattr(engine, name) for name in ("device", "dtype", "capacity")},
         **{name: getattr(decoding, name) for name in ("top_k", "top_p", "max_new_tokens", "seed", "ignore_eos")},
         "draft_sms": pair.draft_sms,
+        "ignore_generation_config": pair.ignores_generation_config,
+        "allow_vocab_difference": pair.allows_vocab_difference,
         "engine": engine.kind,
         "acceptance": decoding.acceptance,
         "prompts": prompts.source,
