@@ -197,9 +197,7 @@ def validate_run(
         base,
         decoding=replace(base.decoding, policies=tuple(map(label_of, dict.fromkeys([*tested, *anchors])))),
         prompts=replace(
-            base.prompts,
-            num=num_anchored + num_prompts,
-            skip=base.prompts.skip + base.prompts.num - num_anchored,
+            base.prompts, num=num_anchored + num_prompts, skip=base.prompts.skip + base.prompts.num - num_anchored
         ),
         repeats=repeats,
         aligns=True,

@@ -189,8 +189,5 @@ def _evaluate_drawn(policies: Sequence[Policy], workload: Workload) -> Evaluated
                 for name in COUNTS:
                     counts[name][row] = apart.counts[name]
     return Evaluated(
-        policies=tuple(policies),
-        counts=counts,
-        seconds=dict(zip(SECONDS, seconds, strict=True)),
-        peak_kv_tokens=peaks,
+        policies=tuple(policies), counts=counts, seconds=dict(zip(SECONDS, seconds, strict=True)), peak_kv_tokens=peaks
     )

@@ -221,15 +221,7 @@ def pareto_front_plot(axes: Axes, table: pd.DataFrame, x: str, y: str = "tokens_
         colour, name = colour_of(str(method)), NAMES.get(str(method), str(method))
         axes.scatter(rows[x], rows[y], s=8, alpha=0.35, color=colour, label=name)
     front = table[table.is_pareto].sort_values(x)
-    axes.scatter(
-        front[x],
-        front[y],
-        s=30,
-        facecolors="none",
-        edgecolors="black",
-        linewidths=0.9,
-        label="Pareto front",
-    )
+    axes.scatter(front[x], front[y], s=30, facecolors="none", edgecolors="black", linewidths=0.9, label="Pareto front")
     axes.set_xlabel(x.removeprefix("objective_").replace("_", " "))
     axes.set_ylabel(y.replace("tokens_per_s", "speed (tokens/s)"))
     axes.grid(alpha=0.25)

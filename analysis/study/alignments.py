@@ -28,13 +28,7 @@ from traces.fits.acceptance.chain import fit_hazard, fit_markov
 from traces.fits.acceptance.joint import fit_acceptance
 from traces.schema import RequestTrace
 
-KINDS = {
-    "recorded": (),
-    "resampled": (),
-    "geometric": GEOMETRIC_SETTINGS,
-    "hazard": ("alpha",),
-    "markov": ("alpha",),
-}
+KINDS = {"recorded": (), "resampled": (), "geometric": GEOMETRIC_SETTINGS, "hazard": ("alpha",), "markov": ("alpha",)}
 
 
 def aligned_traces(label: str, traces: Sequence[RequestTrace], *, seed: int) -> list[RequestTrace]:

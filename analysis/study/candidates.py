@@ -204,10 +204,7 @@ def _specbranch_grids(lengths: Sequence[int], with_classes: bool, is_small: bool
         ]
 
     counts = (4,) if is_small else (2, 3, 4, 8)
-    full = {
-        "specbranch": windows(counts, uses_hrad=True),
-        "specbranch without branches": windows((1,), uses_hrad=True),
-    }
+    full = {"specbranch": windows(counts, uses_hrad=True), "specbranch without branches": windows((1,), uses_hrad=True)}
     return (full if with_classes else {}) | {
         "specbranch without H-RAD": windows(counts, uses_hrad=False),
         "specbranch without branches and H-RAD": windows((1,), uses_hrad=False),

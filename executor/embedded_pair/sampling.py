@@ -32,12 +32,7 @@ def noisy_scores(logits: torch.Tensor, noise: torch.Tensor, temperature: float) 
 
 @torch.inference_mode()
 def generate(
-    model: LlamaForCausalLM,
-    prompts: Sequence[Sequence[int]],
-    *,
-    num_new_tokens: int,
-    temperature: float,
-    seed: int,
+    model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], *, num_new_tokens: int, temperature: float, seed: int
 ) -> list[list[int]]:
     """Continue every prompt until its first `</s>` (kept) or `num_new_tokens`; greedy at temperature 0.
 

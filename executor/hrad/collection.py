@@ -63,12 +63,7 @@ class CollectSettings:
             )
 
 
-def collect(
-    settings: CollectSettings,
-    output_dir: str | Path,
-    *,
-    progress: Report = silent,
-) -> Dataset:
+def collect(settings: CollectSettings, output_dir: str | Path, *, progress: Report = silent) -> Dataset:
     """Decode and look; writes the run folder `run` and the dataset into output_dir. progress counts requests.
 
     Raises HradError as `dataset_of` does.

@@ -55,12 +55,7 @@ class Trained:
     history: tuple[float, ...]
 
 
-def train(
-    dataset: Dataset,
-    settings: TrainingSettings | None = None,
-    *,
-    progress: Report = silent,
-) -> Trained:
+def train(dataset: Dataset, settings: TrainingSettings | None = None, *, progress: Report = silent) -> Trained:
     """Train on a dataset of the pair; progress(epoch, num_epochs). Raises HradError for evaluation data, for data of one
     prompt, and where a class never occurs."""
     settings = settings or TrainingSettings()
@@ -98,18 +93,29 @@ def train(
     _take_raw_inputs(network, mean, spread)
     if settings.is_calibrated:
         _calibrate(network, held_back, class_weights.log())
+    metrics = {**_metrics(network, held_back, counts), "best_epoch": float(np.argmin(history) + 1)}
+    held_back_prompts = np.unique(dataset.prompts[is_held_back])
+    return Trained(network, _card_of(dataset, settings, held_back_prompts, metrics), tuple(history))
+
+
+def _metrics(network: nn.Sequential, held_back: tuple[Tensor, Tensor], counts: Tensor) -> dict[str, float]:
+    """On held-back rows, beside a constant with the classes' frequencies. counts: of the classes in training."""
     with torch.no_grad():
         log_probs = network(held_back[0]).log_softmax(-1)
     constant = (counts / counts.sum()).log()[held_back[1]].mean()
-    metrics = {
+    return {
         "log_loss": float(functional.nll_loss(log_probs, held_back[1])),
         "constant_log_loss": -float(constant),
         "accuracy": float((log_probs.argmax(-1) == held_back[1]).double().mean()),
         "num_held_back": float(len(held_back[1])),
-        "best_epoch": float(np.argmin(history) + 1),
     }
+
+
+def _card_of(
+    dataset: Dataset, settings: TrainingSettings, held_back_prompts: NDArray[np.int64], metrics: dict[str, float]
+) -> PredictorCard:
     meta = dataset.meta
-    card = PredictorCard(
+    return PredictorCard(
         target_fingerprint=meta.target_fingerprint,
         draft_fingerprint=meta.draft_fingerprint,
         draft_length=meta.draft_length,
@@ -120,11 +126,10 @@ def train(
         temperatures=meta.temperatures,
         num_positions=len(dataset),
         prompt_keys=meta.prompt_keys,
-        held_back_keys=tuple(meta.prompt_keys[index] for index in np.unique(dataset.prompts[is_held_back])),
+        held_back_keys=tuple(meta.prompt_keys[index] for index in held_back_prompts),
         is_calibrated=settings.is_calibrated,
         metrics=metrics,
     )
-    return Trained(network, card, tuple(history))
 
 
 def split_by_prompt(prompts: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -36,11 +36,7 @@ MAX_TRIES = 3
 
 
 def record_run(
-    settings: RecordSettings,
-    output_dir: str | Path,
-    *,
-    session: Session | None = None,
-    progress: Report = silent,
+    settings: RecordSettings, output_dir: str | Path, *, session: Session | None = None, progress: Report = silent
 ) -> Run:
     """Decode every prompt under every policy of `settings`; returns the finished run folder.
 
@@ -61,12 +57,7 @@ def record_run(
 
 
 def record(
-    schedule: Schedule,
-    settings: RecordSettings,
-    output_dir: str | Path,
-    *,
-    session: Session,
-    progress: Report = silent,
+    schedule: Schedule, settings: RecordSettings, output_dir: str | Path, *, session: Session, progress: Report = silent
 ) -> Run:
     """Decode a schedule in its order; returns the finished run folder.
 

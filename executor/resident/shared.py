@@ -31,13 +31,7 @@ class SharedDevice:
     """
 
     def __init__(
-        self,
-        device: torch.device,
-        *,
-        num_positions: int,
-        vocab_size: int,
-        is_shared: bool = True,
-        draft_sms: int = 0,
+        self, device: torch.device, *, num_positions: int, vocab_size: int, is_shared: bool = True, draft_sms: int = 0
     ) -> None:
         self.device, self.is_shared = device, is_shared
         self.vocab_size = vocab_size

@@ -127,11 +127,7 @@ class TritonOperations:
         out = torch.empty(num_rows, num_outputs, device=x.device, dtype=out_dtype or x.dtype)
         rows = padded_rows(num_rows)
         key = (rows, num_inputs, num_outputs, gates, norm is None, bias is None, residual is None, out.dtype)
-        extras = (
-            x if bias is None else bias,
-            x if norm is None else norm,
-            x if residual is None else residual,
-        )
+        extras = (x if bias is None else bias, x if norm is None else norm, x if residual is None else residual)
         flags = {
             "HAS_BIAS": bias is not None,
             "HAS_NORM": norm is not None,

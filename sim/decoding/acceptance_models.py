@@ -284,11 +284,7 @@ class Recorded:
 
 
 def continuation(
-    ranks: Sequence[int],
-    signals: Sequence[Signal],
-    tails: Mapping[int, tuple[Signal, ...]],
-    start: int,
-    depth: int,
+    ranks: Sequence[int], signals: Sequence[Signal], tails: Mapping[int, tuple[Signal, ...]], start: int, depth: int
 ) -> tuple[Signal, ...]:
     """Signals of the `depth` tokens that the draft proposes from `start` on: along the path, then along a tail."""
     ahead: list[Signal] = []

@@ -110,6 +110,8 @@ def decode(
     load at the next round's start (None where there is no such thing), everything else by None.
     class_probs: H-RAD's prediction after the prefill, if there is one. load: of the server when the first round starts.
     Raises ValueError when the policy hedges more or fewer outcomes than there are.
+
+    One function, long as it is: plan, act and settle in their order are the method, and read best from top to bottom.
     """
     pending: tuple[Signal, ...] = ()
     frontier: Signal | None = None  # the draft's law right after `pending`, when it costs no forward

@@ -23,11 +23,7 @@ class FittedLatency:
     """
 
     def __init__(
-        self,
-        calibration: Calibration,
-        *,
-        is_noisy: bool = True,
-        conditions: Conditions | None = None,
+        self, calibration: Calibration, *, is_noisy: bool = True, conditions: Conditions | None = None
     ) -> None:
         self.calibration = calibration
         self.is_noisy = is_noisy

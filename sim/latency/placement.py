@@ -155,11 +155,7 @@ class PlacedTimer:
     """`sim.sweep.timer.RoundTimer` for a placement: the mixture of its times on two devices and taking turns."""
 
     def __init__(
-        self,
-        latency: LatencyModel,
-        traces: Sequence[RequestTrace],
-        placement: Placement,
-        conditions: Conditions,
+        self, latency: LatencyModel, traces: Sequence[RequestTrace], placement: Placement, conditions: Conditions
     ) -> None:
         """conditions: of the policies whose rounds are timed, were each model on its own device."""
         self.share = placement.share_of_turns

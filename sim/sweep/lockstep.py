@@ -221,7 +221,7 @@ def step_all(rule: ArrayRule, lanes: Lanes, arrays: TraceArrays, emit: Callable[
 
 
 def _step(rule: ArrayRule, lanes: Lanes, arrays: TraceArrays) -> RoundArrays:
-    """One round of every lane: plan, act, settle, as in `sim.decoding.machine.decode`."""
+    """One round of every lane: plan, act, settle, as in `sim.decoding.machine.decode`, and one function as that is."""
     position, carried, lag = lanes.position, lanes.num_carried, lanes.lag
     most = lanes.limit - position - 1  # the target's own token is always one of the remaining
     none = np.zeros_like(position)
@@ -252,7 +252,7 @@ def _step(rule: ArrayRule, lanes: Lanes, arrays: TraceArrays) -> RoundArrays:
         looks = np.where(may_hedge, lag, 0)
         lag = np.where(may_hedge, 0, lag)
         rows, steps, covered = _useful(rule.hedge(lanes, pending), pending, accepted, most)
-        # After a rejection the pending token (rank 0) is not among the hedged ones: ranks 1 to F are.
+        # `hedged_ranks`, of arrays: after a rejection ranks 1 to F are hedged, at the end 0 to F - 1.
         hit = (arrays.ranks[stop] < covered + (accepted < pending)) & ~finished
 
     # Settle.

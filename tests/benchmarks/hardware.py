@@ -128,10 +128,7 @@ def step_times(settings: RecordSettings, session: Session, read_bytes_per_s: flo
     found["verify_8_over_1"] = float(verify[8, 1] / verify[1, 1])
     target, draft = session.target, session.engine
     if read_bytes_per_s and isinstance(draft, ResidentEngine) and isinstance(target, GraphTarget):
-        for name, engine, ms in (
-            ("target", target.engine, verify[1, 1]),
-            ("draft", draft, medians["draft"][1, 1]),
-        ):
+        for name, engine, ms in (("target", target.engine, verify[1, 1]), ("draft", draft, medians["draft"][1, 1])):
             num_bytes = _step_bytes(engine.weights) + 2 * engine.weights.shape.kv_numbers * context  # 16 bits
             floor_ms = 1e3 * num_bytes / read_bytes_per_s
             found[name] = {"step_ms": float(ms), "floor_ms": floor_ms, "over_floor": float(ms) / floor_ms}
@@ -336,8 +333,7 @@ def main() -> None:
         ),
     )
     exact = replace(
-        embedded,
-        pair=replace(embedded.pair, engine=replace(embedded.pair.engine, dtype="bfloat16"), verify_width=16),
+        embedded, pair=replace(embedded.pair, engine=replace(embedded.pair.engine, dtype="bfloat16"), verify_width=16)
     )
 
     def shape_steps() -> object:

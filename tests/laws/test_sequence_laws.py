@@ -85,8 +85,7 @@ def test_every_policy_emits_the_targets_sequence_law(label: str, rule: Rule) -> 
 
 @pytest.mark.parametrize("rule", Rule)
 @pytest.mark.parametrize(
-    "label",
-    ["fixed_length:draft_length=1", "pearl:draft_length=2", "saguaro:draft_length=1,fan_out=2,spread=uniform"],
+    "label", ["fixed_length:draft_length=1", "pearl:draft_length=2", "saguaro:draft_length=1,fan_out=2,spread=uniform"]
 )
 def test_more_tokens_and_more_branches(label: str, rule: Rule) -> None:
     pair = random_pair(np.random.default_rng(8), 3)

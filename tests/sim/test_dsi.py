@@ -35,8 +35,7 @@ def textbook(cost_ratio: float) -> ConstantLatency:
 
 @pytest.mark.parametrize("has_plain_server", [False, True])
 @pytest.mark.parametrize(
-    ("alpha", "lookahead", "cost_ratio"),
-    [(0.5, 1, 6.0), (0.6, 3, 12.0), (0.8, 5, 10.0), (0.95, 4, 4.0)],
+    ("alpha", "lookahead", "cost_ratio"), [(0.5, 1, 6.0), (0.6, 3, 12.0), (0.8, 5, 10.0), (0.95, 4, 4.0)]
 )
 def test_the_speed_is_that_of_the_closed_form(
     alpha: float, lookahead: int, cost_ratio: float, has_plain_server: bool

@@ -6,11 +6,7 @@ from analysis.cli.options import CalibrationFile, OutputDir, Policies, RunDir, S
 
 
 def simulate(
-    run: RunDir,
-    output_dir: OutputDir,
-    policy: Policies = None,
-    calibration: CalibrationFile = None,
-    seed: Seed = 0,
+    run: RunDir, output_dir: OutputDir, policy: Policies = None, calibration: CalibrationFile = None, seed: Seed = 0
 ) -> None:
     """Replay a recorded run under other policies in simulated time; writes a run folder for each."""
     from analysis.cli.tables import print_speeds

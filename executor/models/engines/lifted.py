@@ -95,13 +95,7 @@ class Weights(NamedTuple):
 
 
 def lift(
-    model: Any,
-    *,
-    num_positions: int,
-    vocab_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    folds_norms: bool,
+    model: Any, *, num_positions: int, vocab_size: int, device: torch.device, dtype: torch.dtype, folds_norms: bool
 ) -> Weights:
     """Rearranged copies of a LlamaForCausalLM's weights (or of one of the other supported types).
 

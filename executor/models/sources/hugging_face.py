@@ -23,13 +23,7 @@ from executor.models.engines.hugging_face import HuggingFaceEngine
 from executor.models.engines.lifted import why_unsupported
 from executor.models.engines.static import StaticEngine
 from executor.models.settings import EngineKind, EngineSettings
-from executor.models.sources.base import (
-    LARGEST_DEFAULT_CAPACITY,
-    ModelError,
-    fitting,
-    resolve_device,
-    resolve_dtype,
-)
+from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, ModelError, fitting, resolve_device, resolve_dtype
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.weights import place_weights, shape_of
 from sim.decoding.model_shapes import ModelShape

@@ -8,13 +8,7 @@ from typing import Any
 from executor.models.engines.base import Engine
 from executor.models.names import RandomShape
 from executor.models.settings import EngineKind, EngineSettings
-from executor.models.sources.base import (
-    LARGEST_DEFAULT_CAPACITY,
-    ModelError,
-    fitting,
-    resolve_device,
-    resolve_dtype,
-)
+from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, ModelError, fitting, resolve_device, resolve_dtype
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.weights import random_weights
 from sim.decoding.model_shapes import ModelShape

@@ -64,10 +64,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"policies": ["pearl"], "conditions": {"alignments": ["geometric"]}}, "needs its acceptance"),
     ({"policies": ["pearl"], "conditions": {"interference": [0.5]}}, "interference must be at least 1"),
     ({"policies": ["pearl"], "search": {"kind": "random"}}, "search.kind"),
-    (
-        {"policies": [{"method": "pearl", "settings": {"draft_length": {"first": 1, "last": float("nan")}}}]},
-        "two ends",
-    ),
+    ({"policies": [{"method": "pearl", "settings": {"draft_length": {"first": 1, "last": float("nan")}}}]}, "two ends"),
     (
         {
             "policies": [

@@ -20,14 +20,6 @@ from executor.embedded_pair.corpus import (
     standard_library,
     training_prompts,
 )
-from executor.embedded_pair.quality import (
-    DRAFT_NAMES,
-    PAIR_FOLDER,
-    TARGET_NAME,
-    measure_cost_ratios,
-    measure_pair,
-    render_markdown,
-)
 from executor.embedded_pair.sampling import generate, noisy_scores, position_noise
 from executor.embedded_pair.settings import quick_preset
 from executor.embedded_pair.shapes import load_model, load_tokenizer
@@ -36,6 +28,14 @@ from executor.embedded_pair.tokens import BOS_ID, EOS_ID
 from executor.embedded_pair.training.target import held_out_loss
 from executor.embedded_pair.training.train import train_pair
 from executor.embedded_pair.training.unlikelihood import unlikelihood_loss
+from tests.benchmarks.pair_quality import (
+    DRAFT_NAMES,
+    PAIR_FOLDER,
+    TARGET_NAME,
+    measure_cost_ratios,
+    measure_pair,
+    render_markdown,
+)
 
 SMALL_LIBRARY = (
     *("ast.py", "bisect.py", "calendar.py", "dataclasses.py", "heapq.py", "inspect.py", "textwrap.py"),

@@ -6,10 +6,7 @@ import pytest
 
 from executor.embedded_pair.shapes import Shape, build_model, save_model
 from executor.embedded_pair.tokens import train_tokenizer
-from executor.hrad.predictor import (
-    PredictorCard,
-    save_predictor,
-)
+from executor.hrad.predictor import PredictorCard, save_predictor
 from executor.models.loading import fingerprint
 from tests.executor.hrad.small_pair import random_network
 

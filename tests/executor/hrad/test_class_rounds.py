@@ -10,13 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor.hrad.predictor import (
-    CARD_NAME,
-    WEIGHTS_NAME,
-    HradError,
-    Predictor,
-    load_predictor,
-)
+from executor.hrad.predictor import CARD_NAME, WEIGHTS_NAME, HradError, Predictor, load_predictor
 from executor.pair import Session
 from sim.decoding.policies.base import Defaults, Needs, Observation
 from tests.executor.hrad.small_pair import random_network, settings_of, short_request

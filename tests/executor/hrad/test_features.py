@@ -7,15 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from executor.hrad.dataset import (
-    accepted_lengths,
-    classes_of,
-    drafted_signals,
-)
+from executor.hrad.dataset import accepted_lengths, classes_of, drafted_signals
 from executor.hrad.features import class_inputs, class_inputs_along
-from executor.hrad.predictor import (
-    Predictor,
-)
+from executor.hrad.predictor import Predictor
 from executor.request import Request
 from executor.roles.target_side import TargetSide, load_target
 from tests.executor.hrad.small_pair import PROMPT

@@ -10,20 +10,9 @@ import pytest
 import torch
 
 from executor.hrad.collection import CollectSettings
-from executor.hrad.dataset import (
-    Dataset,
-    DatasetMeta,
-    Purpose,
-    load_dataset,
-    save_dataset,
-)
+from executor.hrad.dataset import Dataset, DatasetMeta, Purpose, load_dataset, save_dataset
 from executor.hrad.evaluation import check_apart, evaluate, expected_calibration_error, measure_cost
-from executor.hrad.predictor import (
-    HradError,
-    Predictor,
-    load_predictor,
-    save_predictor,
-)
+from executor.hrad.predictor import HradError, Predictor, load_predictor, save_predictor
 from executor.hrad.training import TrainingSettings, split_by_prompt, train
 from executor.recording.settings import PromptSettings
 from tests.settings import load

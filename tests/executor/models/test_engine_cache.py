@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    LlamaConfig,
-)
+from transformers import LlamaConfig
 
 from executor.models.engines.hugging_face import HuggingFaceEngine, cache_argument
 from executor.models.engines.lifted import why_unsupported

@@ -185,8 +185,7 @@ def check_all(alpha: float, gamma: int, cost_ratio: float, rescue_rate: float, t
 
 
 @pytest.mark.parametrize(
-    ("alpha", "gamma", "cost_ratio", "rescue_rate"),
-    [(0.5, 1, 3.0, 0.5), (0.8, 5, 8.5, 0.7), (0.92, 8, 6.0, 0.3)],
+    ("alpha", "gamma", "cost_ratio", "rescue_rate"), [(0.5, 1, 3.0, 0.5), (0.8, 5, 8.5, 0.7), (0.92, 8, 6.0, 0.3)]
 )
 def test_closed_forms_match_the_engine(alpha: float, gamma: int, cost_ratio: float, rescue_rate: float) -> None:
     check_all(alpha, gamma, cost_ratio, rescue_rate, geometric_traces(alpha, rescue_rate, seed=gamma))
@@ -208,10 +207,7 @@ def test_extreme_acceptance_is_met_exactly(alpha: float, gamma: int) -> None:
     for policy, expected in (
         (FixedLength(gamma), sps_speedup(alpha, gamma, 6.0)),
         (Pearl(gamma), pearl_speedup(alpha, gamma, 6.0)),
-        (
-            Windows(gamma, 0, 2, is_serial_after_miss=False),
-            specbranch_preverify_speedup(alpha, gamma, alpha, 6.0),
-        ),
+        (Windows(gamma, 0, 2, is_serial_after_miss=False), specbranch_preverify_speedup(alpha, gamma, alpha, 6.0)),
     ):
         summary = summarise(simulate(policy, [trace], ConstantLatency(draft_s=1.0, verify_s=6.0)))
         assert 6.0 * summary.decode_tokens_per_s == pytest.approx(float(expected), rel=0.01), policy

@@ -295,11 +295,7 @@ WAKING = Waking(draft_s=0.1, verify_s=1.0, host_s=0.01, draft_prefill_s=0.3, tar
     takes_turns=st.booleans(),
 )
 def test_sweep_gives_the_rounds_of_replay_and_the_times_of_the_engine(
-    latency: LatencyModel,
-    fewest_lanes: int,
-    policies: list[Policy],
-    traces: list[RequestTrace],
-    takes_turns: bool,
+    latency: LatencyModel, fewest_lanes: int, policies: list[Policy], traces: list[RequestTrace], takes_turns: bool
 ) -> None:
     check_sweep(policies, traces, latency, takes_turns=takes_turns, fewest=fewest_lanes)
 

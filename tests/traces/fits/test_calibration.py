@@ -278,10 +278,7 @@ def test_the_probe_tells_laws_waits_and_interference_apart(tmp_path: Path) -> No
         assert found.fits["verify"].mean_s(tokens, 1, 50) == pytest.approx(verify.mean_s(tokens, 1, 50), rel=0.03)
     assert found.round_check is not None
     assert abs(found.round_check.error) < 0.01
-    for line in (
-        "cold start of a round's drafting: +0.",
-        "where a draft runs in between: 1.1",
-    ):
+    for line in ("cold start of a round's drafting: +0.", "where a draft runs in between: 1.1"):
         assert line in found.report()
 
 

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from traces.fits.acceptance.chain import AcceptanceChain, fit_counts, fit_markov, run_counts
-from traces.fits.acceptance.curves import (
-    AcceptanceCurve,
-    PositionLaw,
-    best_law,
-    curve_of,
-    fit_curves,
-    read_curves,
-)
+from traces.fits.acceptance.curves import AcceptanceCurve, PositionLaw, best_law, curve_of, fit_curves, read_curves
 from traces.fits.acceptance.fit import assess_acceptance, replayed_lengths
 from traces.schema import FinishReason, RequestTrace
 

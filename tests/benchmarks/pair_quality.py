@@ -1,6 +1,6 @@
 """Measure the embedded pair on held-out text, and write the findings to QUALITY.md.
 
-    python -m executor.embedded_pair.quality
+    python -m tests.benchmarks.pair_quality
 
 Acceptance is that of the shared-noise rule (Daliri et al. 2024, arXiv:2408.07978): with the same Gumbel noise g at a
 position, the target emits argmax(log p + g), the draft offers argmax(log q + g), and equal tokens are accepted.
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from executor import embedded_pair
 from executor.embedded_pair.corpus import Part, held_out_prompts, source_files
 from executor.embedded_pair.sampling import ends_in_loop, generate, noisy_scores, position_noise
 from executor.embedded_pair.shapes import load_model, load_tokenizer, num_parameters
 from executor.embedded_pair.tokens import EOS_ID, encode_files
 from executor.models.engines.static import StaticEngine
 
-PAIR_FOLDER = Path(__file__).parent / "weights"
+PAIR_FOLDER = Path(embedded_pair.__file__).parent / "weights"
 TARGET_NAME, DRAFT_NAMES = "target", ("draft", "draft_small")
 TEMPERATURES = (0.0, 0.7, 1.0)
 HIT_WIDTHS = (1, 2, 4, 8)
@@ -297,7 +298,7 @@ def render_markdown(
     lines = [
         "# Quality of the embedded pair",
         "",
-        "Written by `python -m executor.embedded_pair.quality`. Held-out text: the standard library's files whose path hash "
+        "Written by `python -m tests.benchmarks.pair_quality`. Held-out text: the standard library's files whose path hash "
         "keeps them from training.",
         f"Acceptance is that of the shared-noise rule along the target's own continuations of {quality.num_prompts} "
         f"held-out function openings, {quality.num_new_tokens} new tokens at most, stopping at `</s>`, float32.",
@@ -361,7 +362,7 @@ def render_markdown(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", type=Path, default=PAIR_FOLDER, help="folder with target/, draft/, draft_small/")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "QUALITY.md")
+    parser.add_argument("--output", type=Path, default=PAIR_FOLDER.with_name("QUALITY.md"))
     parser.add_argument("--num-prompts", type=int, default=96)
     parser.add_argument("--training-notes", default="", help="a paragraph on how the pair was trained")
     parser.add_argument("--cost-only", action="store_true", help="only time the models' steps, and print the ratios")
