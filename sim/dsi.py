@@ -23,7 +23,6 @@ from sim.decoding.policies.base import check_at_least
 from sim.decoding.replay import next_mismatches
 from sim.durations import DrawnDurations, Durations, MeanDurations
 from sim.latency.base import Conditions, LatencyModel
-from sim.latency.fitted import FittedLatency
 from traces.schema import Actor, OpKind, RequestTrace
 
 Process: TypeAlias = Generator[Any, Any, None]  # simpy ships without types for its events' values
@@ -79,8 +78,7 @@ def simulate_dsi(
 
     Work is cut short in no time and servers come free at once; verifications report in the order of their blocks.
     """
-    if isinstance(latency, FittedLatency):
-        latency = latency.under(Conditions(drafts=True, overlaps=True))
+    latency = latency.under(Conditions(drafts=True, overlaps=True))
     rngs = rng.spawn(len(traces)) if rng is not None else []
     means = MeanDurations(latency)
     decodings = []

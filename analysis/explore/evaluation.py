@@ -20,8 +20,9 @@ from analysis.explore.engine_runs import simulated_requests
 from analysis.study.candidates import typical_context
 from sim.decoding.policies.base import Policy
 from sim.latency.base import Conditions, LatencyModel
-from sim.latency.placement import PlacedTimer, Placement, adjusted, mixed
+from sim.latency.placement import Placement, adjusted
 from sim.sweep.lockstep import RoundArrays, TraceArrays
+from sim.sweep.placed_timer import PlacedTimer, mixed
 from sim.sweep.sweep import ROUNDS_AT_ONCE, sweep
 from traces.schema import RequestTrace
 

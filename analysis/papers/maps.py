@@ -24,7 +24,8 @@ from sim.decoding.policies.reductions import as_outcome_hedging
 from sim.dsi import Dsi, simulate_dsi
 from sim.latency.base import Conditions
 from sim.latency.constant import ConstantLatency
-from sim.latency.placement import PlacedTimer, Placement
+from sim.latency.placement import Placement
+from sim.sweep.placed_timer import PlacedTimer
 from sim.sweep.sweep import sweep
 
 Floats = NDArray[np.float64]

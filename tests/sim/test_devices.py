@@ -19,7 +19,8 @@ from sim.devices import Device, Fifo, SharedDevice
 from sim.engine import simulate
 from sim.latency.base import Conditions
 from sim.latency.constant import ConstantLatency
-from sim.latency.placement import PlacedTimer, Placement, PlacementKind
+from sim.latency.placement import Placement, PlacementKind
+from sim.sweep.placed_timer import PlacedTimer
 from sim.sweep.sweep import sweep
 from traces.schema import RequestTrace
 

@@ -16,7 +16,8 @@ from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.engine import SimulatedRun, simulate, summarise
 from sim.latency.base import Conditions
 from sim.latency.constant import ConstantLatency
-from sim.latency.placement import AdjustedLatency, PlacedTimer, Placement, PlacementKind, adjusted, cost_ratio_of, mixed
+from sim.latency.placement import AdjustedLatency, Placement, PlacementKind, adjusted, cost_ratio_of
+from sim.sweep.placed_timer import PlacedTimer, mixed
 from sim.sweep.sweep import sweep
 from traces.fits.cold_start import ColdStart
 from traces.schema import OpShape, RequestTrace
