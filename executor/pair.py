@@ -45,7 +45,7 @@ class Session:
         pair = resolve_pair(settings)
         self._threads, self._cores = torch.get_num_threads(), _allowed_cores()
         self.cores = _pinned_cores(pair, self._cores)
-        if pair.engine.device == pair.target_device == "cpu" and num_cores() < 2:
+        if pair.engine.device == pair.target_device == "cpu" and num_cores(allowed=len(self._cores) or None) < 2:
             warnings.warn(
                 "this process may use one core only, so draft and target take turns on it: overlapped methods cannot overlap "
                 "here, and their times support no claim.",
@@ -60,6 +60,7 @@ class Session:
         torch.set_num_threads(1)
         try:
             if self.cores:
+                _BOUND.append(self._cores)
                 os.sched_setaffinity(0, {self.cores[0]})
             if (device := resolve_device(pair.engine.device)).type == "cuda":
                 torch.cuda.set_device(device)
@@ -167,7 +168,9 @@ class Session:
             self._roles.target.close()
             self._roles.draft.close()
         if self.cores:
-            os.sched_setaffinity(0, self._cores)
+            _BOUND.pop()
+            if not _BOUND:
+                os.sched_setaffinity(0, self._cores)
             self.cores = []
         torch.set_num_threads(self._threads)
 
@@ -250,11 +253,18 @@ def _resident(engine: Engine, name: str) -> ResidentEngine:
     return engine
 
 
+_BOUND: list[set[int]] = []  # the cores that this process could use before each of its open sessions bound it to one
+
+
 def _allowed_cores() -> set[int]:
+    """The cores that this process could use before a session bound it to one; empty where the system does not say."""
+    if _BOUND:
+        return _BOUND[0]
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def _pinned_cores(pair: PairSettings, allowed: set[int]) -> list[int]:
     """The cores of the draft's and the target's process; none where they are not to be bound."""
     is_on_cpu = pair.engine.device == pair.target_device == "cpu"
-    return sorted(allowed)[:2] if pair.is_pinned and is_on_cpu and min(len(allowed), num_cores()) > 1 else []
+    has_two = len(allowed) > 1 and num_cores(allowed=len(allowed)) > 1
+    return sorted(allowed)[:2] if pair.is_pinned and is_on_cpu and has_two else []

@@ -12,12 +12,16 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]  # the folder that holds our packages, installed or not
 
 
-def num_cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def num_cores(
+    cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup"), *, allowed: int | None = None
+) -> int:
     """Cores that this process may keep busy: those of its affinity now, at most its container's quota, at least 1.
 
+    allowed: cores to count in place of the affinity, for a process that has bound itself to one of them.
     cgroups: where the system shows the limits of control groups. own: the file that names this process's groups.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if allowed is None:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(allowed, _quota(cgroups, own)) + 1e-6))
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from executor.recording.prompts import load_prompts
 from executor.request import EndFinder, Request, trim_stop
 from sim.decoding.policies.catalog import parse_policy
 from tests.settings import pair_settings
+from traces.processes import num_cores
 from traces.schema import FinishReason, Sampling
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["mailbox", "distributed"])
@@ -34,6 +36,18 @@ def _request(session: Session, **changes: object) -> Request:
         "ignore_eos": True,
     }
     return Request(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(num_cores() < 2, reason="binding takes two cores")
+def test_a_second_session_is_bound_to_the_same_cores_and_the_last_one_frees_them(session: Session) -> None:
+    assert os.sched_getaffinity(0) == {session.cores[0]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that this process is bound says nothing about the machine's cores
+        with Session(pair_settings(capacity=256)) as second:
+            assert second.cores == session.cores
+            target = os.sched_getaffinity(second.target.pid)
+    assert target == {session.cores[1]}
+    assert os.sched_getaffinity(0) == {session.cores[0]}
 
 
 @pytest.mark.parametrize("label", POLICIES)

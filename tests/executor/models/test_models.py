@@ -162,7 +162,7 @@ def test_a_missing_tokenizer_is_one_clear_line(pair: tuple[Path, Path], tmp_path
         ({"engine": "eager"}, "unknown engine 'eager': choose static or hugging_face"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"capacity": 65}, "knows 64 positions, so a capacity of 65 cannot be filled"),
-        ({"capacity": 0}, "holds nothing"),
+        ({"capacity": 0}, "capacity must be at least 1"),
         ({"vocab_size": 21}, "whose head has 20 tokens"),
     ],
 )
