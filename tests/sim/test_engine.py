@@ -23,7 +23,7 @@ from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.replay import replay
 from sim.engine import SimulatedRun, simulate, summarise
 from sim.latency.constant import ConstantLatency
-from traces.schema import FinishReason, Op, OpShape, RequestTrace, Signal
+from traces.schema import FinishReason, Op, OpKind, OpShape, RequestTrace, Signal
 
 HAND = ConstantLatency(draft_s=1.0, verify_s=10.0, host_s=0.5, draft_prefill_s=2.0, target_prefill_s=3.0)
 POLICIES = [Autoregressive(), FixedLength(1), FixedLength(4), Pearl(1), Pearl(5)]
@@ -49,6 +49,13 @@ class Noisy(ConstantLatency):
 
     def draw_s(self, op: OpShape, rng: np.random.Generator) -> float:
         return float(self.mean_s(op) * rng.exponential())
+
+
+class Reading(ConstantLatency):
+    """A quarter of each serial draft forward is the reading of its signals."""
+
+    def further_s(self, op: OpShape) -> float:
+        return self.mean_s(op) / 4 if op.kind == OpKind.DRAFT else 0.0
 
 
 def trace_of(ranks: Sequence[int], request_id: int = 0, num_prompt_tokens: int = 5) -> RequestTrace:
@@ -297,3 +304,16 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         rounds = simulate(policy, [trace], latency).rounds
         seconds = rounds[-1][1].end_s - rounds[0][1].start_s
         assert swept.decode_s[index].sum() == pytest.approx(seconds, rel=1e-9)
+
+
+def test_what_a_policy_reads_is_an_operation_of_its_own_right_after_the_forward() -> None:
+    latency = Reading(draft_s=1.0, verify_s=10.0)
+    run = simulate(FixedLength(2), [trace_of([0, 0, 1, 0, 0, 0])], latency)
+    plain = simulate(FixedLength(2), [trace_of([0, 0, 1, 0, 0, 0])], HAND, record_ops=False)
+    assert len(run.rounds) == len(plain.rounds)
+    drafts = [op for op in run.ops if op.kind == OpKind.DRAFT]
+    reads = [op for op in run.ops if op.kind == OpKind.READ]
+    assert len(drafts) == len(reads) == sum(round_.num_draft_forwards for round_, _ in run.rounds) > 0
+    for draft, read in zip(drafts, reads, strict=True):
+        assert (draft.end_s - draft.start_s, read.end_s - read.start_s) == pytest.approx((0.75, 0.25))
+        assert (read.start_s, read.actor, read.is_beside) == (draft.end_s, draft.actor, False)
