@@ -28,7 +28,8 @@ class Job:
         """The event of its end; made when somebody asks, for most jobs are waited for together with others."""
         if self._done is None:
             assert self.end_s is not None, "a job without an event has a known end"
-            self._done = self._env.timeout(max(0.0, self.end_s - self._env.now))
+            wait_s = self.end_s - self._env.now
+            self._done = self._env.timeout(wait_s if wait_s > 0 else 0.0)
         return self._done
 
 

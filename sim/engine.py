@@ -26,6 +26,7 @@ from traces.metrics.counts import Summary, summarise_rounds
 from traces.schema import Actor, Op, OpKind, RequestRecord, RequestTrace, Round, RoundTimes, op_of
 
 Process: TypeAlias = Generator[Any, Any, None]
+_DRAFTING = (DraftTokens, Look, Branch)
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,11 @@ class _Stage:
         env, policy = self.env, self.policy
         arrival_s = env.now
         work = _Work(self, trace.request_id, durations)
-        work.prefill(trace.num_prompt_tokens)
-        yield from work.finish(-1)
+        for job in work.prefill(trace.num_prompt_tokens):
+            yield job.done
+        work.close_round(-1)
         first_token_s = start_s = env.now
+        num_before = trace.num_prompt_tokens  # of round 0
         steps = drive(
             policy,
             TraceWorld(trace, policy.needs),
@@ -133,17 +136,20 @@ class _Stage:
             num_prompt_tokens=trace.num_prompt_tokens,
         )
         for command, _ in steps:
-            if isinstance(command, Close):
-                yield from work.finish(command.round.round, _host_of(command.round, trace.num_prompt_tokens))
-                times = RoundTimes(start_s, env.now, work.draft_s, work.verify_s)
-                self.run.rounds.append((command.round, times))
-                if command.round.round == 0:
+            if isinstance(command, Submit):
+                work.verify(command.forwards)
+            elif isinstance(command, Close):
+                round_ = command.round
+                if work.verification.end_s is None:
+                    yield work.verification.done
+                forwards = host(round_.num_pending, round_.num_branches, num_before + round_.position)
+                yield env.timeout(work.settle_s(forwards))
+                self.run.rounds.append((round_, RoundTimes(start_s, env.now, work.draft_s, work.verify_s)))
+                if round_.round == 0:
                     first_token_s = env.now
                 start_s = env.now
-                work.begin_round()
-            elif isinstance(command, Submit):
-                work.verify(command.forwards)
-            elif isinstance(command, DraftTokens | Look | Branch) and command.forwards.num_forwards:
+                work.close_round(round_.round)
+            elif isinstance(command, _DRAFTING) and command.forwards.num_forwards:
                 yield work.draft(command.forwards).done
         self.run.requests.append(_request_record(trace, self.label, arrival_s, first_token_s, env.now))
 
@@ -151,29 +157,34 @@ class _Stage:
 class _Work:
     """What the devices do for one request in the round under way: the seconds of each side, cold starts included.
 
-    draft_s, verify_s: seconds of the two sides so far. Operations are written down when the round is over.
+    verification: the target's job. draft_s, verify_s: seconds of the two sides so far. Operations are written down when
+    the round is over.
     """
+
+    verification: Job
 
     def __init__(self, stage: _Stage, request_id: int, durations: Durations) -> None:
         self._stage, self._request_id, self._durations = stage, request_id, durations
         self._cold_start = stage.latency.cold_start
         self._waking_s = self._cold_start.first_s  # before round 0 the target's prompt has passed
         self._jobs: list[tuple[Job, Forwards, list[float]]] = []
-        self._round = -1
-        self._verification: Job | None = None
         self.draft_s = self.verify_s = self._ahead_s = 0.0
         self._num_forwards = 0
 
-    def prefill(self, num_prompt_tokens: int) -> None:
+    def prefill(self, num_prompt_tokens: int) -> list[Job]:
         """Both models' prompts, at the same time."""
+        jobs = []
         for device, actor in ((self._stage.draft, Actor.DRAFT), (self._stage.target, Actor.TARGET)):
-            self._submit(device, forwards := prefill(actor, num_prompt_tokens), self._durations.of(forwards))
+            forwards = prefill(actor, num_prompt_tokens)
+            times = self._durations.of(forwards)
+            jobs.append(self._submitted(device.submit(sum(times)), forwards, times))
+        return jobs
 
     def verify(self, forwards: Forwards) -> None:
         """The target starts; what the draft does from here on is ahead of the verdict."""
         times = self._durations.of(forwards)
         self.verify_s, self._ahead_s = times[0], 0.0
-        self._verification = self._submit(self._stage.target, forwards, times)
+        self.verification = self._submitted(self._stage.target.submit(times[0]), forwards, times)
 
     def draft(self, forwards: Forwards) -> Job:
         """Forwards of the draft, the first ones slower after a wait."""
@@ -187,36 +198,33 @@ class _Work:
                 self._waking_s *= self._cold_start.decay
         self.draft_s += spent_s
         self._num_forwards += forwards.num_forwards
-        return self._submit(self._stage.draft, forwards, times, spent_s)
+        return self._submitted(self._stage.draft.submit(spent_s), forwards, times)
 
-    def finish(self, index: int, host: Forwards | None = None) -> Process:
-        """Wait for everything that was submitted, and then for the host's own work: at once where the ends are known."""
-        env = self._stage.env
-        awaited = [self._verification] if self._verification is not None else [job for job, _, _ in self._jobs]
-        for job in awaited:
-            if job.end_s is None:
-                yield job.done
-        now = env.now
-        settled_s = max([now, *(job.end_s for job in awaited if job.end_s is not None)])
-        times = self._durations.of(host) if host is not None else [0.0]
-        if host is not None and times[0] > 0:
-            self._jobs.append((Job(env, settled_s, settled_s + times[0]), host, times))
-        yield env.timeout(settled_s + times[0] - now)
+    def settle_s(self, forwards: Forwards) -> float:
+        """Seconds until the round is over: the verdict, whose time is known, and then the host's own work, at once."""
+        now, settled_s = self._stage.env.now, self.verification.end_s
+        assert settled_s is not None, "the verdict is waited for where its time is not known"
+        settled_s = settled_s if settled_s > now else now
+        times = self._durations.of(forwards)
+        host_s = times[0]
+        if host_s > 0 and self._stage.record_ops:
+            self._submitted(Job(self._stage.env, settled_s, settled_s + host_s), forwards, times)
+        wait_s: float = settled_s + host_s - now
+        return wait_s
+
+    def close_round(self, index: int) -> None:
+        """After a round, or after the prefill: write it down, and see how cold the draft has become meanwhile."""
         if self._stage.record_ops:
             self._write_down(index)
-        self._jobs.clear()
-        self._verification = None
-
-    def begin_round(self) -> None:
-        """After a round: how cold the draft has become meanwhile."""
-        if self._cold_start.first_s:
+            self._jobs.clear()
+        if index >= 0 and self._cold_start.first_s:
             wait_s = self.verify_s if self._stage.takes_turns else self.verify_s - self._ahead_s
             self._waking_s = self._cold_start.waking_s(wait_s, self._num_forwards)
         self.draft_s, self._num_forwards = 0.0, 0
 
-    def _submit(self, device: Device, forwards: Forwards, times: list[float], seconds: float | None = None) -> Job:
-        job = device.submit(sum(times) if seconds is None else seconds)
-        self._jobs.append((job, forwards, times))
+    def _submitted(self, job: Job, forwards: Forwards, times: list[float]) -> Job:
+        if self._stage.record_ops:
+            self._jobs.append((job, forwards, times))
         return job
 
     def _write_down(self, index: int) -> None:
@@ -240,10 +248,6 @@ class _Work:
                     op_of(self._request_id, index, devices[part.actor], part, from_s, to_s, is_beside=is_beside)
                     for part, from_s, to_s in parts
                 )
-
-
-def _host_of(closed: Round, num_prompt_tokens: int) -> Forwards:
-    return host(closed.num_pending, closed.num_branches, num_prompt_tokens + closed.position)
 
 
 def _label_of(policy: Policy) -> str:

@@ -70,9 +70,11 @@ class DraftCache:
 
     def submit(self, num_pending: int) -> Forwards:
         """Withdraw what is not submitted; gives the target's verification."""
-        self.keep(num_pending)
-        self.num_hedged = 0
-        return Forwards(_TARGET, _VERIFY, 1, num_pending + 1, 1, self.num_sequence - 1)
+        sequence = self.num_sequence
+        self.num_pending, self.num_hedged = num_pending, 0
+        if self.num_cached > sequence + num_pending:
+            self.num_cached = sequence + num_pending
+        return Forwards(_TARGET, _VERIFY, 1, num_pending + 1, 1, sequence - 1)
 
     def look(self) -> Forwards:
         """Forward the last pending token, so that the law after it is known."""

@@ -243,7 +243,8 @@ def decode(
             is_finished,
         )
         answer = yield Close(record, ledger)
-        load = answer if isinstance(answer, Load) else None
+        assert answer is None or isinstance(answer, Load)
+        load = answer
         if is_finished:
             return
 
@@ -263,11 +264,12 @@ def _useful(hedges: tuple[tuple[int, ...], int], num_pending: int, remaining: in
             f"a policy hedged {len(fanout)} outcomes for {num_pending} pending tokens; "
             f"give one fan-out for each number of accepted tokens, 0 to {num_pending}."
         )
-    fanout = tuple(count if remaining - n - 1 >= 1 else 0 for n, count in enumerate(fanout))
-    first = next((n for n, count in enumerate(fanout) if count), None)
-    if first is None:
-        return (), 0
-    return fanout, max(0, min(num_steps, remaining - first - 2))
+    if remaining < num_pending + 2:
+        fanout = tuple(count if remaining - n - 1 >= 1 else 0 for n, count in enumerate(fanout))
+    for first, count in enumerate(fanout):
+        if count:
+            return fanout, max(0, min(num_steps, remaining - first - 2))
+    return (), 0
 
 
 def _rollback_case(

@@ -9,7 +9,7 @@ that look at them): they are the very rounds that the executor would run.
 from __future__ import annotations
 
 from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit
-from sim.decoding.policies.base import Needs, Policy, hedged_ranks
+from sim.decoding.policies.base import Needs, Policy
 from sim.decoding.world import drive
 from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
 
@@ -78,7 +78,8 @@ class TraceWorld:
         self._knows_frontier = False
         is_hit = False
         if self.fanout and not is_finished:
-            is_hit = rank in hedged_ranks(self.fanout[num_accepted], is_pending_known=num_accepted < num_pending)
+            first = num_accepted < num_pending  # `hedged_ranks`, without making a range
+            is_hit = first <= rank < self.fanout[num_accepted] + first
         return Settled(
             num_accepted,
             num_accepted + 1,

@@ -37,7 +37,8 @@ def test_overlap_counts_only_what_runs_beside_a_verification() -> None:
 
 
 def test_a_run_without_overlap_is_refused() -> None:
-    ops = pd.DataFrame([(0, 0, "draft", 0.0, 1.0)], columns=["request_id", "round", "kind", "start_s", "end_s"])
+    columns = ["request_id", "round", "actor", "kind", "is_beside", "start_s", "end_s"]
+    ops = pd.DataFrame([(0, 0, "draft", "draft", False, 0.0, 1.0)], columns=columns)
     rounds = pd.DataFrame([(0, 0, 0.0, 5.0, 2.5)], columns=["request_id", "round", "start_s", "end_s", "verify_s"])
     with pytest.raises(ValueError, match="pearl"):
         measure_overlap(ops, rounds)
