@@ -94,13 +94,11 @@ class SharedDevice:
 
     def _on_time(self, event: Event) -> None:
         if event.value == self._version:  # otherwise something changed meanwhile
-            for lane in self._lanes:  # rounding must not leave a job unfinished at its very end
-                if lane.waiting and lane.waiting[0].left_s <= self._shortest_s():
-                    lane.waiting[0].is_due = True
+            firsts = [lane.waiting[0] for lane in self._lanes if lane.waiting]
+            shortest_s = min(first.left_s for first in firsts)
+            for first in firsts:  # rounding must not leave a job unfinished at its very end
+                first.is_due = first.left_s <= shortest_s
             self.retime()
-
-    def _shortest_s(self) -> float:
-        return min(lane.waiting[0].left_s for lane in self._lanes if lane.waiting)
 
     def _slowdown(self, running: list[Lane]) -> float:
         return 1.0 + max(0, len(running) - 1) * (self._interference - 1.0)

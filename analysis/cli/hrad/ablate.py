@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
     Capacity,
     DataDir,
@@ -56,7 +57,6 @@ def ablate(
     from executor.hrad.dataset import Purpose, load_dataset, with_last_layers
     from executor.hrad.report import print_ablation
     from executor.hrad.training import TrainingSettings
-    from executor.models.settings import EngineSettings, PairSettings, parse_engine
     from executor.recording.settings import DecodingSettings, PromptSettings
 
     training, wanted = load_dataset(data), tuple(layers or (1, 4, 8))
@@ -64,11 +64,7 @@ def ablate(
         with_last_layers(training, count)  # refused before anything is decoded
     settings = CollectSettings(
         purpose=Purpose.EVALUATION,
-        pair=PairSettings(
-            target=target,
-            draft=draft,
-            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
-        ),
+        pair=pair_of(target, draft, engine, device, dtype, capacity),
         prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
         decoding=DecodingSettings(temperatures=training.meta.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=training.meta.draft_length,

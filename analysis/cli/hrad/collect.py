@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
     Capacity,
     Device,
@@ -49,15 +50,10 @@ def collect(
     from executor.hrad.collection import CollectSettings
     from executor.hrad.collection import collect as collect_data
     from executor.hrad.predictor import CLASS_NAMES
-    from executor.models.settings import EngineSettings, PairSettings, parse_engine
     from executor.recording.settings import DecodingSettings, PromptSettings
 
     settings = CollectSettings(
-        pair=PairSettings(
-            target=target,
-            draft=draft,
-            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
-        ),
+        pair=pair_of(target, draft, engine, device, dtype, capacity),
         prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
         decoding=DecodingSettings(
             temperatures=tuple(temperature or CollectSettings().decoding.temperatures),

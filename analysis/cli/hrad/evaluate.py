@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
     Capacity,
     DataDir,
@@ -57,7 +58,6 @@ def evaluate(
     from executor.hrad.report import as_markdown, print_evaluation
     from executor.models.loading import load_engine
     from executor.models.names import resolve_model
-    from executor.models.settings import EngineSettings, PairSettings, parse_engine
     from executor.recording.settings import DecodingSettings, PromptSettings
 
     loaded, training = load_predictor(predictor, device), load_dataset(data)
@@ -65,11 +65,7 @@ def evaluate(
     check_pair(loaded.card, target_path, resolve_model(draft, "draft"))
     settings = CollectSettings(
         purpose=Purpose.EVALUATION,
-        pair=PairSettings(
-            target=target,
-            draft=draft,
-            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
-        ),
+        pair=pair_of(target, draft, engine, device, dtype, capacity),
         prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
         decoding=DecodingSettings(temperatures=loaded.card.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=loaded.card.draft_length,

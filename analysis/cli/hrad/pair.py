@@ -1,0 +1,16 @@
+"""The pair that a command of H-RAD decodes with, from its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from executor.models.settings import PairSettings
+
+
+def pair_of(target: str, draft: str, engine: str, device: str, dtype: str, capacity: int) -> PairSettings:
+    """Raises ValueError for an unknown engine or impossible settings."""
+    from executor.models.settings import EngineSettings, PairSettings, parse_engine
+
+    chosen = EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity)
+    return PairSettings(target=target, draft=draft, engine=chosen)
