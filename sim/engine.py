@@ -17,8 +17,7 @@ from sim.decoding.draft_cache import Forwards, host, prefill
 from sim.decoding.machine import Branch, Close, DraftTokens, Look, Submit
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import POLICIES, label_of
-from sim.decoding.replay import TraceWorld
-from sim.decoding.world import drive
+from sim.decoding.replay import drive_trace
 from sim.devices import Device, Fifo, Job, Lane, SharedDevice
 from sim.durations import DrawnDurations, Durations, MeanDurations
 from sim.latency.base import AHEAD, FURTHER, Conditions, LatencyModel
@@ -120,7 +119,7 @@ class _Stage:
 
     def serve(self, trace: RequestTrace, durations: Durations) -> Process:
         """One request, from its prefill to its last token."""
-        env, policy = self.env, self.policy
+        env = self.env
         arrival_s = env.now
         work = _Work(self, trace.request_id, durations)
         for job in work.prefill(trace.num_prompt_tokens):
@@ -128,14 +127,7 @@ class _Stage:
         work.close_round(-1)
         first_token_s = start_s = env.now
         num_before = trace.num_prompt_tokens  # of round 0
-        steps = drive(
-            policy,
-            TraceWorld(trace, policy.needs),
-            request_id=trace.request_id,
-            max_new_tokens=trace.max_new_tokens,
-            num_prompt_tokens=trace.num_prompt_tokens,
-        )
-        for command, _ in steps:
+        for command, _ in drive_trace(self.policy, trace):
             if isinstance(command, Submit):
                 work.verify(command.forwards)
             elif isinstance(command, Close):

@@ -8,6 +8,8 @@ that look at them): they are the very rounds that the executor would run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit
 from sim.decoding.policies.base import Needs, Policy
 from sim.decoding.world import drive
@@ -138,19 +140,20 @@ def check_answers(trace: RequestTrace, needs: Needs) -> None:
         )
 
 
-def closed_rounds(policy: Policy, trace: RequestTrace) -> list[Close]:
-    """Records and ledgers of the rounds that `policy` runs on a recorded request, without times.
-
-    Raises ValueError where the trace cannot answer the policy's questions.
-    """
-    steps = drive(
+def drive_trace(policy: Policy, trace: RequestTrace) -> Iterator[tuple[Command, Reply]]:
+    """`drive` on a recorded request. Raises ValueError where the trace cannot answer the policy's questions."""
+    return drive(
         policy,
         TraceWorld(trace, policy.needs),
         request_id=trace.request_id,
         max_new_tokens=trace.max_new_tokens,
         num_prompt_tokens=trace.num_prompt_tokens,
     )
-    return [command for command, _ in steps if isinstance(command, Close)]
+
+
+def closed_rounds(policy: Policy, trace: RequestTrace) -> list[Close]:
+    """Records and ledgers of the rounds that `policy` runs on a recorded request, without times; see `drive_trace`."""
+    return [command for command, _ in drive_trace(policy, trace) if isinstance(command, Close)]
 
 
 def replay(policy: Policy, trace: RequestTrace) -> list[Round]:
