@@ -53,8 +53,9 @@ class Session:
             )
         self.has_predictor, self.draft_name = bool(pair.hrad), settings.draft
         self._names = {"target": settings.target, "draft": settings.draft}
-        self.tokenizer = load_tokenizer(pair.target)
-        self.eos_ids = frozenset(eos_token_ids(pair.target))
+        trusts = pair.engine.trusts_remote_code
+        self.tokenizer = load_tokenizer(pair.target, trusts_remote_code=trusts)
+        self.eos_ids = frozenset(eos_token_ids(pair.target, trusts_remote_code=trusts))
         self.devices = (f"{settings.engine.device}:draft", f"{settings.target_engine.device}:target")
         self._roles: _Roles | None = None
         torch.set_num_threads(1)
@@ -193,7 +194,12 @@ def resolve_pair(settings: PairSettings) -> PairSettings:
     hrad = resolve_predictor(settings.hrad)
     if hrad:
         check_pair(read_card(hrad), target, draft)
-    vocab_size = check_vocabularies(target, draft, allows_difference=settings.allows_vocab_difference).size
+    vocab_size = check_vocabularies(
+        target,
+        draft,
+        allows_difference=settings.allows_vocab_difference,
+        trusts_remote_code=settings.engine.trusts_remote_code,
+    ).size
     pair = replace(
         settings,
         target=target,

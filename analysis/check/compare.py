@@ -115,6 +115,8 @@ def compare(
     repeats: int = 1,
     is_quick: bool = False,
     seed: int = 0,
+    allows_vocab_difference: bool = False,
+    trusts_remote_code: bool = False,
     fit: Callable[[Run], LatencyModel] | None = None,
     progress: Stages = silent_stages,
 ) -> list[ComparedPolicy]:
@@ -124,12 +126,18 @@ def compare(
     another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json.
     fit: the latency model of a recorded run; None calibrates it.
     """
-    from executor.models.settings import PairSettings
+    from executor.models.settings import EngineSettings, PairSettings
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
     check_new_folder(output_dir)
     settings = RecordSettings(
-        pair=PairSettings(target=target, draft=draft, hrad=hrad),
+        pair=PairSettings(
+            target=target,
+            draft=draft,
+            hrad=hrad,
+            engine=EngineSettings(trusts_remote_code=trusts_remote_code),
+            allows_vocab_difference=allows_vocab_difference,
+        ),
         decoding=DecodingSettings(
             policies=CALIBRATION_POLICIES + (HRAD_CALIBRATION_POLICIES if hrad else ()),
             temperatures=tuple(temperatures),

@@ -175,6 +175,7 @@ def validate_run(
     num_prompts: int = 16,
     repeats: int = 1,
     seed: int = 0,
+    trusts_remote_code: bool = False,
     progress: Report = silent,
 ) -> Validation:
     """Execute policies on prompts that the run does not hold, predict them from the run, and write both down.
@@ -183,6 +184,7 @@ def validate_run(
     machine's speed drifts by more in minutes than a good calibration errs, so the recorded prompts and policies run again,
     turn by turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run.
     With a latency model given, or a file of one, that is used instead.
+    trusts_remote_code: whether code in the folders of the models may be run; that the recording did is not enough.
     """
     recorded = read_run(run_dir)
     base = read_settings(recorded.config, where=run_dir)
@@ -201,6 +203,7 @@ def validate_run(
         ),
         repeats=repeats,
         aligns=True,
+        pair=replace(base.pair, engine=replace(base.pair.engine, trusts_remote_code=trusts_remote_code)),
     )
     old_prompts = set(recorded.requests.prompt_id)
     measured = _measure(settings, output_dir, tested, anchors, old_prompts, progress=progress)

@@ -39,6 +39,15 @@ DraftModel = Annotated[
 Engine = Annotated[str, typer.Option(help="Run the models on this engine: static or hugging_face.")]
 Device = Annotated[str, typer.Option(help="Run the models on this device: cpu, cuda or cuda:N.")]
 DType = Annotated[str, typer.Option(help="Compute in this number format: float32, float16 or bfloat16.")]
+AllowVocabDifference = Annotated[
+    bool,
+    typer.Option(
+        "--allow-vocab-difference", help="Accept tokenizers that differ in a few tokens, over the ids that both have."
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that a model's folder brings. Read it first.")
+]
 Capacity = Annotated[int, typer.Option(help="Each model's cache holds this many tokens.")]
 
 HeldOutPrompts = Annotated[str, typer.Option(help="Use these prompts: `held_out`, or a .jsonl file.")]

@@ -25,6 +25,7 @@ class Planned:
     layer_s: float = 2e-5
     host_s: float = 5e-4
     uncertainty: float = 0.2
+    trusts_remote_code: bool = False
 
     def latency(self) -> RooflineLatency:
         """The roofline; ValueError when the pair does not fit its devices."""
@@ -34,8 +35,8 @@ class Planned:
             raise ValueError(f"a context holds at least 1 token, but got {self.context_tokens}.")
         target_device = self._device(self.hardware, self.num_devices)
         latency = RooflineLatency(
-            target=shape_of_model(self.target),
-            draft=shape_of_model(self.draft),
+            target=shape_of_model(self.target, trusts_remote_code=self.trusts_remote_code),
+            draft=shape_of_model(self.draft, trusts_remote_code=self.trusts_remote_code),
             target_hardware=target_device,
             draft_hardware=self._device(self.draft_hardware, 1) if self.draft_hardware else target_device,
             host_s=self.host_s,
@@ -55,10 +56,10 @@ class Planned:
         )
 
 
-def shape_of_model(name: str) -> ModelShape:
+def shape_of_model(name: str, *, trusts_remote_code: bool = False) -> ModelShape:
     """A shape by its short name, or of a Hugging Face id or folder by its config."""
     if name in SHAPES or ("/" not in name and not Path(name).exists()):
         return named_shape(name)
     from executor.models.sources.hugging_face import HuggingFaceSource
 
-    return HuggingFaceSource(name).shape()
+    return HuggingFaceSource(name, trusts_remote_code=trusts_remote_code).shape()

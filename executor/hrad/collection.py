@@ -94,7 +94,7 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
             "at; use a smaller num_feature_layers."
         )
     target, draft = resolve_model(settings.pair.target, "target"), resolve_model(settings.pair.draft, "draft")
-    tokenizer = load_tokenizer(target)
+    tokenizer = load_tokenizer(target, trusts_remote_code=settings.pair.engine.trusts_remote_code)
     prompts = load_prompts(settings.prompts.source, settings.prompts.num, skip=settings.prompts.skip)
     index_of = {prompt.prompt_id: index for index, prompt in enumerate(prompts)}
     generated = {

@@ -31,12 +31,14 @@ class Vocabulary:
     num_tokens: int  # largest id of the tokenizer plus one
 
 
-def source_of(path: str | Path) -> Source:
-    """Where the model of this name comes from."""
+def source_of(path: str | Path, *, trusts_remote_code: bool = False) -> Source:
+    """Where the model of this name comes from. trusts_remote_code: whether code in its folder may be run."""
     model = parse_model(path)
     if isinstance(model, Lookup):
         return LookupSource(str(path), model)
-    return RandomSource(str(path), model) if isinstance(model, RandomShape) else HuggingFaceSource(model)
+    if isinstance(model, RandomShape):
+        return RandomSource(str(path), model)
+    return HuggingFaceSource(model, trusts_remote_code=trusts_remote_code)
 
 
 def load_engine(path: str | Path, settings: EngineSettings) -> Engine:
@@ -46,21 +48,21 @@ def load_engine(path: str | Path, settings: EngineSettings) -> Engine:
     (`check_vocabularies`). An architecture that the static engine does not know runs on the hugging_face engine, with a
     warning.
     """
-    return source_of(path).engine(settings)
+    return source_of(path, trusts_remote_code=settings.trusts_remote_code).engine(settings)
 
 
-def load_tokenizer(path: str | Path) -> Any:
+def load_tokenizer(path: str | Path, *, trusts_remote_code: bool = False) -> Any:
     """The tokenizer of a model."""
-    return source_of(path).tokenizer()
+    return source_of(path, trusts_remote_code=trusts_remote_code).tokenizer()
 
 
-def eos_token_ids(path: str | Path) -> tuple[int, ...]:
+def eos_token_ids(path: str | Path, *, trusts_remote_code: bool = False) -> tuple[int, ...]:
     """Tokens that end a text; may be none."""
-    return source_of(path).eos_token_ids()
+    return source_of(path, trusts_remote_code=trusts_remote_code).eos_token_ids()
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 that is equal for equal models, wherever they lie."""
+    """sha256 that is equal for equal models, wherever they lie. No code is run for it."""
     return source_of(path).fingerprint()
 
 
@@ -68,7 +70,7 @@ def follow_rules(engine: Engine, pair: PairSettings) -> Engine:
     """The engine, its logits changed by the rules that the target's makers decode with, if there are any and they are asked
     for. The draft follows them as well: it is to guess what the target does. What is not applied is named in a warning.
     """
-    source = source_of(pair.target)
+    source = source_of(pair.target, trusts_remote_code=pair.engine.trusts_remote_code)
     config = source.generation_config() if isinstance(source, HuggingFaceSource) else None
     if config is None or pair.ignores_generation_config:
         return engine
@@ -79,14 +81,16 @@ def follow_rules(engine: Engine, pair: PairSettings) -> Engine:
     return RuledEngine(engine, rules) if rules and not has_own_law else engine
 
 
-def check_vocabularies(target: str | Path, draft: str | Path, *, allows_difference: bool = False) -> Vocabulary:
+def check_vocabularies(
+    target: str | Path, draft: str | Path, *, allows_difference: bool = False, trusts_remote_code: bool = False
+) -> Vocabulary:
     """Hold two models to one vocabulary, from their configs and tokenizers alone.
 
     The tokenizers must map the same tokens to the same ids, unless a difference is allowed: then the heads are cut to the
     ids that both have, with a warning that names what differs. Heads may be padded to different sizes: then both are cut
     to the smaller, with a warning. A draft that is a lookup takes the target's vocabulary as it is.
     """
-    sources = {target: source_of(target), draft: source_of(draft)}
+    sources = {path: source_of(path, trusts_remote_code=trusts_remote_code) for path in (target, draft)}
     if isinstance(sources[draft], LookupSource):
         sources[draft] = sources[target]
     tokens = {path: source.tokenizer().get_vocab() for path, source in sources.items()}

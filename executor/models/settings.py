@@ -51,6 +51,7 @@ class EngineSettings:
 
     capacity: tokens that its cache can hold, prompt and branches included; None for all that the model knows, at most 8192.
     vocab_size: tokens that its head is cut to; None for all. num_feature_layers: last blocks whose hidden states it keeps.
+    trusts_remote_code: whether code in the folder of the model may be run where transformers does not know its class.
     """
 
     kind: EngineKind = EngineKind.STATIC
@@ -59,6 +60,7 @@ class EngineSettings:
     capacity: int | None = 1024
     vocab_size: int | None = None
     num_feature_layers: int = 0
+    trusts_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -1,9 +1,43 @@
-"""Shapes of language models: the numbers of a config.json that decide time and memory, for Llama-type models."""
+"""Shapes of language models: the numbers of a config.json that decide time and memory.
+
+Those of Llama-type models follow from their sizes; of others the weights are counted (`executor.models.sources.shapes`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCounts:
+    """Weights of a model as they were counted. held: all of them. step: those that a decoding step reads if it takes every
+    expert: not the tables of which it looks up rows. experts: of these, in the num_experts experts of all layers; a token
+    takes num_active of them in each layer.
+    """
+
+    held: int
+    step: int
+    experts: int = 0
+    num_experts: int = 1
+    num_active: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.experts <= self.step <= self.held and 1 <= self.num_active <= self.num_experts):
+            raise ValueError(
+                f"weights are counted as experts <= step <= held, and 1 <= num_active <= num_experts; got {self}."
+            )
+
+    def num_read(self, num_tokens: ArrayLike) -> NDArray[np.float64]:
+        """Weights that a forward of so many tokens reads. Tokens are taken to choose their experts evenly and apart from one
+        another, so that the share of experts that n tokens take is 1 - (1 - active / experts)^n.
+        """
+        share = 1.0 - (1.0 - self.num_active / self.num_experts) ** np.asarray(num_tokens, float)
+        read: NDArray[np.float64] = self.step - self.experts * (1.0 - share)
+        return read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +56,15 @@ class ModelShape:
     is_tied: bool = False
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
+    num_kv_layers: int | None = None  # layers that keep keys and values; None for all
+    counts: WeightCounts | None = None  # of a model that is not of Llama's type
 
     @property
     def num_step_parameters(self) -> int:
         """Weights that every decoding step reads: all but the embedding, of which it looks up a row, and what biases there
         are."""
+        if self.counts is not None:
+            return self.counts.step
         queries, key_values = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (2 * queries + 2 * key_values)
         mlp, norms = 3 * self.hidden_size * self.intermediate_size, 2 * self.hidden_size
@@ -35,12 +73,26 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All weights that have to be held, biases aside."""
+        if self.counts is not None:
+            return self.counts.held
         return self.num_step_parameters + (0 if self.is_tied else self.hidden_size * self.vocab_size)
 
     @property
     def kv_numbers(self) -> int:
-        """Numbers that one token keeps in the cache: keys and values of all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+        """Numbers that one token keeps in the cache: keys and values of all layers that keep them."""
+        layers = self.num_layers if self.num_kv_layers is None else self.num_kv_layers
+        return 2 * layers * self.num_kv_heads * self.head_dim
+
+    def num_read(self, num_tokens: ArrayLike) -> NDArray[np.float64]:
+        """Weights that one forward of so many tokens, of all rows together, has to read."""
+        if self.counts is not None:
+            return self.counts.num_read(num_tokens)
+        return np.full(np.shape(num_tokens), float(self.num_step_parameters))
+
+    @property
+    def num_active(self) -> float:
+        """Weights that every token is multiplied with."""
+        return float(self.num_read(1))
 
 
 # Public config.json of each model family; the weights are random, so only time and memory are the model's own.

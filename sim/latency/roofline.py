@@ -4,7 +4,8 @@ A forward takes the slower of moving its bytes and doing its FLOPs, and what its
 
     seconds = overhead + layers layer_s + max(bytes / bandwidth, FLOPs / peak)
 
-Bytes: all weights once, and the cache of every row once. FLOPs: 2 a weight and token, and attention.
+Bytes: all weights once (of experts those that some token takes), and the cache of every row once. FLOPs: 2 a weight and
+token, and attention.
 Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785.
 """
 
@@ -183,10 +184,13 @@ class RooflineLatency(PlainLatency):
         model, device = (
             (self.target, self.target_hardware) if actor == Actor.TARGET else (self.draft, self.draft_hardware)
         )
-        num_weights, num_layers = model.num_step_parameters, model.num_layers
-        num_bytes = num_weights * self.bytes_per_weight + rows * (context + new) * model.kv_numbers * self.bytes_per_kv
+        num_layers = model.num_layers
+        num_bytes = (
+            model.num_read(rows * new) * self.bytes_per_weight
+            + rows * (context + new) * model.kv_numbers * self.bytes_per_kv
+        )
         pairs = rows * new * (context + (new + 1) / 2)  # causal: token i of the new ones sees the context and i others
-        num_flops = 2.0 * num_weights * rows * new + 4.0 * num_layers * model.num_heads * model.head_dim * pairs
+        num_flops = 2.0 * model.num_active * rows * new + 4.0 * num_layers * model.num_heads * model.head_dim * pairs
         seconds: Array = (
             device.overhead_s
             + num_layers * device.layer_s

@@ -10,6 +10,7 @@ import typer
 
 from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
+    AllowVocabDifference,
     Capacity,
     DataDir,
     Device,
@@ -24,6 +25,7 @@ from analysis.cli.options import (
     Seed,
     SkipPrompts,
     Target,
+    TrustRemoteCode,
     Widths,
     console,
 )
@@ -48,6 +50,8 @@ def ablate(
     device: Device = "cpu",
     dtype: DType = "float32",
     capacity: Capacity = 1024,
+    allow_vocab_difference: AllowVocabDifference = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train and judge a predictor for each number of the target's last blocks, on the same positions."""
     from analysis.cli.progress import progress_bar
@@ -64,7 +68,16 @@ def ablate(
         with_last_layers(training, count)  # refused before anything is decoded
     settings = CollectSettings(
         purpose=Purpose.EVALUATION,
-        pair=pair_of(target, draft, engine, device, dtype, capacity),
+        pair=pair_of(
+            target=target,
+            draft=draft,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            capacity=capacity,
+            allow_vocab_difference=allow_vocab_difference,
+            trust_remote_code=trust_remote_code,
+        ),
         prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
         decoding=DecodingSettings(temperatures=training.meta.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=training.meta.draft_length,

@@ -8,6 +8,7 @@ import typer
 
 from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
+    AllowVocabDifference,
     Capacity,
     Device,
     DraftModel,
@@ -20,6 +21,7 @@ from analysis.cli.options import (
     SkipPrompts,
     Target,
     Temperatures,
+    TrustRemoteCode,
     console,
 )
 
@@ -44,6 +46,8 @@ def collect(
     device: Device = "cpu",
     dtype: DType = "float32",
     capacity: Capacity = 1024,
+    allow_vocab_difference: AllowVocabDifference = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Decode training prompts with a pair and write down features and how far drafts were right."""
     from analysis.cli.progress import progress_bar
@@ -53,7 +57,16 @@ def collect(
     from executor.recording.settings import DecodingSettings, PromptSettings
 
     settings = CollectSettings(
-        pair=pair_of(target, draft, engine, device, dtype, capacity),
+        pair=pair_of(
+            target=target,
+            draft=draft,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            capacity=capacity,
+            allow_vocab_difference=allow_vocab_difference,
+            trust_remote_code=trust_remote_code,
+        ),
         prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
         decoding=DecodingSettings(
             temperatures=tuple(temperature or CollectSettings().decoding.temperatures),

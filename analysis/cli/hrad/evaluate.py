@@ -11,6 +11,7 @@ import typer
 
 from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
+    AllowVocabDifference,
     Capacity,
     DataDir,
     Device,
@@ -24,6 +25,7 @@ from analysis.cli.options import (
     Seed,
     SkipPrompts,
     Target,
+    TrustRemoteCode,
     console,
 )
 
@@ -44,6 +46,8 @@ def evaluate(
     device: Device = "cpu",
     dtype: DType = "float32",
     capacity: Capacity = 1024,
+    allow_vocab_difference: AllowVocabDifference = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Judge a predictor beside the baselines, on prompts that it was not trained on."""
     import torch
@@ -65,7 +69,16 @@ def evaluate(
     check_pair(loaded.card, target_path, resolve_model(draft, "draft"))
     settings = CollectSettings(
         purpose=Purpose.EVALUATION,
-        pair=pair_of(target, draft, engine, device, dtype, capacity),
+        pair=pair_of(
+            target=target,
+            draft=draft,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            capacity=capacity,
+            allow_vocab_difference=allow_vocab_difference,
+            trust_remote_code=trust_remote_code,
+        ),
         prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
         decoding=DecodingSettings(temperatures=loaded.card.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=loaded.card.draft_length,

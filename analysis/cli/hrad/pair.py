@@ -8,9 +8,21 @@ if TYPE_CHECKING:
     from executor.models.settings import PairSettings
 
 
-def pair_of(target: str, draft: str, engine: str, device: str, dtype: str, capacity: int) -> PairSettings:
+def pair_of(
+    *,
+    target: str,
+    draft: str,
+    engine: str,
+    device: str,
+    dtype: str,
+    capacity: int,
+    allow_vocab_difference: bool,
+    trust_remote_code: bool,
+) -> PairSettings:
     """Raises ValueError for an unknown engine or impossible settings."""
     from executor.models.settings import EngineSettings, PairSettings, parse_engine
 
-    chosen = EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity)
-    return PairSettings(target=target, draft=draft, engine=chosen)
+    chosen = EngineSettings(
+        kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity, trusts_remote_code=trust_remote_code
+    )
+    return PairSettings(target=target, draft=draft, engine=chosen, allows_vocab_difference=allow_vocab_difference)

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.options import Draft, MaxNewTokens, OutputDir, Quick, Repeats, Seed, Target, Temperatures, console
+from analysis.cli.options import (
+    AllowVocabDifference,
+    Draft,
+    MaxNewTokens,
+    OutputDir,
+    Quick,
+    Repeats,
+    Seed,
+    Target,
+    Temperatures,
+    TrustRemoteCode,
+    console,
+)
 
 
 def compare(
@@ -24,6 +36,8 @@ def compare(
     repeats: Repeats = 1,
     seed: Seed = 0,
     quick: Quick = False,
+    allow_vocab_difference: AllowVocabDifference = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
     from analysis.check.compare import compare as compare_methods
@@ -41,6 +55,8 @@ def compare(
         repeats=repeats,
         is_quick=quick,
         seed=seed,
+        allows_vocab_difference=allow_vocab_difference,
+        trusts_remote_code=trust_remote_code,
         progress=lambda title: progress_bar(console, title),
     )
     print_comparison(console, rows)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from analysis.cli.options import (
+    AllowVocabDifference,
     Capacity,
     Draft,
     DType,
@@ -19,6 +20,7 @@ from analysis.cli.options import (
     SkipPrompts,
     Target,
     Temperatures,
+    TrustRemoteCode,
     console,
 )
 
@@ -82,13 +84,8 @@ def record(
             help="Leave out the rules of the target's generation_config, such as its repetition penalty.",
         ),
     ] = False,
-    allow_vocab_difference: Annotated[
-        bool,
-        typer.Option(
-            "--allow-vocab-difference",
-            help="Accept tokenizers that differ in a few tokens, over the ids that both have.",
-        ),
-    ] = False,
+    allow_vocab_difference: AllowVocabDifference = False,
+    trust_remote_code: TrustRemoteCode = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Time a grid of contexts, widths and branches instead of decoding.")
     ] = False,
@@ -106,7 +103,13 @@ def record(
         pair=PairSettings(
             target=target,
             draft=draft,
-            engine=EngineSettings(kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity),
+            engine=EngineSettings(
+                kind=parse_engine(engine),
+                device=device,
+                dtype=dtype,
+                capacity=capacity,
+                trusts_remote_code=trust_remote_code,
+            ),
             target_device=target_device,
             transport=parse_transport(transport),
             verify_width=verify_width,

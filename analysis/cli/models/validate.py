@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.options import CalibrationFile, OutputDir, Policies, Repeats, RunDir, Seed, console
+from analysis.cli.options import CalibrationFile, OutputDir, Policies, Repeats, RunDir, Seed, TrustRemoteCode, console
 
 
 def validate(
@@ -17,6 +17,7 @@ def validate(
     num_prompts: Annotated[int, typer.Option(help="Run this many prompts, none of which the run holds.")] = 16,
     repeats: Repeats = 1,
     seed: Seed = 0,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Run policies for real on prompts that were not recorded, and compare with the prediction."""
     from analysis.check.validate import validate_run
@@ -35,6 +36,7 @@ def validate(
             num_prompts=num_prompts,
             repeats=repeats,
             seed=seed,
+            trusts_remote_code=trust_remote_code,
             progress=report,
         )
     print_validation(console, validation)

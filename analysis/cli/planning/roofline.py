@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.options import console
+from analysis.cli.options import TrustRemoteCode, console
 
 if TYPE_CHECKING:
     from analysis.study.planned import Planned
@@ -41,6 +41,7 @@ def roofline(
     uncertainty: Annotated[
         float, typer.Option(help="Each of these may be wrong by this share; a study says what depends on it.")
     ] = 0.2,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Latencies of a pair on hardware you do not have, from weights, bandwidth and peak, for explore and simulate."""
     from analysis.explore.inputs import write_roofline
@@ -59,6 +60,7 @@ def roofline(
         layer_s=1e-6 * layer_us,
         host_s=1e-6 * host_us,
         uncertainty=uncertainty,
+        trusts_remote_code=trust_remote_code,
     )
     write_roofline(planned.latency(), output)
     _print_forwards(planned)

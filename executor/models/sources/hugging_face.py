@@ -24,6 +24,7 @@ from executor.models.engines.lifted import why_unsupported
 from executor.models.engines.static import StaticEngine
 from executor.models.settings import EngineKind, EngineSettings
 from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, ModelError, fitting, resolve_device, resolve_dtype
+from executor.models.sources.shapes import counted_shape
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.weights import place_weights, shape_of
 from sim.decoding.model_shapes import ModelShape
@@ -32,13 +33,24 @@ _WHOLE_FILE_BYTES = 64 << 20  # weights files up to this size are hashed whole
 _SAMPLE_BYTES = 64 << 10
 _NUM_SAMPLES = 64
 _VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path")
+# What transformers raises for files that it cannot read.
+_REFUSALS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,  # RecursionError among them
+    ImportError,
+    SafetensorError,
+)
 
 
 class HuggingFaceSource:
     """A folder or hub id. Nothing is read before it is asked for, the config once."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = path
+    def __init__(self, path: str | Path, *, trusts_remote_code: bool = False) -> None:
+        self._path, self._trusts = path, trusts_remote_code
 
     def head_size(self) -> int:
         """Of the config."""
@@ -47,14 +59,8 @@ class HuggingFaceSource:
     def tokenizer(self) -> Any:
         """The transformers tokenizer."""
         _ = self._config  # tells a missing folder from a missing tokenizer
-        try:
-            return AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            self._refuse_remote_code(error)
-            raise ModelError(
-                f"no tokenizer could be loaded from {self._path} ({_first_line(error)}): the folder needs tokenizer.json or "
-                "its like."
-            ) from error
+        with self._refusing("no tokenizer could be loaded from {path}", "the folder needs tokenizer.json or its like"):
+            return AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trusts)
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Of the generation config if there is one, else of the model config."""
@@ -80,7 +86,7 @@ class HuggingFaceSource:
         them the start, where safetensors names every tensor and its shape.
         """
         digest = hashlib.sha256()
-        folder = self._folder()
+        folder = self._files()
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG_KEYS}
         digest.update(json.dumps(kept, sort_keys=True).encode())
@@ -128,15 +134,19 @@ class HuggingFaceSource:
             )
 
     def shape(self) -> ModelShape:
-        """The numbers of a Llama-type model that decide its time and memory, from its config alone."""
-        if reason := why_unsupported(self._config, 1):
-            raise ModelError(f"no shape can be read of {self._path}: {reason}.")
-        return shape_of(self._config)
+        """The numbers that decide a model's time and memory, from its config alone: no weights are read. Those of a model that
+        is not of Llama's type are counted in an empty one. Raises `ModelError` for a model without attention.
+        """
+        if not self._own_class and why_unsupported(self._config, 1) is None:
+            return shape_of(self._config)
+        with self._refusing("no shape can be read of {path}", "name the shape of a model like it"):
+            return counted_shape(self._config, trusts_remote_code=self._trusts)
 
     def _kind(self, wanted: EngineKind, capacity: int) -> EngineKind:
         """The engine that can run this architecture."""
         config = self._config
-        if wanted is EngineKind.HUGGING_FACE or not (reason := why_unsupported(config, capacity)):
+        reason = self._own_class or why_unsupported(config, capacity)
+        if wanted is EngineKind.HUGGING_FACE or not reason:
             return wanted
         which = f"{self._path} ({config.model_type}: {reason})"
         if wanted is EngineKind.RESIDENT:
@@ -182,9 +192,8 @@ class HuggingFaceSource:
                 return int(first or getattr(config, "original_max_position_embeddings", config.max_position_embeddings))
         return None
 
-    @cached_property
-    def _config(self) -> Any:
-        """The transformers config, or the error that says why there is none."""
+    def _check_place(self) -> None:
+        """Refuse a folder that is none, before transformers takes its name for an id of the hub."""
         path, folder = self._path, Path(self._path)
         if not folder.is_dir() and _looks_like_a_path(path):
             raise ModelError(f"no model folder at {path}: check the path, or give an id of the Hugging Face hub.")
@@ -192,14 +201,15 @@ class HuggingFaceSource:
             raise ModelError(
                 f"{path} is not a model folder: it has no config.json. Give a folder written by save_pretrained."
             )
-        try:
-            return AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._refuse_remote_code(error)
-            raise ModelError(
-                f"the config of {path} cannot be read ({_first_line(error)}): check the name, the network, or the "
-                "transformers version."
-            ) from error
+
+    @cached_property
+    def _config(self) -> Any:
+        """The transformers config, or the error that says why there is none."""
+        self._check_place()
+        path, is_here = self._path, Path(self._path).is_dir()
+        advice = "mend the file" if is_here else "check the name, the network, or the transformers version"
+        with self._refusing("the config of {path} cannot be read", advice):
+            return AutoConfig.from_pretrained(path, trust_remote_code=self._trusts)
 
     @property
     def _text_config(self) -> Any:
@@ -208,41 +218,59 @@ class HuggingFaceSource:
     def _module(self, dtype: torch.dtype) -> Any:
         """The transformers module, on the CPU, with every weight found."""
         path = self._path
-        try:
-            with _quiet_transformers():
-                module, report = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=dtype, output_loading_info=True, trust_remote_code=False
-                )
-        except UnpicklingError as error:
-            raise ModelError(
-                f"the weights of {path} are a pickle that holds more than tensors, which could run code: give safetensors."
-            ) from error
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-            self._refuse_remote_code(error)
-            raise ModelError(
-                f"the weights of {path} cannot be loaded ({_first_line(error)}): the folder needs complete safetensors of "
-                "a causal language model."
-            ) from error
+        advice = "the folder needs complete safetensors of a causal language model"
+        with self._refusing("the weights of {path} cannot be loaded", advice), _quiet_transformers():
+            module, report = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, trust_remote_code=self._trusts
+            )
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
                 f"{path} lacks {len(missing)} weights, for example {missing[0]}: is it a complete causal language model?"
             )
         return module.eval()
 
-    def _refuse_remote_code(self, error: Exception) -> None:
-        """A model that needs code of its own is refused as that: nothing of a model's folder is ever run."""
-        if "trust_remote_code" in str(error) or "custom code" in str(error):
-            raise ModelError(
-                f"{self._path} brings code of its own, which is not run here: choose a model that transformers "
-                "itself knows, or convert this one to such a class."
-            ) from error
+    @property
+    def _own_class(self) -> str:
+        """Why no engine of ours may run it: its class is code of its own, which is trusted. Empty otherwise."""
+        maps = getattr(self._config, "auto_map", None) or {}
+        return "its class is code of its own" if self._trusts and "AutoModelForCausalLM" in maps else ""
 
-    def _folder(self) -> Path:
+    @contextmanager
+    def _refusing(self, what: str, advice: str) -> Iterator[None]:
+        """Say in one line why transformers cannot read a model, and what to do.
+
+        Code of a model's folder is never run unless it is trusted, and then it may fail in any way.
+        """
+        try:
+            yield
+        except ModelError:
+            raise
+        except UnpicklingError as error:
+            raise ModelError(
+                f"the weights of {self._path} are a pickle that holds more than tensors, which could run code: give "
+                "safetensors."
+            ) from error
+        except Exception as error:
+            if not self._trusts and ("trust_remote_code" in str(error) or "custom code" in str(error)):
+                raise ModelError(
+                    f"{self._path} brings code of its own, which is not run unless you trust it: read that code and add "
+                    "--trust-remote-code, or choose a model that transformers itself knows."
+                ) from error
+            if not self._trusts and not isinstance(error, _REFUSALS):
+                raise
+            raise ModelError(f"{what.format(path=self._path)} ({_first_line(error)}): {advice}.") from error
+
+    def _files(self) -> Path:
         """Where the files lie on this machine."""
-        _ = self._config
+        self._check_place()
         if Path(self._path).is_dir():
             return Path(self._path)
-        return Path(str(cached_file(str(self._path), "config.json"))).parent
+        try:
+            return Path(str(cached_file(str(self._path), "config.json"))).parent
+        except OSError as error:
+            raise ModelError(
+                f"the files of {self._path} cannot be found ({_first_line(error)}): check the name."
+            ) from error
 
 
 def _looks_like_a_path(path: str | Path) -> bool:

@@ -168,6 +168,34 @@ def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
             assert text.endswith("."), f"{name} --{option.name}: {text}"
 
 
+@pytest.mark.parametrize("name", ["record", "compare", "hrad collect", "hrad evaluate", "hrad ablate"])
+def test_every_command_that_loads_a_pair_takes_the_options_of_pairs(name: str) -> None:
+    command: Any = typer.main.get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    flags = {flag for option in command.params for flag in option.opts}
+    assert {"--target", "--draft", "--allow-vocab-difference", "--trust-remote-code"} <= flags
+
+
+def test_a_recording_that_trusted_code_does_not_trust_it_for_the_next(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The config of a run may come from anybody: code is run where this very command says so."""
+    from executor.models.settings import EngineSettings, PairSettings
+    from executor.recording.settings import RecordSettings, config_of
+
+    pair = PairSettings(engine=EngineSettings(trusts_remote_code=True), target=str(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    maps = '{"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}'
+    (tmp_path / "own" / "config.json").write_text(f'{{"model_type": "own", "auto_map": {maps}}}')
+    (tmp_path / "own" / "code.py").write_text("raise SystemExit('ran')")
+    with RunWriter(tmp_path / "run", config=config_of(RecordSettings(pair=pair)), meta={"kind": "executed"}) as writer:
+        writer.finish({})
+    code, errors = _run(capsys, "validate", "--run", str(tmp_path / "run"), "--output-dir", str(tmp_path / "v"))
+    assert code == 1
+    assert "add --trust-remote-code" in errors
+
+
 def test_the_list_of_commands_imports_nothing_heavy() -> None:
     script = (
         "import sys\nimport analysis.cli.main\n"
@@ -228,6 +256,7 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
         "draft_sms": pair.draft_sms,
         "ignore_generation_config": pair.ignores_generation_config,
         "allow_vocab_difference": pair.allows_vocab_difference,
+        "trust_remote_code": engine.trusts_remote_code,
         "engine": engine.kind,
         "acceptance": decoding.acceptance,
         "prompts": prompts.source,

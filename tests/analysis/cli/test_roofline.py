@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 from analysis.explore.inputs import read_latency, write_roofline
 from analysis.study.planned import Planned, shape_of_model
@@ -116,6 +116,61 @@ def test_a_folder_gives_its_shape(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     found = shape_of_model(str(tmp_path))
     assert (found.num_parameters, found.kv_numbers) == (llama.num_parameters, llama.kv_numbers)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match=r"no shape can be read of .*gpt2"):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ValueError, match=r"no shape can be read of .*T5"):
+        shape_of_model(str(tmp_path))
+
+
+GEMMA2_9B = {
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "vocab_size": 256000,
+    "sliding_window": None,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "held", "active", "kv_numbers"),
+    [
+        ("mixtral", {}, 46.70, 12.75, 2 * 32 * 8 * 128),  # 8x7B; without its embedding, of which a row is read
+        ("gemma2", GEMMA2_9B, 9.242, 9.242, 2 * 42 * 8 * 256),
+        ("phi3", {"sliding_window": None}, 3.821, 3.722, 2 * 32 * 32 * 96),
+        ("llama", {"rope_parameters": DYNAMIC}, 6.738, 6.607, 2 * 32 * 32 * 128),
+        ("gpt2", {}, 0.1244, 0.1236, 2 * 12 * 12 * 64),
+    ],
+)
+def test_any_folder_gives_its_shape(
+    tmp_path: Path, kind: str, settings: dict[str, object], held: float, active: float, kv_numbers: int
+) -> None:
+    """Billions of weights as published, held and multiplied with a token."""
+    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
+    shape = shape_of_model(str(tmp_path))
+    assert shape.num_parameters == pytest.approx(1e9 * held, rel=1e-3)
+    assert shape.num_active == pytest.approx(1e9 * active, rel=3e-3)
+    assert shape.kv_numbers == kv_numbers
+    planned = Planned(target=str(tmp_path), draft=str(tmp_path), num_devices=4).latency()
+    write_roofline(planned, tmp_path / "planned.json")
+    assert read_latency(tmp_path / "planned.json") == planned
+
+
+def test_more_tokens_read_more_experts(tmp_path: Path) -> None:
+    AutoConfig.for_model("mixtral").save_pretrained(tmp_path)
+    shape = shape_of_model(str(tmp_path))
+    assert shape.counts is not None
+    dense = shape.counts.step - shape.counts.experts
+    shares = (shape.num_read([1, 2, 1000]) - dense) / shape.counts.experts
+    assert shares == pytest.approx([2 / 8, 1 - (6 / 8) ** 2, 1.0])
+    latency = Planned(target=str(tmp_path), draft="llama-68m", num_devices=4, layer_s=0.0).latency()
+    one, two = latency.mean_array(OpKind.VERIFY, [1, 2], 1, 0)
+    assert two / one == pytest.approx(float(shape.num_read(2) / shape.num_read(1)), rel=1e-4)
+
+
+def test_a_sliding_window_is_named(tmp_path: Path) -> None:
+    AutoConfig.for_model("phi3", sliding_window=2047).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="window of 2047"):
         shape_of_model(str(tmp_path))

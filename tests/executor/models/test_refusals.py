@@ -87,6 +87,54 @@ def test_code_of_a_model_folder_is_never_run_and_nobody_is_asked(tmp_path: Path)
             load()
 
 
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+open(r"MARK", "a").write("ran")
+
+
+class Config(LlamaConfig):
+    model_type = "own"
+
+
+class Model(LlamaForCausalLM):
+    config_class = Config
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.flip(-1)  # not what transformers' own class says
+        return output
+"""
+
+
+@pytest.mark.parametrize("model_type", ["own", "llama"])
+def test_code_of_a_model_folder_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """A class of its own, also under a type that the static engine knows: its tokens are those of its own forward."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder, mark = tmp_path / f"model_{model_type}", tmp_path / "mark"
+    shutil.copytree(resolve_model("embedded", "draft"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    maps = {"AutoModelForCausalLM": "code.Model"} | ({"AutoConfig": "code.Config"} if model_type == "own" else {})
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type, "auto_map": maps}))
+    (folder / "code.py").write_text(CODE.replace("MARK", str(mark)))
+    wary, trusting = EngineSettings(capacity=64), EngineSettings(capacity=64, trusts_remote_code=True)
+    if model_type == "own":
+        with pytest.raises(ModelError, match=r"code of its own.*--trust-remote-code"):
+            load_engine(folder, wary)
+    assert not mark.exists()
+    plain = load_engine(resolve_model("embedded", "draft"), wary).extend([5, 6, 7])
+    with pytest.warns(UserWarning, match="hugging_face"):
+        engine = load_engine(folder, trusting)
+    assert mark.exists()
+    torch.testing.assert_close(engine.extend([5, 6, 7]), plain.flip(-1), atol=1e-4, rtol=1e-4)
+    (folder / "code.py").write_text("raise RuntimeError('broken')  # of another length")
+    with pytest.raises(ModelError, match=r"cannot be (read|loaded) \(broken\)"):
+        load_engine(folder, trusting)
+
+
 class _Hostile:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("ran",)
