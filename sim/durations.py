@@ -1,4 +1,4 @@
-"""How long a run of forwards takes: means read from tables, or one draw for each forward."""
+"""How long a run of forwards takes: means read from tables, or one draw for each forward; and what a cold draft adds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from sim.decoding.draft_cache import Forwards
 from sim.latency.base import LatencyModel
+from traces.fits.cold_start import ColdStart
 from traces.schema import OpKind, OpShape
 
 _FIRST_TABLE_LENGTH = 1024
@@ -79,3 +80,39 @@ class DrawnDurations:
     def of(self, forwards: Forwards) -> list[float]:
         rng = self._rngs[forwards.kind]
         return [self._latency.draw_s(shape, rng) for shape in forwards.shapes()]
+
+
+class Warmth:
+    """How cold the draft is from round to round; see `traces.fits.cold_start`. A request begins cold: its prompt has passed.
+
+    takes_turns: nothing is drafted during a verification, so that the draft waits for all of it.
+    """
+
+    def __init__(self, cold_start: ColdStart, *, takes_turns: bool) -> None:
+        self._cold_start, self._takes_turns = cold_start, takes_turns
+        self._waking_s = cold_start.first_s
+        self._verify_s = self._ahead_s = 0.0
+        self._num_forwards = 0
+
+    def drafted_s(self, times: list[float]) -> float:
+        """Seconds of these forwards, warm in `times`, which grow by what waking takes."""
+        spent_s = sum(times)
+        self._ahead_s += spent_s
+        self._num_forwards += len(times)
+        if self._waking_s:
+            for ordinal in range(len(times)):
+                times[ordinal] += self._waking_s
+                spent_s += self._waking_s
+                self._waking_s *= self._cold_start.decay
+        return spent_s
+
+    def verify(self, seconds: float) -> None:
+        """The target starts; what is drafted from here on is beside it."""
+        self._verify_s, self._ahead_s = seconds, 0.0
+
+    def close_round(self) -> None:
+        """See how cold the draft has become meanwhile."""
+        if self._cold_start.first_s:
+            wait_s = self._verify_s if self._takes_turns else self._verify_s - self._ahead_s
+            self._waking_s = self._cold_start.waking_s(wait_s, self._num_forwards)
+        self._num_forwards = 0

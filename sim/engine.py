@@ -19,7 +19,7 @@ from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import POLICIES, label_of
 from sim.decoding.replay import drive_trace
 from sim.devices import Device, Fifo, Job, Lane, SharedDevice
-from sim.durations import DrawnDurations, Durations, MeanDurations
+from sim.durations import DrawnDurations, Durations, MeanDurations, Warmth
 from sim.latency.base import AHEAD, FURTHER, Conditions, LatencyModel
 from traces.metrics.counts import Summary, summarise_rounds
 from traces.schema import Actor, Op, OpKind, RequestRecord, RequestTrace, Round, RoundTimes, op_of
@@ -157,11 +157,9 @@ class _Work:
 
     def __init__(self, stage: _Stage, request_id: int, durations: Durations) -> None:
         self._stage, self._request_id, self._durations = stage, request_id, durations
-        self._cold_start = stage.latency.cold_start
-        self._waking_s = self._cold_start.first_s  # before round 0 the target's prompt has passed
+        self._warmth = Warmth(stage.latency.cold_start, takes_turns=stage.takes_turns)
         self._jobs: list[tuple[Job, Forwards, list[float]]] = []
-        self.draft_s = self.verify_s = self._ahead_s = 0.0
-        self._num_forwards = 0
+        self.draft_s = self.verify_s = 0.0
 
     def prefill(self, num_prompt_tokens: int) -> list[Job]:
         """Both models' prompts, at the same time."""
@@ -175,21 +173,15 @@ class _Work:
     def verify(self, forwards: Forwards) -> None:
         """The target starts; what the draft does from here on is ahead of the verdict."""
         times = self._durations.of(forwards)
-        self.verify_s, self._ahead_s = times[0], 0.0
+        self.verify_s = times[0]
+        self._warmth.verify(times[0])
         self.verification = self._submitted(self._stage.target.submit(times[0]), forwards, times)
 
     def draft(self, forwards: Forwards) -> Job:
         """Forwards of the draft, the first ones slower after a wait."""
         times = self._durations.of(forwards)
-        spent_s = sum(times)
-        self._ahead_s += spent_s
-        if self._waking_s:
-            for ordinal in range(len(times)):
-                times[ordinal] += self._waking_s
-                spent_s += self._waking_s
-                self._waking_s *= self._cold_start.decay
+        spent_s = self._warmth.drafted_s(times)
         self.draft_s += spent_s
-        self._num_forwards += forwards.num_forwards
         return self._submitted(self._stage.draft.submit(spent_s), forwards, times)
 
     def settle_s(self, forwards: Forwards) -> float:
@@ -209,10 +201,9 @@ class _Work:
         if self._stage.record_ops:
             self._write_down(index)
             self._jobs.clear()
-        if index >= 0 and self._cold_start.first_s:
-            wait_s = self.verify_s if self._stage.takes_turns else self.verify_s - self._ahead_s
-            self._waking_s = self._cold_start.waking_s(wait_s, self._num_forwards)
-        self.draft_s, self._num_forwards = 0.0, 0
+        if index >= 0:
+            self._warmth.close_round()
+        self.draft_s = 0.0
 
     def _submitted(self, job: Job, forwards: Forwards, times: list[float]) -> Job:
         if self._stage.record_ops:

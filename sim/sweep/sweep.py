@@ -107,7 +107,7 @@ def sweep(
         sums.use(timers[conditions])
         if kind in ARRAY_RULES and len(chosen) * len(traces) >= _FEWEST_LANES:
             rule = ARRAY_RULES[kind]([policies[index] for index in chosen], arrays)
-            step_all(rule, _lanes(chosen, arrays), arrays, sums.add)
+            step_all(rule, lanes_of(chosen, arrays), arrays, sums.add)
         else:
             for index in chosen:
                 for request, trace in enumerate(traces):
@@ -117,7 +117,7 @@ def sweep(
     return sums.result()
 
 
-def _lanes(chosen: Sequence[int], arrays: TraceArrays) -> Lanes:
+def lanes_of(chosen: Sequence[int], arrays: TraceArrays) -> Lanes:
     """The lanes of some policies, at the start of every request."""
     num_requests = len(arrays.starts)
     request = np.tile(np.arange(num_requests), len(chosen))

@@ -1,0 +1,386 @@
+"""A replica: one SimPy process that plans a step, lets draft and target work, and settles it; the scheduler of an engine.
+
+    step:  draft     serially, the next tokens of every running request
+           plan      running requests keep their memory, or the last ones are preempted; prompts get the rest of the tokens
+           act       the target verifies all running requests and reads prompts  ||  the draft works ahead, if it has a device
+           settle    tokens are committed; requests end, or join the running ones after the last piece of their prompt
+
+Iteration-level scheduling after Orca (OSDI 2022) and vLLM (first come, first served; preemption of the last one by
+recompute). Which tokens a round gives is known from its source, so that a step is a handful of operations on arrays.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import simpy
+
+from sim.devices import Device
+from sim.serving.batch import Chunk, StepPlan
+from sim.serving.book import Book, ReplicaTotals
+from sim.serving.costs import Costs
+from sim.serving.rounds.base import Ints, Rounds, RoundSource, ServerLoad
+from sim.serving.settings import Server
+
+Process: TypeAlias = Generator[Any, Any, None]
+_REQUEST, _CONTEXT, _LEFT, _PLACE = range(4)
+_FAR = 1 << 60
+
+
+class StepRecord(NamedTuple):
+    """One step, for those who want to see them: when it began and ended, and what was in it."""
+
+    start_s: float
+    end_s: float
+    plan: StepPlan
+
+
+@dataclass(slots=True, eq=False)
+class _Prompt:
+    """A request whose prompt waits or is being read. num_tokens: to read in all; num_read: read so far. left: tokens to emit.
+
+    place, delivered_s: of a preempted request, which reads its own output again; place is -1 for a new one.
+    """
+
+    request: int
+    num_tokens: int
+    left: int
+    place: int = -1
+    delivered_s: float = 0.0
+    num_read: int = 0
+
+
+class Replica:
+    """Serves the requests that `submit` gives it, first come, first served.
+
+    prompt_tokens, output_tokens: (requests,) of the workload. on_step: called with every step, for figures and tests.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        server: Server,
+        costs: Costs,
+        source: RoundSource,
+        *,
+        target: Device,
+        draft: Device,
+        book: Book,
+        prompt_tokens: Ints,
+        output_tokens: Ints,
+        on_step: Callable[[StepRecord], None] | None = None,
+    ) -> None:
+        self._env, self._server, self._costs, self._source = env, server, costs, source
+        self._target, self._draft, self._book, self._on_step = target, draft, book, on_step
+        self._prompt_tokens, self._output_tokens = prompt_tokens, output_tokens
+        self._shares_device = target is draft
+        self._waiting: deque[_Prompt] = deque()
+        self._prompts: list[_Prompt] = []  # being read
+        # Running requests, in the order in which they came to run: request, tokens in the cache, tokens left, place.
+        self._running: Ints = np.zeros((4, server.max_num_seqs), dtype=np.int64)
+        self._num_running = self._context_tokens = 0
+        self._least_left = _FAR  # no request has fewer tokens left; exact only now and then
+        self._delivered_s = 0.0
+        self._fresh: list[int] = []  # joined without a token; their first round brings it
+        self._resumed: list[float] = []  # joined again: when they got their last token
+        # What is committed and not delivered: first tokens, further ones, of these the ones after a preemption, last ones.
+        self._firsts: list[int] = []
+        self._num_further = 0
+        self._late: list[float] = []
+        self._lasts: list[tuple[int, int]] = []
+        self._joined_tokens = 0
+        self._slots = server.lookahead_tokens
+        self._idle: simpy.Event | None = None
+        self.totals = ReplicaTotals()
+        self.outstanding_tokens = 0
+        env.process(self._run())
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in the replica."""
+        return self._num_running + len(self._prompts) + len(self._waiting)
+
+    def submit(self, request: int) -> None:
+        """Queue a request."""
+        prompt = int(self._prompt_tokens[request])
+        num_output = self._source.num_output_tokens(request, int(self._output_tokens[request]))
+        self._server.check_fits(prompt + num_output + self._source.max_pending, request)
+        self.outstanding_tokens += prompt + num_output
+        self._waiting.append(_Prompt(request, prompt if self._server.prefill_emits else prompt - 1, num_output))
+        if self._idle is not None:
+            self._idle.succeed()
+            self._idle = None
+
+    def _run(self) -> Process:
+        env, costs, totals, deliver_later = self._env, self._costs, self.totals, self._server.delivers_after_drafting
+        while True:
+            if not self._num_running and not self._prompts and not self._waiting:
+                self._deliver()
+                if not self.num_requests:
+                    self._idle = env.event()
+                    yield self._idle
+            start_s = env.now
+            plan = self._step_plan()
+            serial_s = costs.serial_s(plan)
+            if serial_s:
+                self._joined_tokens = 0
+                totals.draft_busy_s += serial_s
+                yield self._draft.submit(serial_s).done
+            if deliver_later:
+                self._deliver()
+            self._plan(plan)
+            if plan.rounds is None and not plan.chunks:
+                continue
+
+            target_s = costs.target_s(plan)
+            draft_chunks: list[Chunk] = []
+            if self._source.max_pending and plan.chunks:
+                if self._server.joins_draft_prefill:
+                    self._joined_tokens += sum(chunk.num_tokens for chunk in plan.chunks)
+                else:
+                    draft_chunks = plan.chunks
+            prefill_s, look_s, branches_s = costs.ahead_s(plan, draft_chunks)
+            prefill = self._draft.submit(prefill_s) if prefill_s else None
+            verification = self._target.submit(target_s)
+            for ahead_s in (look_s, branches_s):
+                if ahead_s:
+                    yield self._draft.submit(ahead_s).done
+            if prefill is not None:
+                yield prefill.done
+            host_s = costs.host_s(plan) if plan.rounds is not None else 0.0
+            if verification.end_s is None:
+                yield verification.done
+            now = env.now
+            settled_s = verification.end_s if verification.end_s > now else now
+            yield env.timeout(settled_s + host_s - now)
+            totals.target_busy_s += target_s
+            totals.draft_busy_s += prefill_s + look_s + branches_s
+            self._settle(plan, start_s)
+            if not deliver_later:
+                self._deliver()
+
+    # Before a step.
+
+    def _step_plan(self) -> StepPlan:
+        """The next round of every running request; prompts are added when it is known what these leave."""
+        count, tokens, pool = self._num_running, self._context_tokens, self._server.kv_tokens
+        rows = self._running[:, :count] if self._on_step is None else self._running[:, :count].copy()
+        rounds = None
+        if count:
+            load = ServerLoad(count, len(self._waiting), tokens / pool if pool else 0.0, tokens)
+            rounds = self._source.next(rows[_PLACE], rows[_LEFT], load)
+        return StepPlan(rows[_CONTEXT], tokens, rounds, joined_tokens=self._joined_tokens)
+
+    def _plan(self, plan: StepPlan) -> None:
+        """Memory for the running requests, then tokens of the step for prompts that are being read, then for new ones."""
+        server = self._server
+        rounds = plan.rounds
+        budget = server.max_num_batched_tokens
+        if rounds is not None:
+            budget -= self._num_running + rounds.num_pending
+        if not self._prompts and not self._waiting and self._surely_fits(plan):
+            return
+        free = self._free_blocks(plan)
+        is_short = free < 0
+        while free < 0:
+            self._preempt(plan)
+            free = self._free_blocks(plan)
+        for prompt in list(self._prompts):
+            if budget <= 0 or prompt not in self._prompts:
+                break
+            before = len(plan.chunks)
+            free, budget = self._read(prompt, plan, free, budget, reserve=0)
+            while len(plan.chunks) == before and self._prompts[-1] is not prompt:
+                self._preempt(plan)
+                is_short = True
+                free, budget = self._read(prompt, plan, self._free_blocks(plan), budget, reserve=0)
+        while self._waiting and not is_short and budget > 0:
+            if self._num_running + len(self._prompts) >= server.max_num_seqs:
+                break
+            prompt = self._waiting[0]
+            before = len(plan.chunks)
+            if prompt.num_tokens:
+                free, budget = self._read(prompt, plan, free, budget, reserve=server.num_watermark_blocks)
+                if len(plan.chunks) == before:
+                    break
+            else:  # a prompt of one token, which the first round itself reads
+                plan.chunks.append(Chunk(prompt.request, 0, 0, True))
+            self._waiting.popleft()
+            self._prompts.append(prompt)
+
+    def _read(self, prompt: _Prompt, plan: StepPlan, free: int, budget: int, *, reserve: int) -> tuple[int, int]:
+        """Add a piece of a prompt to the plan, if its blocks are free; gives what is left of both."""
+        take = min(prompt.num_tokens - prompt.num_read, budget)
+        if self._server.num_blocks is not None:
+            held = self._blocks(prompt.num_read) if prompt.num_read else 0
+            need = self._blocks(prompt.num_read + take) - held
+            if need > free - reserve:
+                return free, budget
+            free -= need
+        plan.chunks.append(
+            Chunk(prompt.request, take, prompt.num_read, prompt.num_read + take == prompt.num_tokens)
+        )
+        prompt.num_read += take
+        return free, budget - take
+
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-(num_tokens + self._slots) // self._server.block_tokens)
+
+    def _surely_fits(self, plan: StepPlan) -> bool:
+        """Whether the running requests fit by a bound that needs no look at each of them."""
+        blocks = self._server.num_blocks
+        if blocks is None or plan.rounds is None:
+            return True
+        count = self._num_running
+        tokens = self._context_tokens + plan.rounds.num_pending + count * (1 + self._slots)
+        return tokens // self._server.block_tokens + count <= blocks
+
+    def _free_blocks(self, plan: StepPlan) -> int:
+        """Blocks that the step leaves free; negative where the running requests do not fit."""
+        blocks = self._server.num_blocks
+        if blocks is None:
+            return _FAR
+        size = self._server.block_tokens
+        used = sum(self._blocks(prompt.num_read) for prompt in self._prompts)
+        rounds, count = plan.rounds, self._num_running
+        if rounds is not None:
+            pending = rounds.draft_length if rounds.details is None else rounds.details.num_pending
+            need = plan.contexts + (pending + 1 + self._slots + size - 1)
+            used += int(np.add.reduce(need // size))
+        return blocks - used
+
+    def _preempt(self, plan: StepPlan) -> None:
+        """Take the memory of the request that came to run last; it waits in front, to read all of its tokens again."""
+        self.totals.num_preemptions += 1
+        if self._prompts:
+            prompt = self._prompts.pop()
+            self.totals.num_recomputed_tokens += prompt.num_read
+            prompt.num_read = 0
+            self._waiting.appendleft(prompt)
+            return
+        last = self._num_running - 1
+        request, context, left, place = self._running[:, last].tolist()
+        self._num_running = last
+        self._context_tokens -= context
+        self.totals.num_recomputed_tokens += context
+        delivered_s = self._delivered_s
+        if request in self._fresh:
+            self._fresh.remove(request)
+            place, delivered_s = -1, 0.0
+        self._waiting.appendleft(_Prompt(request, context, left, place, delivered_s))
+        plan.contexts, plan.context_tokens = plan.contexts[:last], self._context_tokens
+        plan.rounds = plan.rounds.first(last) if plan.rounds is not None and last else None
+
+    # After a step.
+
+    def _settle(self, plan: StepPlan, start_s: float) -> None:
+        """Commit what the step gave."""
+        count, rounds, totals = self._num_running, plan.rounds, self.totals
+        held = self._context_tokens
+        if rounds is not None:
+            rows = self._running
+            emitted = rounds.num_emitted
+            num_emitted = int(np.add.reduce(emitted))
+            rows[_CONTEXT, :count] += emitted
+            rows[_LEFT, :count] -= emitted
+            rows[_PLACE, :count] += rounds.steps
+            self._context_tokens += num_emitted
+            self._num_further += count - len(self._fresh) - len(self._resumed)
+            self._firsts += self._fresh
+            self._late += self._resumed
+            self._fresh.clear()
+            self._resumed.clear()
+            totals.num_steps += 1
+            totals.num_request_steps += count
+            totals.num_pending += rounds.num_pending
+            totals.num_emitted += num_emitted
+            held += rounds.num_pending + count
+            if count > totals.max_running:
+                totals.max_running = count
+            self._least_left -= self._source.max_pending + 1
+            if self._least_left <= 0:
+                self._end_requests()
+        for chunk in plan.chunks:
+            held += chunk.num_tokens + chunk.context_tokens
+            totals.num_prompt_tokens += chunk.num_tokens
+        if plan.chunks:
+            self._join_read_prompts()
+        now = self._env.now
+        totals.busy_s += now - start_s
+        totals.kv_token_s += held * (now - start_s)
+        if held > totals.max_kv_tokens:
+            totals.max_kv_tokens = held
+        if self._on_step is not None:
+            self._on_step(StepRecord(start_s, now, plan))
+
+    def _end_requests(self) -> None:
+        """Drop the running requests that have no token left."""
+        count = self._num_running
+        left = self._running[_LEFT, :count]
+        self._least_left = least = int(left.min())
+        if least > 0:
+            return
+        stays = left > 0
+        for request, context in self._running[:2, :count][:, ~stays].T.tolist():
+            self._context_tokens -= context
+            self._end(request)
+        kept = self._running[:, :count][:, stays]
+        self._num_running = kept.shape[1]
+        self._running[:, : self._num_running] = kept
+        self._least_left = int(kept[_LEFT].min()) if self._num_running else _FAR
+
+    def _end(self, request: int) -> None:
+        num_output = self._source.num_output_tokens(request, int(self._output_tokens[request]))
+        self.outstanding_tokens -= int(self._prompt_tokens[request]) + num_output
+        self._lasts.append((request, num_output))
+
+    def _join_read_prompts(self) -> None:
+        """Requests whose prompt is read begin to run; with engines' rules they have their first token now."""
+        reading = []
+        for prompt in self._prompts:
+            if prompt.num_read < prompt.num_tokens:
+                reading.append(prompt)
+                continue
+            request, context = prompt.request, prompt.num_tokens
+            left, place = prompt.left, prompt.place
+            if place >= 0:
+                self._resumed.append(prompt.delivered_s)
+            else:
+                place = self._source.begin(request)
+                if self._server.prefill_emits:
+                    self.totals.num_first += 1
+                    self._firsts.append(request)
+                    left, place = left - 1, self._source.after_first_token(place)
+                    if not left:
+                        self._end(request)
+                        continue
+                else:
+                    self._fresh.append(request)
+            self._running[:, self._num_running] = request, context, left, place
+            self._num_running += 1
+            self._context_tokens += context
+            self._least_left = min(self._least_left, left)
+        self._prompts = reading
+
+    def _deliver(self) -> None:
+        """What was committed reaches the clients now."""
+        if not (self._num_further or self._firsts or self._lasts or self._late):
+            return
+        book, now = self._book, self._env.now
+        if self._num_further:
+            book.gaps.add(now - self._delivered_s, self._num_further)
+            self._num_further = 0
+        for delivered_s in self._late:
+            book.gaps.add(now - delivered_s, 1)
+        for request in self._firsts:
+            book.first_token(request)
+        for request, num_output in self._lasts:
+            book.finish(request, num_output)
+        self._late.clear()
+        self._firsts.clear()
+        self._lasts.clear()
+        self._delivered_s = now
