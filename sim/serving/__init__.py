@@ -1,1 +1,1 @@
-"""Serving: many requests on replicas, with a queue, a step plan, a memory for keys and values, draft and verification as events."""
+"""Serving: requests in queues, batches that share a step and a memory, draft and verification as events."""

@@ -32,9 +32,8 @@ class Router(enum.StrEnum):
 class ServedRun:
     """A workload as it was served; times are seconds, arrays (requests,).
 
-    sent_s, first_s, last_s: when a request left its client and got its first and its last token; NaN where the run ended before.
+    sent_s, first_s, last_s: when a request left its client, got its first and its last token; NaN if the run ended before.
     in_system_s: requests in the system, summed over time. end_s: when the last token came.
-    max_waiting: the longest that all queues of the replicas together were.
     """
 
     sent_s: Floats
@@ -114,7 +113,7 @@ def serve(
 
 
 def check_conservation(run: ServedRun) -> None:
-    """What must hold of every run that came to its end: each request is served once, no token is lost or made, and Little's law."""
+    """What holds of every run that came to its end: each request is served once, no token is lost or made, Little's law."""
     num_given = sum(totals.num_emitted + totals.num_first for totals in run.replicas)
     assert run.num_finished == len(run.last_s), f"{len(run.last_s) - run.num_finished} requests were never finished"
     assert num_given == run.num_output.sum(), f"{num_given} tokens were given, {run.num_output.sum()} received"

@@ -145,7 +145,7 @@ class LatencyCosts:
     """Costs from a latency model of single requests.
 
     A request alone takes exactly what `sim.engine` gives it. Of a batch, all new tokens together take what one request of as
-    many tokens would after an empty context, and each request's context is paid for besides: additive, as measured servers are.
+    many tokens would after an empty context, and each request pays for its context besides: additive, as measured servers are.
     (A fitted latency knows the widths that were recorded, and is flat beyond; its batches are an extrapolation.)
     """
 

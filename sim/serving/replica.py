@@ -23,7 +23,7 @@ from sim.devices import Device
 from sim.serving.batch import Chunk, StepPlan
 from sim.serving.book import Book, ReplicaTotals
 from sim.serving.costs import Costs
-from sim.serving.rounds.base import Ints, Rounds, RoundSource, ServerLoad
+from sim.serving.rounds.base import Ints, RoundSource, ServerLoad
 from sim.serving.settings import Server
 
 Process: TypeAlias = Generator[Any, Any, None]
@@ -154,9 +154,9 @@ class Replica:
             host_s = costs.host_s(plan) if plan.rounds is not None else 0.0
             if verification.end_s is None:
                 yield verification.done
-            now = env.now
-            settled_s = verification.end_s if verification.end_s > now else now
-            yield env.timeout(settled_s + host_s - now)
+            assert verification.end_s is not None
+            settled_s = max(verification.end_s, env.now)
+            yield env.timeout(settled_s + host_s - env.now)
             totals.target_busy_s += target_s
             totals.draft_busy_s += prefill_s + look_s + branches_s
             self._settle(plan, start_s)
@@ -221,9 +221,7 @@ class Replica:
             if need > free - reserve:
                 return free, budget
             free -= need
-        plan.chunks.append(
-            Chunk(prompt.request, take, prompt.num_read, prompt.num_read + take == prompt.num_tokens)
-        )
+        plan.chunks.append(Chunk(prompt.request, take, prompt.num_read, prompt.num_read + take == prompt.num_tokens))
         prompt.num_read += take
         return free, budget - take
 
@@ -246,7 +244,7 @@ class Replica:
             return _FAR
         size = self._server.block_tokens
         used = sum(self._blocks(prompt.num_read) for prompt in self._prompts)
-        rounds, count = plan.rounds, self._num_running
+        rounds = plan.rounds
         if rounds is not None:
             pending = rounds.draft_length if rounds.details is None else rounds.details.num_pending
             need = plan.contexts + (pending + 1 + self._slots + size - 1)

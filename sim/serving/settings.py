@@ -26,7 +26,7 @@ class Server:
     prefill_emits: whether the last chunk of a prompt gives the first token, as in engines; otherwise the first round does,
     as in `sim.engine`. delivers_after_drafting: whether the tokens of a verification reach the client only after the next
     ones are drafted, as where one process does both.
-    joins_draft_prefill: whether the draft reads a prompt as a part of its next forward, as in vLLM, instead of beside the target.
+    joins_draft_prefill: whether the draft reads a prompt as a part of its next forward, as in vLLM, or beside the target.
     client_s: time that each request spends outside of the scheduler before it is queued.
     """
 
@@ -68,7 +68,7 @@ class Server:
         free = blocks - self.num_watermark_blocks
         if need > free:
             raise ValueError(
-                f"request {request} needs {need} blocks of {self.block_tokens} tokens for its prompt and output, but the memory "
+                f"request {request} needs {need} blocks of {self.block_tokens} tokens for prompt and output, but the memory "
                 f"has {free} (kv_tokens={self.kv_tokens}); give more memory, or leave long requests out."
             )
 

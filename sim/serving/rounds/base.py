@@ -44,7 +44,7 @@ class Details(NamedTuple):
 class Rounds:
     """One round of each running request, in their order.
 
-    num_emitted: (running,) tokens that the round gives. steps: (running,) by how much the place of each in its source moves on.
+    num_emitted: (running,) tokens that the round gives. steps: (running,) how far the place of each in its source moves on.
     num_pending: draft tokens that are verified, all together.
     draft_length: serial draft tokens, where they are as many for every request; -1 where `details` say more.
     draft_behind: tokens that the draft's caches lack beyond the usual one a request, because it did not run for a while.
