@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -38,6 +39,20 @@ class Details(NamedTuple):
     look_lag: Ints
     num_branches: Ints
     num_branch_steps: Ints
+
+
+def details_of(columns: Mapping[str, Ints]) -> Details:
+    """Details of rounds whose ledgers are given as columns, by the names of `sim.decoding.ledger.Ledger`."""
+    serial, lag, branches = columns["num_serial"], columns["draft_lag"], columns["num_branches"]
+    return Details(
+        serial - ((serial > 0) & (lag == 0)),
+        np.maximum(lag, 1),
+        1 + columns["num_carried"] - lag,
+        columns["num_pending"],
+        columns["look_lag"],
+        branches,
+        np.where(branches > 0, columns["num_branch_steps"], 0),
+    )
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from sim.decoding.policies.base import Policy
 from sim.decoding.replay import check_answers, closed_rounds
-from sim.serving.rounds.base import Details, Ints, Rounds, ServerLoad
+from sim.serving.rounds.base import Details, Ints, Rounds, ServerLoad, details_of
 from sim.sweep.lockstep import RoundArrays, TraceArrays, step_all
 from sim.sweep.rules import ARRAY_RULES
 from sim.sweep.sweep import lanes_of, round_arrays
@@ -32,16 +32,7 @@ class Plan:
 
     def __init__(self, policies: Sequence[Policy], traces: Sequence[RequestTrace]) -> None:
         rounds = _rounds_of(policies, traces)
-        num_forwards = rounds.num_serial - ((rounds.num_serial > 0) & (rounds.draft_lag == 0))
-        details = Details(
-            num_forwards,
-            np.maximum(rounds.draft_lag, 1),
-            1 + rounds.num_carried - rounds.draft_lag,
-            rounds.num_pending,
-            rounds.look_lag,
-            rounds.num_branches,
-            np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0),
-        )
+        details = details_of(rounds._asdict())
         changes = np.flatnonzero(np.diff(rounds.lane, prepend=-1))
         self.firsts: Ints = changes.reshape(len(policies), len(traces))
         # After the last round of a trace a longer output goes on with the next trace of its policy.
