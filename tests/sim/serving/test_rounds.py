@@ -158,7 +158,8 @@ def test_goodput_shortens_drafts_as_the_batch_fills_the_device() -> None:
     rule = GoodputRule(Costs(), tuple(0.8**n for n in range(1, 9)))
     lengths = [rule.best_length(load_of(batch)) for batch in (1, 4, 8, 16, 32, 64, 128)]
     assert lengths == sorted(lengths, reverse=True)
-    assert lengths[0] >= 6 and lengths[-1] == 0
+    assert lengths[0] >= 6
+    assert lengths[-1] == 0
 
     def goodput(batch: int, length: int) -> float:
         emitted = sum(0.8**n for n in range(length + 1))
@@ -189,7 +190,8 @@ def test_the_moving_average_climbs_and_falls_within_its_candidates() -> None:
         length = controller.length(load_of(1))
         controller.learn(1, length, length)
     assert controller.length(load_of(1)) == 7
-    assert controller.length(load_of(40)) == 1 and controller.length(load_of(64)) == 0
+    assert controller.length(load_of(40)) == 1
+    assert controller.length(load_of(64)) == 0
     with pytest.raises(ValueError, match="candidates must begin at a batch of 1"):
         MovingAverageRule(((2, (1,)),))
 
