@@ -1,0 +1,199 @@
+"""Step costs from measurements: least squares over any stretches of steps whose forwards are known.
+
+A point of a verify-cost grid is one forward; a run of a server is a thousand steps, whose sums the clock gives and whose
+forwards a simulation tells. Both are a `Measurement`, and both ask the same law (`traces.fits.step_costs`).
+
+Parameters are fitted as logarithms, so that none turns negative, with relative errors, and with a prior each: a few dozen runs
+do not tell contexts from rows (they grow together), and a prior that holds for most transformers decides what the data
+leave open. Priors are wide; where data speak they are not heard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from traces.fits.step_costs import ForwardCost, StepCosts
+
+Floats = NDArray[np.float64]
+
+PARAMETERS = ("floor_s", "token_s", "sharpness", "context_s", "request_s", "uncaptured_s")
+Z95 = 1.959964
+RIDGE_TOKENS = (
+    300  # peak FLOP a byte of an H100 in bf16, hence tokens at which a dense model's two roofs cross; A100: 150
+)
+CONTEXT_FLOOR_TOKENS = (
+    250_000  # tokens of context that take as long to read as the weights: 32B 250k, 8B 120k, 1.7B 30k
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurement:
+    """Seconds of a stretch of steps, and the forwards in it.
+
+    target, draft: (kinds, 4) num_tokens, context_tokens, num_requests, and how many such forwards there were.
+    draft_name: which draft; "" for none. relative_error: one standard deviation of seconds.
+    """
+
+    seconds: float
+    target: Floats
+    draft: Floats | None = None
+    draft_name: str = ""
+    relative_error: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"a measurement needs seconds above 0, but got {self.seconds}.")
+        if (self.draft is None) != (not self.draft_name):
+            raise ValueError(f"a measurement with a draft names it, but draft_name is {self.draft_name!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """A guess, and how far each parameter may lie from it: one standard deviation of its logarithm.
+
+    Parameters that `spread` does not name, and those whose guess is 0, stay what they are.
+    """
+
+    guess: ForwardCost
+    spread: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, value in self.spread.items():
+            if name not in PARAMETERS or not value > 0:
+                raise ValueError(
+                    f"a spread above 0 of one of {', '.join(PARAMETERS)} is needed, but got {name}={value}."
+                )
+
+    @property
+    def free(self) -> list[str]:
+        """Parameters that are fitted."""
+        return [name for name in PARAMETERS if name in self.spread and getattr(self.guess, name) > 0]
+
+
+def target_prior(floor_s: float, *, max_graph_tokens: int | None = None) -> Prior:
+    """Of a dense transformer whose step takes floor_s at low load."""
+    guess = ForwardCost(
+        floor_s=floor_s,
+        token_s=floor_s / RIDGE_TOKENS,
+        sharpness=3.0,
+        context_s=floor_s / CONTEXT_FLOOR_TOKENS,
+        request_s=1e-5,
+        uncaptured_s=floor_s * 0.03,
+    )
+    spread = {
+        "floor_s": 1.0, "token_s": 0.7, "sharpness": 0.4, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5
+    }  # fmt: skip
+    if max_graph_tokens is not None:
+        guess = replace(guess, max_graph_tokens=max_graph_tokens)
+    return Prior(guess=guess, spread=spread)
+
+
+def draft_prior(floor_s: float, target: ForwardCost) -> Prior:
+    """Of a draft on the target's device. Small models are launches as much as reading, so their roof is less certain."""
+    share = min(floor_s / target.floor_s, 1.0)
+    guess = ForwardCost(
+        floor_s=floor_s,
+        token_s=target.token_s * share,
+        sharpness=target.sharpness,
+        context_s=target.context_s * math.sqrt(share) / 2,
+        request_s=target.request_s,
+        uncaptured_s=target.uncaptured_s * share,
+        max_graph_tokens=target.max_graph_tokens,
+    )
+    spread = {"floor_s": 1.0, "token_s": 1.0, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5}
+    return Prior(guess=guess, spread=spread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCostFit:
+    """Fitted forwards.
+
+    target, drafts: the laws; drafts by name. intervals: 95% of each fitted parameter, by "target.NAME" or "DRAFT.NAME",
+    from the covariance of the least squares (priors included). residuals: (measurements,) fitted / measured - 1.
+    """
+
+    target: ForwardCost
+    drafts: Mapping[str, ForwardCost]
+    intervals: Mapping[str, tuple[float, float]]
+    residuals: tuple[float, ...]
+
+    def step_costs(self, draft_name: str = "") -> StepCosts:
+        """With one draft, or none. Raises KeyError for a draft that was not fitted."""
+        return StepCosts(target=self.target, draft=self.drafts[draft_name] if draft_name else None)
+
+    @property
+    def mean_abs_error(self) -> float:
+        """Over the measurements."""
+        return float(np.mean(np.abs(self.residuals)))
+
+
+def total_s(measurement: Measurement, target: ForwardCost, draft: ForwardCost | None) -> float:
+    """Seconds of a measurement's forwards by these laws."""
+    *sums, counts = measurement.target.T
+    seconds = float(counts @ target.seconds_array(*sums))
+    if measurement.draft is not None and draft is not None:
+        *sums, counts = measurement.draft.T
+        seconds += float(counts @ draft.seconds_array(*sums))
+    return seconds
+
+
+def fit_step_costs(
+    measurements: Sequence[Measurement], target: Prior, drafts: Mapping[str, Prior] | None = None
+) -> StepCostFit:
+    """Fit all laws together.
+
+    The target's sharpness holds for the drafts too, unless a draft's prior frees its own. Raises ValueError without
+    measurements, and where one names a draft without a prior.
+    """
+    drafts = drafts or {}
+    unknown = {m.draft_name for m in measurements if m.draft_name} - drafts.keys()
+    if not measurements or unknown:
+        raise ValueError(f"a fit needs measurements, and a prior for every draft; missing: {sorted(unknown) or 'all'}.")
+    priors = {"target": target, **drafts}
+    names = [(model, name) for model, prior in priors.items() for name in prior.free]
+    start = np.log([getattr(priors[model].guess, name) for model, name in names])
+    spread = np.array([priors[model].spread[name] for model, name in names])
+
+    def laws(logs: Floats) -> dict[str, ForwardCost]:
+        values: dict[str, dict[str, float]] = {model: {} for model in priors}
+        for (model, name), value in zip(names, np.exp(logs).tolist(), strict=True):
+            values[model][name] = max(value, 1.0) if name == "sharpness" else value
+        for model in drafts:
+            values[model].setdefault("sharpness", values["target"].get("sharpness", target.guess.sharpness))
+        return {model: _with(prior.guess, values[model]) for model, prior in priors.items()}
+
+    def residuals(logs: Floats) -> Floats:
+        by_model = laws(logs)
+        errors = [
+            math.log(total_s(m, by_model["target"], by_model.get(m.draft_name)) / m.seconds) / m.relative_error
+            for m in measurements
+        ]
+        return np.concatenate([errors, (logs - start) / spread])
+
+    solved = least_squares(residuals, start, x_scale="jac")
+    by_model = laws(solved.x)
+    deviations = np.sqrt(np.diag(np.linalg.inv(solved.jac.T @ solved.jac)))
+    misfit = max(1.0, math.sqrt(2 * solved.cost / len(measurements)))  # errors larger than stated widen the intervals
+    intervals = {
+        f"{model}.{name}": (math.exp(log - Z95 * misfit * sd), math.exp(log + Z95 * misfit * sd))
+        for (model, name), log, sd in zip(names, solved.x.tolist(), deviations.tolist(), strict=True)
+    }
+    fitted_to = [total_s(m, by_model["target"], by_model.get(m.draft_name)) / m.seconds - 1 for m in measurements]
+    return StepCostFit(
+        target=by_model["target"],
+        drafts={model: by_model[model] for model in drafts},
+        intervals=intervals,
+        residuals=tuple(fitted_to),
+    )
+
+
+def _with(guess: ForwardCost, values: Mapping[str, float]) -> ForwardCost:
+    """The guess with these parameters."""
+    parameters = {name: values.get(name, getattr(guess, name)) for name in PARAMETERS}
+    return ForwardCost(**parameters, max_graph_tokens=guess.max_graph_tokens)
