@@ -19,6 +19,33 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Lengths:
+    """How long requests are, without when they arrive.
+
+    prompt_tokens, output_tokens: (n,) at least 1 each; read-only. source: one line on where this came from, for people.
+    Raises ValueError where any of this does not hold, with the first request at fault.
+    """
+
+    prompt_tokens: Counts
+    output_tokens: Counts
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the class is frozen
+        set_field(self, "prompt_tokens", _counts("prompt_tokens", self.prompt_tokens))
+        set_field(self, "output_tokens", _counts("output_tokens", self.output_tokens))
+        if len(self.prompt_tokens) != len(self.output_tokens) or not len(self.prompt_tokens):
+            raise ValueError(
+                "prompt_tokens and output_tokens must be equally long and not empty, but have "
+                f"{len(self.prompt_tokens)} and {len(self.output_tokens)} entries."
+            )
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.prompt_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Workload:
     """Requests in the order in which they become ready to be sent.
 
@@ -63,6 +90,10 @@ class Workload:
     @property
     def num_requests(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths(prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens, source=self.source)
 
     @property
     def arrivals_per_s(self) -> float:
@@ -167,6 +198,8 @@ def _counts(name: str, values: Counts) -> Counts:
     if (wrong := array < 1).any():
         place = int(np.argmax(wrong))
         raise ValueError(f"{name} must be at least 1, but request {place} has {array[place]}.")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must fit 64 bits with a sign, but the largest is {array.max()}.")
     return _read_only(array.astype(np.int64, copy=False))
 
 

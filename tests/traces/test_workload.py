@@ -60,6 +60,11 @@ def workloads(draw: st.DrawFn) -> Workload:
             {"prefix_blocks": ((1,), (1, 2), (1, 2), (1, 2, 3, 4)), "prefix_block_tokens": 16},
             "request 3 has 4 prefix blocks of 16 tokens, more than its prompt of 40 tokens can hold",
         ),
+        (
+            {"prefix_blocks": ((1,), (1, 2), (1, 2), (1, 2)), "prefix_block_tokens": 20},
+            "request 1 has 2 prefix blocks of 20 tokens, more than its prompt of 20 tokens can hold",
+        ),
+        ({"prompt_tokens": np.array([2**63] * 4, dtype=np.uint64)}, "prompt_tokens must fit 64 bits with a sign"),
     ],
 )
 def test_a_workload_that_does_not_hold_together_is_refused(changes: dict[str, Any], message: str) -> None:

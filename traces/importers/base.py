@@ -12,9 +12,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from traces.schema import FinishReason, RequestTrace
+
+_Row = TypeVar("_Row")
 
 
 class ForeignTraceError(ValueError):
@@ -118,11 +122,34 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises ForeignTraceError where the file cannot be read.
     """
+    for number, line in raw_lines(path):
+        if line:
+            yield f"{path}, line {number}", line
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of every line, blank ones too, stripped and without a byte order mark; .gz files are unpacked.
+
+    Raises ForeignTraceError where the file cannot be read.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line := line.removeprefix(b"\xef\xbb\xbf").strip():
-                    yield f"{path}, line {number}", line
+                yield number, line.removeprefix(b"\xef\xbb\xbf").strip()
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ForeignTraceError(f"cannot read {path}: {reason}; check the path, or copy the file again.") from error
+
+
+def parsed_line(adapter: TypeAdapter[_Row], where: str, line: bytes, *, expected: str, strict: bool = False) -> _Row:
+    """One line of JSON as a record. expected: what each line must be, for the error.
+
+    strict: refuse text where a number belongs. Raises ForeignTraceError, which names the place and the first field at fault.
+    """
+    try:
+        return adapter.validate_json(line, strict=strict)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        problem = f"{place}: {first['msg']}, but got {first['input']!r:.60}" if place else first["msg"]
+        raise ForeignTraceError(f"{where}: {problem}; each line must be {expected}.") from None

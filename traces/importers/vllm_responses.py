@@ -35,9 +35,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from traces.importers.base import ForeignRequest, ForeignTraceError, ImportedTraces, numbered_lines
+from traces.importers.base import ForeignRequest, ForeignTraceError, ImportedTraces, numbered_lines, parsed_line
 from traces.schema import FinishReason
 
 FINISH_REASONS = {"length": FinishReason.MAX_TOKENS}  # "stop" may be the end token or a stop string: unknown
@@ -79,6 +79,7 @@ class _Response:
 
 
 _RESPONSE = TypeAdapter(_Response)
+_EXPECTED = "a response of vLLM with --per-request-spec-decode-metrics detailed"
 
 
 class VllmResponses:
@@ -93,7 +94,7 @@ class VllmResponses:
         """Raises ForeignTraceError with file and line where a line is not such a response or contradicts itself."""
         requests, num_skipped, num_omitted = [], 0, 0
         for where, line in numbered_lines(path):
-            response = _parse(where, line)
+            response = parsed_line(_RESPONSE, where, line, expected=_EXPECTED, strict=True)
             ranks, omitted = _ranks_of(where, response)
             num_omitted += omitted
             if not ranks:
@@ -124,19 +125,6 @@ class VllmResponses:
         if any(request.temperature for request in requests):
             limits.append("above temperature 0, acceptance is a sample of what other draft lengths would meet")
         return replace(read, limits=tuple(limits))
-
-
-def _parse(where: str, line: bytes) -> _Response:
-    """One line as a response; one error that names the field."""
-    try:
-        return _RESPONSE.validate_json(line, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        problem = f"{place}: {first['msg']}, but got {first['input']!r:.60}" if place else first["msg"]
-        raise ForeignTraceError(
-            f"{where}: {problem}; each line must be a response of vLLM with --per-request-spec-decode-metrics detailed."
-        ) from None
 
 
 def _ranks_of(where: str, response: _Response) -> tuple[tuple[int | None, ...], int]:
