@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -53,11 +53,8 @@ class _Line:
 
 
 _LINE = TypeAdapter(_Line)
-_COLUMNS = tuple(_Line.__dataclass_fields__)
-_NEEDED = tuple(
-    "method draft k n_requests max_concurrency request_rate duration_s input_tokens output_tokens output_tok_s mean_tpot_ms "
-    "median_ttft_ms".split()
-)
+_COLUMNS = tuple(field.name for field in fields(_Line))
+_NEEDED = ("method", "draft", *(field.name for field in fields(_Line) if field.default is MISSING))
 
 
 @dataclass(frozen=True, kw_only=True)
