@@ -37,6 +37,7 @@ class Engine:
     max_num_batched_tokens: int = 8192
     block_tokens: int = 16
     client_s: float = 0.01
+    schedules_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +73,7 @@ def simulate_bench(bench: ServerBench, costs: StepCosts, *, engine: Engine, seed
         watermark=0.0,
         lookahead_tokens=bench.draft_length,
         client_s=engine.client_s,
+        schedules_ahead=engine.schedules_ahead,
     )
     conditional = (0.0,) if bench.acceptance is None else bench.acceptance.conditional
     runs = drawn_runs(conditional, bench.num_requests, int(workload.output_tokens.max()), acceptance)

@@ -43,7 +43,8 @@ class StepRecord(NamedTuple):
 class _Prompt:
     """A request whose prompt waits or is being read. num_tokens: to read in all; num_read: read so far. left: tokens to emit.
 
-    place, delivered_s: of a preempted request, which reads its own output again; place is -1 for a new one.
+    place, delivered_s: of a preempted request, which reads its own output again; place is -1 for a new one. first_step: the
+    number of the first step that it may be in.
     """
 
     request: int
@@ -52,6 +53,7 @@ class _Prompt:
     place: int = -1
     delivered_s: float = 0.0
     num_read: int = 0
+    first_step: int = 0
 
 
 class Replica:
@@ -94,6 +96,7 @@ class Replica:
         self._lasts: list[tuple[int, int]] = []
         self._joined_tokens = 0
         self._slots = server.lookahead_tokens
+        self._num_planned = 0
         self._idle: simpy.Event | None = None
         self.totals = ReplicaTotals()
         self.outstanding_tokens = 0
@@ -110,7 +113,15 @@ class Replica:
         num_output = self._source.num_output_tokens(request, int(self._output_tokens[request]))
         self._server.check_fits(prompt + num_output + self._source.max_pending, request)
         self.outstanding_tokens += prompt + num_output
-        self._waiting.append(_Prompt(request, prompt if self._server.prefill_emits else prompt - 1, num_output))
+        is_late = self._server.schedules_ahead and self._idle is None  # the next step is planned already
+        self._waiting.append(
+            _Prompt(
+                request,
+                prompt if self._server.prefill_emits else prompt - 1,
+                num_output,
+                first_step=self._num_planned + is_late,
+            )
+        )
         if self._idle is not None:
             self._idle.succeed()
             self._idle = None
@@ -178,6 +189,8 @@ class Replica:
     def _plan(self, plan: StepPlan) -> None:
         """Memory for the running requests, then tokens of the step for prompts that are being read, then for new ones."""
         server = self._server
+        step = self._num_planned
+        self._num_planned += 1
         rounds = plan.rounds
         budget = server.max_num_batched_tokens
         if rounds is not None:
@@ -202,6 +215,8 @@ class Replica:
             if self._num_running + len(self._prompts) >= server.max_num_seqs:
                 break
             prompt = self._waiting[0]
+            if prompt.first_step > step:
+                break
             before = len(plan.chunks)
             if prompt.num_tokens:
                 free, budget = self._read(prompt, plan, free, budget, reserve=server.num_watermark_blocks)

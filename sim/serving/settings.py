@@ -27,6 +27,8 @@ class Server:
     as in `sim.engine`. delivers_after_drafting: whether the tokens of a verification reach the client only after the next
     ones are drafted, as where one process does both.
     joins_draft_prefill: whether the draft reads a prompt as a part of its next forward, as in vLLM, or beside the target.
+    schedules_ahead: whether a step is planned while the one before it runs (vLLM's async scheduling), so that a request that
+    comes during a step is not in the next one but in the one after.
     client_s: time that each request spends outside of the scheduler before it is queued.
     """
 
@@ -39,6 +41,7 @@ class Server:
     prefill_emits: bool = True
     delivers_after_drafting: bool = True
     joins_draft_prefill: bool = True
+    schedules_ahead: bool = False
     client_s: float = 0.0
 
     def __post_init__(self) -> None:

@@ -79,6 +79,21 @@ def test_a_request_that_comes_in_the_middle_joins_the_next_step() -> None:
     assert run.last_s.tolist() == [5.0, 4.0]
 
 
+def test_a_request_misses_the_step_that_was_planned_ahead() -> None:
+    run = served(workload_of((0, 10, 5), (1.5, 10, 2)), schedules_ahead=True)
+    assert run.first_s.tolist() == [1.0, 4.0]
+
+
+def test_an_idle_server_has_planned_nothing_ahead() -> None:
+    run = served(workload_of((0, 10, 1), (7.5, 10, 2)), schedules_ahead=True)
+    assert run.first_s.tolist() == [1.0, 8.5]
+
+
+def test_a_request_that_waits_alone_for_a_step_planned_ahead_is_served() -> None:
+    run = served(workload_of((0, 10, 1), (0.5, 10, 2)), schedules_ahead=True)
+    assert run.first_s.tolist() == [1.0, 2.0]
+
+
 def test_a_round_of_speculation_costs_its_drafts_and_gives_what_was_accepted() -> None:
     model = Ones()
     run = served(workload_of((0, 10, 7)), draft_length=4, runs=2, model=model)
