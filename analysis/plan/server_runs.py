@@ -1,7 +1,7 @@
 """A measured benchmark, simulated: the same finite run on the simulated server, and the forwards that it took.
 
-The run is that of `vllm bench serve`: so many requests, Poisson arrivals at a rate, at most so many at once. Prompts and outputs
-have the mean lengths of the run, since a table tells no others. Requests are scheduled as vLLM does (`sim.serving`).
+The run is that of `vllm bench serve`: so many requests, Poisson arrivals at a rate, at most so many at once. Prompts and
+outputs have the mean lengths of the run, since a table tells no others. Requests are scheduled as vLLM does (`sim.serving`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Floats = NDArray[np.float64]
 class Engine:
     """What the table does not say of the engine: vLLM's defaults.
 
-    client_s: from a request's leaving the client until the scheduler knows it. Other fields as in `sim.serving.settings.Server`;
-    watermark 0, as vLLM V1 has none.
+    client_s: from a request's leaving the client until the scheduler knows it. Other fields as in
+    `sim.serving.settings.Server`; watermark 0, as vLLM V1 has none.
     """
 
     max_num_batched_tokens: int = 8192
@@ -120,7 +120,8 @@ def _around(mean: float, num: int, rng: np.random.Generator) -> NDArray[np.int64
     num_high = round((mean - low) * num)
     values = np.full(num, low)
     values[:num_high] += 1
-    return np.maximum(rng.permutation(values), 1)
+    shuffled: NDArray[np.int64] = np.maximum(rng.permutation(values), 1)
+    return shuffled
 
 
 class _Counted:
