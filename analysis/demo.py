@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from analysis.check.validate import VALIDATION, PolicyCheck, Validation, validate_run
 from analysis.cli.progress import progress_bar
-from analysis.cli.tables import print_speeds, print_validation, short_label
+from analysis.cli.tables import print_doubt, print_speeds, print_validation, short_label
 from analysis.explore.exploration import Exploration, explore_run
 from analysis.study.candidates import default_grid, validated_policies
 from sim.decoding.policies.catalog import parse_policy
@@ -41,8 +43,8 @@ FULL = DemoSize(
 QUICK = DemoSize(num_recorded=12, num_measured=6, max_new_tokens=64, temperatures=(1.0,), draft_lengths=(2, 4))
 
 
-def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Path:
-    """Run the loop and print its results; returns the folder with everything."""
+def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Validation:
+    """Run the loop and print its results; output_dir gets everything: None is the next runs/demo-N."""
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
     folder = output_dir or _next_folder(Path("runs"))
@@ -50,17 +52,25 @@ def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed:
     _record(console, folder / "recorded", size, seed)
     explored = _explore(console, folder, size, seed)
     validation = _validate(console, folder, size, explored, seed)
-    figure = _draw(folder / "speedup.png", explored, validation, size.temperatures)
-    best = [max(_at(validation, t), key=lambda check: check.measured_tokens_per_s) for t in size.temperatures]
-    for check in best:
-        console.print(
-            f"T = {check.temperature:g}: fastest measured is {short_label(check.policy)}, "
-            f"{check.speedup_over_autoregressive or 1:.2f} times autoregressive"
-        )
+    figure = _draw(folder / "speedup.png", validation, size.temperatures)
+    for line in _winners(validation, size.temperatures):
+        console.print(line)
     wall_s = time.perf_counter() - started
     write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
     console.print(f"figure {figure}, everything in {folder}, {wall_s:.0f} s")
-    return folder
+    return validation
+
+
+def _winners(validation: Validation, temperatures: Sequence[float]) -> list[str]:
+    """A line for each temperature with the fastest policy measured there; none where the times support no claim."""
+    if validation.note:
+        return []
+    best = [max(_at(validation, t), key=lambda check: check.measured_tokens_per_s) for t in temperatures]
+    return [
+        f"T = {check.temperature:g}: fastest measured is {short_label(check.policy)}, "
+        f"{check.speedup_over_autoregressive or 1:.2f} times autoregressive"
+        for check in best
+    ]
 
 
 def _record(console: Console, folder: Path, size: DemoSize, seed: int) -> None:
@@ -90,7 +100,10 @@ def _explore(console: Console, folder: Path, size: DemoSize, seed: int) -> Explo
     console.print(
         f"{explored.num_policies} policies on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s"
     )
-    print_speeds(console, "Best, predicted", [explored.best_at(t) for t in size.temperatures])
+    if explored.doubt:
+        print_doubt(console, explored.doubt)
+    else:
+        print_speeds(console, "Best, predicted", [explored.best_at(t) for t in size.temperatures])
     return explored
 
 
@@ -108,6 +121,7 @@ def _validate(console: Console, folder: Path, size: DemoSize, explored: Explorat
             seed=seed,
             progress=report,
         )
+    console.print("the machine's speed drifts: latencies are fitted anew, to recorded prompts that ran in between")
     print_validation(console, validation)
     return validation
 
@@ -116,8 +130,8 @@ def _at(validation: Validation, temperature: float) -> list[PolicyCheck]:
     return [check for check in validation.policies if check.temperature == temperature]
 
 
-def _draw(path: Path, explored: Exploration, validation: Validation, temperatures: Sequence[float]) -> Path:
-    """Predicted (line) and measured (points) speed-up against draft length, one panel a temperature."""
+def _draw(path: Path, validation: Validation, temperatures: Sequence[float]) -> Path:
+    """Predicted (line) and measured (points) speed-up against draft length, one panel a temperature: the table's numbers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -128,9 +142,8 @@ def _draw(path: Path, explored: Exploration, validation: Validation, temperature
     for axes, temperature in zip(figure.subplots(1, len(temperatures), squeeze=False)[0], temperatures, strict=True):
         predicted = pd.DataFrame(
             [
-                (*_method_and_length(speed.policy), speed.speedup, *(speed.speedup_interval or (None, None)))
-                for speed in explored.speeds
-                if speed.temperature == temperature
+                (*_method_and_length(check.policy), check.predicted_speedup, np.nan, np.nan)
+                for check in _at(validation, temperature)
             ],
             columns=["method", "draft_length", "speedup", "low", "high"],
         )
@@ -139,14 +152,15 @@ def _draw(path: Path, explored: Exploration, validation: Validation, temperature
                 (
                     *_method_and_length(check.policy),
                     check.speedup_over_autoregressive,
-                    *(check.speedup_interval or (None, None)),
+                    *(check.speedup_interval or (np.nan, np.nan)),
                 )
                 for check in _at(validation, temperature)
             ],
             columns=predicted.columns,
         )
         speedup_by_draft_length(axes, predicted, measured, ["fixed_length", "pearl"])
-        axes.set_title(f"T = {temperature:g}: does the simulator tell how long to draft?", fontsize=10)
+        doubt = f"\n{textwrap.fill(validation.note, 70)}" if validation.note else ""
+        axes.set_title(f"T = {temperature:g}: does the simulator tell how long to draft?{doubt}", fontsize=10)
     figure.savefig(path, dpi=140)
     return path
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import TypeAdapter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis.check.reports import read_report, write_report
@@ -41,7 +42,8 @@ COMPARISON = "comparison"
 @dataclass(frozen=True, kw_only=True)
 class ComparedPolicy:
     """One row of the table. Rollback in the three definitions of METHOD Q14: rejected / submitted draft tokens; drafted but
-    never emitted / drafted; target positions that emitted nothing / all target positions."""
+    never emitted / drafted; target positions that emitted nothing / all target positions. note: why the times of its run
+    support no claim. reason: why tokens or rounds of its run are not identical."""
 
     family: str
     policy: str
@@ -58,6 +60,13 @@ class ComparedPolicy:
     draft_forwards_per_token: float
     tokens_identical: bool
     rounds_identical: bool
+    note: str = ""
+    reason: str = ""
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether its tokens and its rounds are those that they should be."""
+        return self.tokens_identical and self.rounds_identical
 
 
 class Choose(Protocol):
@@ -98,6 +107,8 @@ def compared_policies(
                     draft_forwards_per_token=counts.draft_forwards_per_token,
                     tokens_identical=bool(check.tokens_identical),
                     rounds_identical=bool(check.rounds_identical),
+                    note=validation.note,
+                    reason=validation.reason,
                 )
             )
     return rows
@@ -258,10 +269,14 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
                 f"{row.draft_forwards_per_token:.2f}",
             )
         console.print(table)
-    same = all(row.tokens_identical and row.rounds_identical for row in rows)
     if any(row.family == "prompt_lookup" for row in rows):
         console.print("prompt lookup ran apart, with autoregressive decoding of its own: its speed-up is what compares")
+    same = all(row.is_identical for row in rows)
     console.print(f"tokens and replayed rounds identical for every method: {'yes' if same else 'NO'}")
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+        console.print(f"[red]{escape(reason)}[/red]")
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        console.print(f"[yellow]{escape(note)}[/yellow]")
 
 
 def _rounds_of(measured: Run, policy: str, temperature: float) -> list[Any]:

@@ -9,7 +9,7 @@ counted apart, as one within rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,45 @@ def policies_with_other_tokens(requests: pd.DataFrame) -> set[tuple[str, float]]
     return {
         (str(policy), float(temperature)) for policy, temperature in zip(other.policy, other.temperature, strict=True)
     }
+
+
+def why_tokens_differ(requests: pd.DataFrame, dtype: str) -> str:
+    """In a sentence, where tokens are not those of plain decoding, and what that may come from; empty where they all are.
+
+    requests: of one run. Without plain decoding the first policy stands for it. dtype: of the engines.
+    """
+    keys = ["prompt_id", "temperature", "seed", "max_new_tokens"]
+    labels = requests.policy.unique().tolist()
+    base = "autoregressive" if "autoregressive" in labels else labels[0]
+    plain = requests[requests.policy == base].drop_duplicates(keys)
+    joined = requests.merge(plain[[*keys, "tokens_sha256"]], on=keys, suffixes=("", "_plain"))
+    other = joined[joined.tokens_sha256 != joined.tokens_sha256_plain]
+    if other.empty:
+        return ""
+    first = other.iloc[0]
+    more = f" ({len(other) - 1} more requests differ)" if len(other) > 1 else ""
+    return (
+        f"the tokens of {first.policy} at T = {first.temperature:g} are not those of {base} on prompt {first.prompt_id}{more}"
+        f": {_cause(dtype)}"
+    )
+
+
+def why_rounds_differ(mismatches: Collection[tuple[str, float]], dtype: str) -> str:
+    """The same of rounds that are not the replayed ones. mismatches: (policy, temperature)."""
+    if not mismatches:
+        return ""
+    label, temperature = min(mismatches)
+    more = f" ({len(mismatches) - 1} more policies differ)" if len(mismatches) > 1 else ""
+    return f"the rounds of {label} at T = {temperature:g} are not the replayed ones{more}: {_cause(dtype)}"
+
+
+def _cause(dtype: str) -> str:
+    if dtype in ("float32", "float64"):
+        return f"in {dtype} that is a fault of the model's engine or of the policy, not rounding; please report it"
+    return (
+        f"in {dtype} a near tie may fall either way, since a forward of several tokens rounds in another way than one of one "
+        "token; a recording in float32 tells whether it is more than that"
+    )
 
 
 def is_within_rounding(executed: list[Round], policy: Policy, trace: RequestTrace, rounding: float) -> bool:

@@ -8,10 +8,16 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from analysis.check.identity import RoundComparison, compare_rounds, policies_with_other_tokens
+from analysis.check.identity import (
+    RoundComparison,
+    compare_rounds,
+    policies_with_other_tokens,
+    why_rounds_differ,
+    why_tokens_differ,
+)
 from analysis.check.predict import predict, speed_of
 from analysis.check.reports import read_report, write_report
-from analysis.explore.inputs import LatencySource, latency_of
+from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of
 from executor.recording.settings import RecordSettings, read_settings
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of, parse_policy
@@ -21,11 +27,12 @@ from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
 from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
-from traces.metrics.speeds import Speed, measured_speeds, mismatched_prompts
+from traces.metrics.speeds import Speed, doubt_of, measured_speeds, mismatched_prompts
 from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
 VALIDATION = "validation"
+BUSY = "other processes were using the cores: these times support no claim"
 BUSY_SHARE = 0.10  # cores kept busy by others above which no claim about speed is made
 
 
@@ -59,7 +66,8 @@ class PolicyCheck:
 class Validation:
     """What validation.json holds. regret: best measured speed over that of the predicted best, minus 1;
     the worst over temperatures. rounds_identical: but for requests whose rounds turned on the last digits of a signal, which
-    are counted (`analysis.check.identity`)."""
+    are counted (`analysis.check.identity`). note: why the times support no claim. reason: why tokens or rounds are not
+    identical; both empty where there is nothing to say."""
 
     policies: list[PolicyCheck]
     mean_abs_relative_error: float
@@ -74,6 +82,12 @@ class Validation:
     contention: dict[str, float]
     is_claim: bool
     note: str
+    reason: str = ""
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether tokens and rounds are those that they should be, or nothing is claimed of them."""
+        return self.tokens_identical is not False and self.rounds_identical
 
 
 def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyModel, *, seed: int = 0) -> Validation:
@@ -109,12 +123,34 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         for speed in speeds
     ]
     tokens_identical = not mismatched_prompts(measured.requests) if has_own_tokens else None
-    return _summarised(checks, rounds, dict(measured.summary.get("contention", {})), tokens_identical=tokens_identical)
+    dtype = settings.pair.engine.dtype if settings else "float32"
+    reasons = (
+        why_tokens_differ(measured.requests, dtype) if tokens_identical is False else "",
+        why_rounds_differ(rounds.mismatches, dtype),
+    )
+    return _summarised(
+        checks,
+        rounds,
+        dict(measured.summary.get("contention", {})),
+        tokens_identical=tokens_identical,
+        doubts=(
+            doubt_of(sum(speed.num_unclean for speed in speeds), sum(speed.num_requests for speed in speeds)),
+            doubt_of_latency(latency),
+        ),
+        reason="; ".join(filter(None, reasons)),
+    )
 
 
 def _summarised(
-    checks: list[PolicyCheck], rounds: RoundComparison, contention: dict[str, float], *, tokens_identical: bool | None
+    checks: list[PolicyCheck],
+    rounds: RoundComparison,
+    contention: dict[str, float],
+    *,
+    tokens_identical: bool | None,
+    doubts: Sequence[str],
+    reason: str,
 ) -> Validation:
+    """doubts: what else is to be said of the times; empty ones say nothing."""
     errors = [abs(check.relative_error) for check in checks]
     latency_errors = [abs(check.latency_error) for check in checks]
     is_claim = contention.get("mean_other_share", 0.0) <= BUSY_SHARE
@@ -131,7 +167,8 @@ def _summarised(
         num_requests_within_rounding=rounds.num_within_rounding,
         contention=contention,
         is_claim=is_claim,
-        note="" if is_claim else "other processes were using the cores: these times support no claim.",
+        note="; ".join(filter(None, ("" if is_claim else BUSY, *doubts))),
+        reason=reason,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+NOT_IDENTICAL = 3  # exit code of a command whose tokens or rounds are not those that they should be
+
 # Beside a terminal nothing limits the width of a table.
 console = Console(width=None if sys.stdout.isatty() else 120)
 

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis.check.validate import Validation
 from sim.decoding.policies.catalog import POLICIES, parse_policy
-from traces.metrics.speeds import Speed
+from traces.metrics.speeds import Speed, doubt_of
 
 MIN_NAME_WIDTH = max(map(len, POLICIES)) + 1  # with a comma
 
@@ -65,11 +66,21 @@ def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:
             str(speed.num_prompts),
         )
     console.print(table)
-    if disturbed := sum(speed.num_unclean for speed in speeds):
-        total = sum(speed.num_requests for speed in speeds)
-        console.print(
-            f"[yellow]{disturbed} of {total} requests ran beside other load: their times support no claim[/yellow]"
-        )
+    print_doubt(
+        console, doubt_of(sum(speed.num_unclean for speed in speeds), sum(speed.num_requests for speed in speeds))
+    )
+
+
+def print_doubt(console: Console, *doubts: str) -> None:
+    """Why numbers support no claim, in a line each; nothing where there is no doubt."""
+    for doubt in filter(None, doubts):
+        console.print(f"[yellow]{escape(doubt)}[/yellow]", highlight=False)
+
+
+def print_reason(console: Console, reason: str) -> None:
+    """Why tokens or rounds are not identical; nothing where they are."""
+    if reason:
+        console.print(f"[red]{escape(reason)}[/red]", highlight=False)
 
 
 def print_validation(console: Console, validation: Validation) -> None:
@@ -95,8 +106,8 @@ def print_validation(console: Console, validation: Validation) -> None:
         f"replayed rounds identical: {_yes(validation.rounds_identical)} ({validation.num_rounds_compared} rounds"
         + (f", {within} requests within rounding)" if (within := validation.num_requests_within_rounding) else ")")
     )
-    if validation.note:
-        console.print(f"[yellow]{validation.note}[/yellow]")
+    print_reason(console, validation.reason)
+    print_doubt(console, validation.note)
 
 
 def _interval(interval: tuple[float, float], digits: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.explore.evaluation import evaluate_packed
-from analysis.explore.inputs import LatencySource, latency_of, open_recording
+from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of, open_recording, write_latency
 from analysis.explore.outcomes import Ranking, answer, rank
 from analysis.explore.scale_out import Workers, starting
 from analysis.explore.sensitivity import ParameterEffect
@@ -22,12 +22,15 @@ from analysis.study.study import Conditions, Study
 from executor.recording.settings import draft_of
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
+from sim.latency.base import LatencyModel
 from traces.fits.acceptance.fit import MIN_REQUESTS, AcceptanceReport, assess_acceptance
 from traces.folder.writer import RunWriter
 from traces.importers.base import ImportedTraces, Unseen
 from traces.metrics.speeds import Speed, speeds_summary
 from traces.progress import Report, silent
 from traces.schema import num_tokens
+
+LATENCIES = "calibration.json"  # beside the results: the latencies that they follow from
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Exploration:
     speeds: of every policy in every scenario; `table` has the same rows with their scenario and objectives. rankings:
     how sure the first place is, by scenario. effects: of the latency model's numbers, in the first scenario. acceptance:
     which models the traces reject, when the study asks for other alignments than the recorded one. limits: what a foreign
-    trace cannot answer, in sentences.
+    trace cannot answer, in sentences. doubt: why the latencies, and so all of this, support no claim about speed.
     """
 
     speeds: list[Speed]
@@ -50,6 +53,7 @@ class Exploration:
     acceptance: Sequence[AcceptanceReport] = ()
     num_reused_tasks: int = 0
     limits: Sequence[str] = ()
+    doubt: str = ""
 
     def best(self, count: int) -> list[Speed]:
         """The fastest ones, best first, over all temperatures and scenarios."""
@@ -99,8 +103,8 @@ def explore_study(
 ) -> Exploration:
     """Answer a study from a run folder, or from a foreign trace and a calibration.
 
-    Writes results.parquet (a row for each policy and scenario), sensitivity.parquet and summary.json to a new folder; a killed
-    run goes on from OUTPUT.partial when called again.
+    Writes results.parquet (a row for each policy and scenario), sensitivity.parquet, calibration.json (the latencies that
+    were used) and summary.json to a new folder; a killed run goes on from OUTPUT.partial when called again.
 
     latency: a model, a file of one, or None for the run's own calibration. unseen: what to take for outcomes that a foreign
     trace does not know. is_sensitive: whether to move every number of the latency model and choose again.
@@ -111,7 +115,8 @@ def explore_study(
     run = open_recording(run_dir, temperatures=study.conditions.temperatures, unseen=unseen)
     traces = traces_of(run.traces(), study, where=str(run_dir), draft=draft_of(run.config))
     with starting(evaluate_packed, workers) as wait:
-        questions = make_questions(traces, latency_of(run, latency), study)
+        model = latency_of(run, latency)
+        questions = make_questions(traces, model, study)
         for question in questions:
             question.packed()
         wait()
@@ -133,20 +138,24 @@ def explore_study(
         acceptance=_assess(questions),
         num_reused_tasks=store.num_reused,
         limits=run.limits if isinstance(run, ImportedTraces) else (),
+        doubt=doubt_of_latency(model),
     )
     config = {"run": str(run_dir), "calibration": "", "study": study.as_dict()}
     if latency is not None:
         config["calibration" if isinstance(latency, Path) else "latency"] = str(latency)
     if isinstance(run, ImportedTraces):
         config["unseen"] = unseen.value
-    _write(explored, output_dir, config, workers)
+    _write(explored, output_dir, config, workers, model)
     store.discard()
     return explored
 
 
-def _write(explored: Exploration, output_dir: Path, config: Mapping[str, Any], workers: Workers) -> None:
+def _write(
+    explored: Exploration, output_dir: Path, config: Mapping[str, Any], workers: Workers, latency: LatencyModel
+) -> None:
     with RunWriter(output_dir, config=config, meta={"kind": "explored", "workers": asdict(workers)}) as writer:
         explored.table.to_parquet(output_dir / "results.parquet")
+        write_latency(latency, output_dir / LATENCIES)
         if explored.effects:
             pd.DataFrame([asdict(effect) for effect in explored.effects]).to_parquet(output_dir / "sensitivity.parquet")
         writer.finish({"exploration": summary_of(explored)})
@@ -183,6 +192,7 @@ def summary_of(explored: Exploration) -> dict[str, Any]:
             for report in explored.acceptance
         ],
         "limits": list(explored.limits),
+        "doubt": explored.doubt,
         "sensitivity": [{**asdict(effect), "flips": effect.flips} for effect in explored.effects[:10]],
     }
 

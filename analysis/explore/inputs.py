@@ -65,6 +65,22 @@ def read_latency(path: Path) -> LatencyModel:
         raise ValueError(f"{path} is not a roofline: {place}: {first['msg']}; write it again.") from error
 
 
+def doubt_of_latency(latency: LatencyModel) -> str:
+    """Why predictions with these latencies support no claim about speed; empty where nothing is known against them."""
+    return latency.calibration.doubt if isinstance(latency, FittedLatency) else ""
+
+
+def write_latency(latency: LatencyModel, path: Path) -> bool:
+    """Write latencies to a new file for `read_latency`; False for a model that has no file."""
+    if isinstance(latency, RooflineLatency):
+        write_roofline(latency, path)
+    elif isinstance(latency, FittedLatency):
+        latency.calibration.save(path)
+    else:
+        return False
+    return True
+
+
 def write_roofline(latency: RooflineLatency, path: Path) -> None:
     """Write planned latencies to a new file for `read_latency`; ValueError if the file exists."""
     if path.exists():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.explore.evaluation import Timing
-from analysis.explore.inputs import LatencySource, latency_of
+from analysis.explore.exploration import LATENCIES
+from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of
 from analysis.figures import plots
 from analysis.papers.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
 from analysis.papers.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
@@ -29,11 +31,12 @@ from traces.fits.acceptance.chain import fit_hazard, fit_markov
 from traces.fits.acceptance.curves import curve_of
 from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
-from traces.metrics.speeds import Speed, measured_speeds
+from traces.metrics.speeds import Speed, doubt_of, measured_speeds
 from traces.schema import RequestTrace
 
 METHODS = ("fixed_length", "pearl", "saguaro", "specbranch")
 NUM_POSITIONS = 8
+NUM_NAMED = 3  # methods beside the star of a map
 BRANCHES = 4  # of the oracle that stands for SpecBranch
 MIN_GAIN = 0.01  # over autoregressive decoding, to win a region of a map
 
@@ -46,7 +49,7 @@ class Scenario:
     table: its explored rows. latency: of each model on its own device, without a link, mean times.
     measured: real speeds; none where the scenario was not run.
     entropies: (positions, 2) of the target, entropy and second log-moment; unknown for an alignment that was not recorded.
-    is_sampled: the traces are drawn from a model of acceptance.
+    is_sampled: the traces are drawn from a model of acceptance. doubt: why its times support no claim; empty where they do.
     """
 
     temperature: float
@@ -57,12 +60,16 @@ class Scenario:
     measured: Sequence[Speed]
     entropies: pd.DataFrame
     is_sampled: bool
+    doubt: str = ""
 
-    def add_title(self, axes: Axes, question: str, *notes: str) -> Axes:
+    def add_title(self, axes: Axes, question: str, *notes: str, is_timed: bool = True) -> Axes:
         """A title: what is asked and, below, where: what the scenario shares with the recorded run is left out, and so are
-        empty notes."""
+        empty notes. is_timed: whether times are shown, of which the doubt is."""
         where = "; ".join(filter(None, [*self.others, *notes]))
-        axes.set_title(f"T = {self.temperature:g}: {question}" + (f"\n({where})" if where else ""), fontsize=10)
+        lines = [f"T = {self.temperature:g}: {question}"] + ([f"({where})"] if where else [])
+        if self.doubt and is_timed:
+            lines.append(textwrap.fill(self.doubt, 80))
+        axes.set_title("\n".join(lines), fontsize=10)
         return axes
 
     @property
@@ -99,10 +106,10 @@ def draw_figures(
     if explored.meta.get("kind") != "explored":
         raise ValueError(f"{explored_dir} is not an exploration; give the --output-dir of `specbranch explore`.")
     run, study = read_run(explored.config["run"]), make_study(explored.config["study"], where=str(explored_dir))
-    named = explored.config["calibration"]
-    if latency is None and "latency" in explored.config:
+    named, used = explored.config["calibration"], explored_dir / LATENCIES
+    if latency is None and not used.exists() and "latency" in explored.config:
         raise ValueError(f"{explored_dir} was explored with a latency model that has no file; give it as latency.")
-    latency = latency_of(run, latency or (Path(named) if named else None))
+    latency = latency_of(run, latency or (used if used.exists() else Path(named) if named else None))
     # Under latencies that were named nothing was run, unless the user says where.
     is_own = not named and "latency" not in explored.config
     measured = read_run(measured_dir) if measured_dir else run if is_own else None
@@ -112,6 +119,7 @@ def draw_figures(
     paths = []
     for question in make_questions(traces_of(run.traces(), study, where=str(run.folder)), latency, study):
         scenario = _scenario_of(question, run, measured, table)
+        scenario = replace(scenario, doubt="; ".join(filter(None, (doubt_of_latency(latency), _doubt_of(scenario)))))
         for name, draw in FIGURES.items():
             figure = Figure(figsize=(6.4, 5.0), layout="constrained")
             FigureCanvasAgg(figure)
@@ -120,6 +128,13 @@ def draw_figures(
                 figure.savefig(path, dpi=140)
                 paths.append(path)
     return paths
+
+
+def _doubt_of(scenario: Scenario) -> str:
+    """Of the times measured."""
+    return doubt_of(
+        *(sum(getattr(speed, name) for speed in scenario.measured) for name in ("num_unclean", "num_requests"))
+    )
 
 
 def _scenario_of(question: Question, run: Run, measured: Run | None, table: pd.DataFrame) -> Scenario:
@@ -214,7 +229,7 @@ def _break_even(axes: Axes, scenario: Scenario) -> Axes:
     alphas, ratios = np.linspace(0.05, 0.95, 37), np.geomspace(1, 40, 40)
     plots.break_even_map(axes, winners(closed_form_map(alphas.tolist(), ratios.tolist()), MIN_GAIN))
     plots.bound_contours(axes, oracle_map(alphas.tolist(), ratios.tolist()), "overlap oracle")
-    return _with_this_pair(axes, scenario, "in closed form, branches for free")
+    return _with_this_pair(axes, scenario, "in closed form", "branches and host for free")
 
 
 def _break_even_simulated(axes: Axes, scenario: Scenario) -> Axes | None:
@@ -233,14 +248,20 @@ def _break_even_simulated(axes: Axes, scenario: Scenario) -> Axes | None:
     )
     plots.break_even_map(axes, winners(table, MIN_GAIN))
     plots.bound_contours(axes, table.assign(speedup=table.bound), "overlap oracle")
-    return _with_this_pair(axes, scenario, "by replay of clustered acceptance")
+    return _with_this_pair(axes, scenario, "by replay of clustered acceptance", "branches and host for free")
 
 
-def _with_this_pair(axes: Axes, scenario: Scenario, how: str) -> Axes:
-    axes.plot(
-        scenario.cost_ratio, scenario.acceptance, marker="*", color="white", markeredgecolor="black", markersize=15
-    )
-    return scenario.add_title(axes, f"which method wins {how}?", "star: this pair", scenario.entropy_note)
+def _with_this_pair(axes: Axes, scenario: Scenario, how: str, free: str) -> Axes:
+    """A star where the pair stands, in the colour of the method that the exploration found fastest, with the speed-ups that it
+    predicts: the map leaves out what branches, wider verifications and the host cost. free: what costs nothing on the map.
+    """
+    best = scenario.table.groupby("method").speedup.max().sort_values(ascending=False)
+    gains = {str(method): float(gain) for method, gain in best.items()}
+    fastest = next(iter(gains)) if max(gains.values()) > 1 + MIN_GAIN else "autoregressive"
+    named = dict(list(gains.items())[:NUM_NAMED])
+    plots.star_of_pair(axes, scenario.cost_ratio, scenario.acceptance, fastest, named)
+    notes = (free, "star: this pair as explored, all costs counted", scenario.entropy_note)
+    return scenario.add_title(axes, f"which method wins {how}?", *notes)
 
 
 def _acceptance(axes: Axes, scenario: Scenario) -> Axes | None:
@@ -269,7 +290,7 @@ def _acceptance(axes: Axes, scenario: Scenario) -> Axes | None:
         {name: chain.round_law(len(rates)).conditional for name, chain in chains.items()},
         label="sampled" if scenario.is_sampled else "measured",
     )
-    return scenario.add_title(axes, "is acceptance the same at every position?")
+    return scenario.add_title(axes, "is acceptance the same at every position?", is_timed=False)
 
 
 def _pareto(axes: Axes, scenario: Scenario) -> Axes | None:

@@ -172,6 +172,35 @@ def break_even_map(axes: Axes, won: pd.DataFrame) -> Axes:
     return axes
 
 
+def star_of_pair(axes: Axes, cost_ratio: float, acceptance: float, fastest: str, speedups: Mapping[str, float]) -> Axes:
+    """Where a pair stands on a break-even map. fastest: the method whose colour the star has. speedups: of methods, written
+    beside it, fastest first.
+    """
+    axes.plot(
+        cost_ratio,
+        acceptance,
+        marker="*",
+        color=colour_of(fastest),
+        markeredgecolor="white",
+        markeredgewidth=1.5,
+        markersize=18,
+    )
+    text = "\n".join(f"{NAMES.get(method, method)} {speedup:.2f}" for method, speedup in speedups.items())
+    low, high = axes.get_xlim()
+    is_right = cost_ratio**2 > low * high  # the axis is logarithmic: text goes to the side with more room
+    axes.annotate(
+        text,
+        (cost_ratio, acceptance),
+        xytext=(-14 if is_right else 14, 0),
+        textcoords="offset points",
+        horizontalalignment="right" if is_right else "left",
+        verticalalignment="center",
+        fontsize=8,
+        bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
+    )
+    return axes
+
+
 def bound_contours(axes: Axes, table: pd.DataFrame, label: str) -> Axes:
     """Lines of equal speed-up of an oracle over a break-even map, dotted: the same levels as the map's own lines, which
     no method can reach before them. Columns alpha, cost_ratio, speedup."""

@@ -14,6 +14,7 @@ from executor.hrad.baselines import Probs, Rule, fit_baselines, fit_combination,
 from executor.hrad.dataset import ACCEPT, REJECT, Dataset, Purpose
 from executor.hrad.predictor import CLASS_NAMES, HradError, Predictor, PredictorCard
 from executor.models.engines.base import Engine
+from executor.recording.contention import ContentionMeter
 from traces.fits.signals import area_under_curve
 
 NUM_BINS = 10
@@ -58,10 +59,12 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Medians over repetitions on one core, in seconds: a prediction, and a verification of draft_length tokens."""
+    """Medians over repetitions on one core, in seconds: a prediction, and a verification of draft_length tokens.
+    is_clean: whether nothing else used the cores meanwhile."""
 
     predict_s: float
     verify_s: float
+    is_clean: bool = True
 
     @property
     def share(self) -> float:
@@ -204,6 +207,7 @@ def measure_cost(predictor: Predictor, engine: Engine, *, num_repeats: int = 200
     engine.reset()
     engine.extend([1] * context, last_only=True)
     predict_times, verify_times = [], []
+    meter = ContentionMeter([])
     for _ in range(num_repeats):
         start = time.perf_counter()
         engine.extend(pending).argmax(-1).tolist()  # reading the tokens waits for the device
@@ -213,7 +217,8 @@ def measure_cost(predictor: Predictor, engine: Engine, *, num_repeats: int = 200
         engine.roll_back(context)
         verify_times.append(middle - start)
         predict_times.append(end - middle)
-    return Cost(predict_s=float(np.median(predict_times)), verify_s=float(np.median(verify_times)))
+    is_clean = meter.lap().is_clean
+    return Cost(predict_s=float(np.median(predict_times)), verify_s=float(np.median(verify_times)), is_clean=is_clean)
 
 
 def _losses(probs: Probs, labels: Labels) -> Probs:

@@ -129,6 +129,7 @@ def _cost_line(evaluation: Evaluation) -> str:
     return (
         f"A prediction takes {evaluation.cost.predict_s * 1e6:.0f} us after a verification of "
         f"{evaluation.cost.verify_s * 1e6:.0f} us: {evaluation.cost.share:.1%} of the two (medians on one core)."
+        + ("" if evaluation.cost.is_clean else " Others used the cores meanwhile: these times support no claim.")
     )
 
 

@@ -46,17 +46,20 @@ def write_run(
     sequences_per_prompt: int = 1,
     temperatures: tuple[float, ...] = (1.0,),
     seed: int = 0,
+    num_unclean: int = 0,
 ) -> Path:
-    """Requests of a Markov chain with a request effect; draft forwards cost a fifth of target forwards."""
+    """Requests of a Markov chain with a request effect; draft forwards cost a fifth of target forwards. num_unclean: of the
+    first requests, which ran beside other load."""
     rng = np.random.default_rng(seed)
-    with RunWriter(folder, config={}, meta={"kind": "made up"}) as writer:
+    with RunWriter(folder, config={}, meta={"kind": "executed"}) as writer:
         request_id = 0
         for temperature in temperatures:
             model = Chained(CHAIN, [seed_trace(rng, temperature)])
             for index in range(num_requests):
                 trace = model.sample(num_tokens, request_id, rng)
                 writer.trace(trace)
-                writer.request(record_of(trace, f"prompt-{index // sequences_per_prompt}"))
+                record = record_of(trace, f"prompt-{index // sequences_per_prompt}")
+                writer.request(record._replace(is_clean=request_id >= num_unclean))
                 writer.ops(operations(request_id, rng))
                 request_id += 1
         writer.finish({})

@@ -20,10 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
 from traces.fits.cold_start import ColdStart, fit_cold_start
-from traces.fits.latency import TERMS, LatencyFit, draw_ratios, fit_latency
+from traces.fits.latency import TERMS, LatencyFit, fit_latency
+from traces.fits.round_check import RoundCheck, check_rounds
 from traces.folder.run import Run
 from traces.folder.tables import READABLE_VERSIONS
-from traces.metrics.round_time import round_seconds
 from traces.schema import SCHEMA_VERSION, Actor, OpKind
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "groups_of",
 ]
 
+MEASURED_KINDS = ("executed", "sweep")  # of run folders
 GROUPS = ("draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host")
 _GROUP_OF = {
     (Actor.DRAFT, OpKind.DRAFT): "draft",
@@ -73,20 +74,6 @@ def groups_of(ops: pd.DataFrame) -> NDArray[np.str_]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundCheck:
-    """Whole rounds: drafting, then the longer of verification and drafting ahead, then the host; mean seconds."""
-
-    predicted_s: float
-    measured_s: float
-    num_rounds: int
-
-    @property
-    def error(self) -> float:
-        """Predicted over measured, minus 1."""
-        return self.predicted_s / self.measured_s - 1 if self.measured_s else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Fitted latencies of one pair on one machine. fits: of GROUPS, those that the run has operations of.
 
@@ -94,6 +81,7 @@ class Calibration:
     drafting: how much longer a verification takes where a draft runs between verifications and uses the same caches.
     beside: how much longer still while the draft works at the same time, on the same memory.
     draft_beside: likewise, how much longer a forward of the draft takes while the target verifies. 1 when not recorded.
+    doubt: why what follows from these latencies supports no claim about speed; empty where it does.
     """
 
     fits: Mapping[str, LatencyFit]
@@ -104,6 +92,7 @@ class Calibration:
     drafting: float = 1.0
     beside: float = 1.0
     draft_beside: float = 1.0
+    doubt: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -170,6 +159,8 @@ class Calibration:
                 f"({check.error:+.1%}), n = {check.num_rounds}"
             )
         lines.append(f"{self.num_requests} requests; {self.num_unclean} more were disturbed and left out")
+        if self.doubt:
+            lines.append(self.doubt)
         return "\n".join(lines)
 
 
@@ -187,7 +178,9 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
 
     seed: of the bootstrap and of the draws in the round check.
     """
-    if (kind := run.meta.get("kind", "executed")) != "executed":
+    doubts = []
+    if (kind := run.meta.get("kind", "executed")) not in MEASURED_KINDS:
+        doubts.append(f"these latencies are fitted to {kind} times, not to measured ones")
         warnings.warn(
             f"{run.folder} holds {kind} times, not measured ones: the fit describes the model that made them.",
             stacklevel=2,
@@ -202,6 +195,10 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
             "every request" if len(unclean) == len(requests) else f"every request with {', '.join(missing)} operations"
         )
         warnings.warn(f"{run.folder}: {which} was disturbed by other load; fitted all the same.", stacklevel=2)
+        doubts.append(
+            f"these latencies are fitted to {len(requests)} requests, of which {len(unclean)} ran beside other load: they "
+            "support no claim"
+        )
         unclean, is_clean = unclean.iloc[:0], np.ones(len(ops), bool)
     elif len(unclean):
         warnings.warn(
@@ -233,6 +230,7 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
         drafting=drafting,
         beside=beside,
         draft_beside=draft_beside,
+        doubt="; ".join(doubts),
     )
 
 
@@ -358,40 +356,3 @@ def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.
     part = ops[chosen].sort_values("start_s", kind="stable")
     order[part.index] = part.groupby(["request_id", "round"]).cumcount()
     return order
-
-
-def check_rounds(
-    fits: Mapping[str, LatencyFit],
-    ops: pd.DataFrame,
-    rounds: pd.DataFrame,
-    rng: np.random.Generator,
-    slowed: NDArray[np.float64],
-    waking_s: NDArray[np.float64],
-) -> RoundCheck | None:
-    """Predicted and measured mean time of whole rounds; None without rounds. ops: with their group; slowed, waking_s:
-    factor and further seconds of each.
-
-    Drawn, not composed of means: the mean of the longer of two is more than the longer of two means.
-    """
-    if rounds.empty:
-        return None
-    seconds = waking_s.copy()
-    for group, fit in fits.items():
-        chosen = (ops["group"] == group).to_numpy()
-        drawn = draw_ratios(fit.ratios, int(chosen.sum()), rng)
-        seconds[chosen] += _means(fit, ops[chosen]) * drawn * slowed[chosen]
-    is_draft = ops["actor"] == Actor.DRAFT
-    lanes = np.where(is_draft, np.where(ops["is_beside"], "ahead", "serial"), ops["actor"])
-    lanes = np.where(ops["kind"] == OpKind.PREFILL, "prefill", lanes)
-    whole = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
-    sums = whole.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
-    sums = sums.reindex(columns=["serial", "ahead", "target", "host"]).fillna(0.0)
-    predicted = round_seconds(sums["serial"], sums["ahead"], sums["target"], sums["host"])
-    measured = rounds.set_index(["request_id", "round"])
-    both = predicted.index.intersection(measured.index)
-    if not len(both):
-        return None
-    times = (measured["end_s"] - measured["start_s"]).loc[both]
-    return RoundCheck(
-        predicted_s=float(predicted.loc[both].mean()), measured_s=float(times.mean()), num_rounds=len(both)
-    )

@@ -48,6 +48,13 @@ class Speed:
     tokens_per_target_forward: float
 
 
+def doubt_of(num_unclean: int, num_requests: int) -> str:
+    """What to say beside times of requests of which some ran beside other load; empty where none did."""
+    if not num_unclean:
+        return ""
+    return f"{num_unclean} of {num_requests} requests ran beside other load: their times support no claim"
+
+
 def request_seconds(requests: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     """One row a request: policy, temperature, prompt_id, repeat, tokens, decode seconds, rounds, is_clean."""
     if requests.empty or rounds.empty:

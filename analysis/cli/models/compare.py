@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from analysis.cli.options import (
+    NOT_IDENTICAL,
     AllowVocabDifference,
     Draft,
     MaxNewTokens,
@@ -61,3 +62,5 @@ def compare(
     )
     print_comparison(console, rows)
     console.print(f"run folders: {output_dir}")
+    if not all(row.is_identical for row in rows):
+        raise typer.Exit(NOT_IDENTICAL)

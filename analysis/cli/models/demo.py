@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.options import Quick, Seed, console
+from analysis.cli.options import NOT_IDENTICAL, Quick, Seed, console
 
 
 def demo(
@@ -20,4 +20,5 @@ def demo(
     """The whole loop on the embedded pair: record, calibrate, explore, validate, plot."""
     from analysis.demo import run_demo
 
-    run_demo(console, output_dir, is_quick=quick, seed=seed)
+    if not run_demo(console, output_dir, is_quick=quick, seed=seed).is_identical:
+        raise typer.Exit(NOT_IDENTICAL)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from analysis.cli.options import (
+    NOT_IDENTICAL,
     AllowVocabDifference,
     Capacity,
     Draft,
@@ -91,12 +92,13 @@ def record(
     ] = False,
 ) -> None:
     """Run a pair for real and write down everything that happened."""
+    from analysis.check.identity import why_tokens_differ
     from analysis.cli.progress import progress_bar
-    from analysis.cli.tables import print_speeds
+    from analysis.cli.tables import print_doubt, print_reason, print_speeds
     from executor.models.settings import EngineSettings, PairSettings, parse_engine, parse_transport
     from executor.recording.recorder import record_run
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
-    from traces.metrics.speeds import measured_speeds
+    from traces.metrics.speeds import doubt_of, measured_speeds
 
     defaults = DecodingSettings()
     settings = RecordSettings(
@@ -136,12 +138,18 @@ def record(
         from executor.recording.sweep import Grid, record_sweep
 
         with progress_bar(console, "sweeping") as report:
-            record_sweep(settings, output_dir, Grid(), progress=report)
+            swept = record_sweep(settings, output_dir, Grid(), progress=report).requests
+        print_doubt(console, doubt_of(int((~swept.is_clean).sum()), len(swept)))
         console.print(f"run folder: {output_dir}; fit it with: specbranch calibrate --run {output_dir}")
         return
     with progress_bar(console, "recording") as report:
         run = record_run(settings, output_dir, progress=report)
     print_speeds(console, "Measured", measured_speeds(run.requests, run.rounds))
+    verdict = run.summary["tokens_identical"]
     identical = {True: "yes", False: "NO", None: "not claimed, acceptance is synthetic"}
-    console.print(f"tokens identical under every policy: {identical[run.summary['tokens_identical']]}")
+    console.print(f"tokens identical under every policy: {identical[verdict]}")
+    if verdict is False:
+        print_reason(console, why_tokens_differ(run.requests, dtype))
     console.print(f"run folder: {output_dir}")
+    if verdict is False:
+        raise typer.Exit(NOT_IDENTICAL)

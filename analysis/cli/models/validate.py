@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.options import CalibrationFile, OutputDir, Policies, Repeats, RunDir, Seed, TrustRemoteCode, console
+from analysis.cli.options import (
+    NOT_IDENTICAL,
+    CalibrationFile,
+    OutputDir,
+    Policies,
+    Repeats,
+    RunDir,
+    Seed,
+    TrustRemoteCode,
+    console,
+)
 
 
 def validate(
@@ -41,3 +51,5 @@ def validate(
         )
     print_validation(console, validation)
     console.print(f"run folder: {output_dir}")
+    if not validation.is_identical:
+        raise typer.Exit(NOT_IDENTICAL)

@@ -146,11 +146,14 @@ def explore(
 
 def _print_exploration(explored: Exploration, output_dir: Path, top: int) -> None:
     """The best policies, how sure that is and what it depends on."""
+    from analysis.cli.tables import print_doubt
+
     for scenario in list(explored.rankings)[:MAX_SCENARIOS]:
         _print_scenario(explored, scenario, top)
     if len(explored.rankings) > MAX_SCENARIOS:
         console.print(f"{len(explored.rankings) - MAX_SCENARIOS} more scenarios are in results.parquet")
-    if explored.effects:
+    print_doubt(console, explored.doubt)
+    if explored.effects and not explored.doubt:
         worst = explored.effects[0]
         console.print(
             f"most sensitive to {worst.group} {worst.term}: at the end of its interval the choice loses {worst.regret:.2%}",
@@ -174,6 +177,9 @@ def _print_scenario(explored: Exploration, scenario: str, top: int) -> None:
     rows, ranking = explored.table.scenario == scenario, explored.rankings[scenario]
     speeds = [speed for speed, is_here in zip(explored.speeds, rows, strict=True) if is_here]
     best = sorted(speeds, key=lambda speed: -speed.tokens_per_s)[:top]
+    if explored.doubt:  # then nothing is called the best
+        print_speeds(console, f"{len(best)} of {len(speeds)} policies, predicted, {scenario}", best)
+        return
     print_speeds(console, f"Best of {len(speeds)} policies, predicted, {scenario}", best)
     sure = f"best with probability {ranking.probability_best:.2f} over prompts"
     if ranking.runner_up is not None and ranking.gain is not None and ranking.gain_interval is not None:

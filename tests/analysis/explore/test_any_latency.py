@@ -99,7 +99,7 @@ def test_its_figures_ask_for_the_model_again(run_dir: Path, tmp_path: Path) -> N
 
 
 def test_a_run_is_simulated_with_it(run_dir: Path, tmp_path: Path) -> None:
-    speeds = simulate_run(run_dir, tmp_path / "out", [Autoregressive(), Pearl(3)], latency=Toy(draft_s=0.1))
+    speeds = simulate_run(run_dir, tmp_path / "out", [Autoregressive(), Pearl(3)], latency=Toy(draft_s=0.1)).speeds
     assert speeds[0].tokens_per_s == pytest.approx(1.0)
     assert read_run(tmp_path / "out" / "01-pearl").config["calibration"] == "Toy(draft_s=0.1)"
 

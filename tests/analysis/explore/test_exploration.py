@@ -358,10 +358,10 @@ def test_a_lookup_is_not_asked_about_on_a_models_trace(run_dir: Path, tmp_path: 
         simulate_run(of_a_model, tmp_path / "simulated", [Autoregressive(), parse_policy(label)])
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "simulated").exists()
-    simulated = simulate_run(of_a_lookup, tmp_path / "simulated", [Autoregressive(), parse_policy(label)])
+    simulated = simulate_run(of_a_lookup, tmp_path / "simulated", [Autoregressive(), parse_policy(label)]).speeds
     explored = explore_study(of_a_lookup, tmp_path / "out", study)
     assert "draft" not in read_run(run_dir).config  # no model made it: nothing is refused
-    assert simulate_run(run_dir, tmp_path / "made-up", [parse_policy(label)])[0].policy == label
+    assert simulate_run(run_dir, tmp_path / "made-up", [parse_policy(label)]).speeds[0].policy == label
     assert explored.best_at(1.0, ["prompt_lookup"]).policy == label == simulated[1].policy
 
 
