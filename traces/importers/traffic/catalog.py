@@ -48,12 +48,12 @@ def read_traffic(
     if LENGTHS.recognises(first_line):
         raise ForeignTraceError(
             f"{path} says how long requests are, but not when they arrive; read it with read_lengths, and draw arrivals "
-            "(sim.serving.workload.draw_workload)."
+            "(sim.serving.workload.draw.draw_workload)."
         )
     if WINDOWS.recognises(first_line):
         raise ForeignTraceError(
             f"{path} describes arrivals by window, and no requests; read it with read_windows, and draw requests "
-            "(sim.serving.workload.draw_windows)."
+            "(sim.serving.workload.draw.draw_windows)."
         )
     raise _unknown(path)
 
