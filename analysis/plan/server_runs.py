@@ -71,7 +71,8 @@ def simulate_bench(bench: ServerBench, costs: StepCosts, *, engine: Engine, seed
         kv_tokens=bench.kv_tokens,
         block_tokens=engine.block_tokens,
         watermark=0.0,
-        lookahead_tokens=bench.draft_length,
+        # A step that is planned before the one before it has ended takes all of its tokens for accepted.
+        lookahead_tokens=bench.draft_length + (bench.draft_length + 1) * engine.schedules_ahead,
         client_s=engine.client_s,
         schedules_ahead=engine.schedules_ahead,
     )

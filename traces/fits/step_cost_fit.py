@@ -23,6 +23,7 @@ from traces.fits.step_costs import ForwardCost, StepCosts
 Floats = NDArray[np.float64]
 
 PARAMETERS = ("floor_s", "token_s", "sharpness", "context_s", "request_s", "uncaptured_s")
+HOST = "host_s"  # once a step, of a server with this draft; see `StepCosts`
 Z95 = 1.959964
 RIDGE_TOKENS = (
     300  # peak FLOP a byte of an H100 in bf16, hence tokens at which a dense model's two roofs cross; A100: 150
@@ -57,23 +58,29 @@ class Measurement:
 class Prior:
     """A guess, and how far each parameter may lie from it: one standard deviation of its logarithm.
 
-    Parameters that `spread` does not name, and those whose guess is 0, stay what they are.
+    Parameters that `spread` does not name, and those whose guess is 0, stay what they are. host_s: of a draft, what a step
+    that speculates takes besides its forwards: rejection sampling, preparing the draft, and a schedule not made ahead.
     """
 
     guess: ForwardCost
     spread: Mapping[str, float]
+    host_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in self.spread.items():
-            if name not in PARAMETERS or not value > 0:
+            if name not in (*PARAMETERS, HOST) or not value > 0:
                 raise ValueError(
-                    f"a spread above 0 of one of {', '.join(PARAMETERS)} is needed, but got {name}={value}."
+                    f"a spread above 0 of one of {', '.join((*PARAMETERS, HOST))} is needed, but got {name}={value}."
                 )
+
+    def guess_of(self, name: str) -> float:
+        """Of one parameter."""
+        return self.host_s if name == HOST else float(getattr(self.guess, name))
 
     @property
     def free(self) -> list[str]:
         """Parameters that are fitted."""
-        return [name for name in PARAMETERS if name in self.spread and getattr(self.guess, name) > 0]
+        return [name for name in (*PARAMETERS, HOST) if name in self.spread and self.guess_of(name) > 0]
 
 
 def target_prior(floor_s: float, *, max_graph_tokens: int | None = None) -> Prior:
@@ -87,7 +94,7 @@ def target_prior(floor_s: float, *, max_graph_tokens: int | None = None) -> Prio
         uncaptured_s=floor_s * 0.03,
     )
     spread = {
-        "floor_s": 1.0, "token_s": 0.7, "sharpness": 0.4, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5
+        "floor_s": 1.0, "token_s": 0.7, "sharpness": 0.1, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5
     }  # fmt: skip
     if max_graph_tokens is not None:
         guess = replace(guess, max_graph_tokens=max_graph_tokens)
@@ -106,26 +113,30 @@ def draft_prior(floor_s: float, target: ForwardCost) -> Prior:
         uncaptured_s=target.uncaptured_s * share,
         max_graph_tokens=target.max_graph_tokens,
     )
-    spread = {"floor_s": 1.0, "token_s": 1.0, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5}
-    return Prior(guess=guess, spread=spread)
+    spread = {"floor_s": 1.0, "token_s": 1.0, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5, HOST: 1.0}
+    return Prior(guess=guess, spread=spread, host_s=0.03 * target.floor_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCostFit:
     """Fitted forwards.
 
-    target, drafts: the laws; drafts by name. intervals: 95% of each fitted parameter, by "target.NAME" or "DRAFT.NAME",
-    from the covariance of the least squares (priors included). residuals: (measurements,) fitted / measured - 1.
+    target, drafts: the laws; drafts by name. hosts: seconds a step besides, by draft. intervals: 95% of each fitted
+    parameter, by "target.NAME" or "DRAFT.NAME", from the covariance of the least squares (priors included).
+    residuals: (measurements,) fitted / measured - 1.
     """
 
     target: ForwardCost
     drafts: Mapping[str, ForwardCost]
+    hosts: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     residuals: tuple[float, ...]
 
     def step_costs(self, draft_name: str = "") -> StepCosts:
         """With one draft, or none. Raises KeyError for a draft that was not fitted."""
-        return StepCosts(target=self.target, draft=self.drafts[draft_name] if draft_name else None)
+        if not draft_name:
+            return StepCosts(target=self.target)
+        return StepCosts(target=self.target, draft=self.drafts[draft_name], host_s=self.hosts[draft_name])
 
     @property
     def mean_abs_error(self) -> float:
@@ -133,13 +144,13 @@ class StepCostFit:
         return float(np.mean(np.abs(self.residuals)))
 
 
-def total_s(measurement: Measurement, target: ForwardCost, draft: ForwardCost | None) -> float:
-    """Seconds of a measurement's forwards by these laws."""
+def total_s(measurement: Measurement, costs: StepCosts) -> float:
+    """Seconds of a measurement's forwards by these costs."""
     *sums, counts = measurement.target.T
-    seconds = float(counts @ target.seconds_array(*sums))
-    if measurement.draft is not None and draft is not None:
+    seconds = float(counts @ costs.target.seconds_array(*sums)) + costs.host_s * float(counts.sum())
+    if measurement.draft is not None and costs.draft is not None:
         *sums, counts = measurement.draft.T
-        seconds += float(counts @ draft.seconds_array(*sums))
+        seconds += float(counts @ costs.draft.seconds_array(*sums))
     return seconds
 
 
@@ -157,40 +168,36 @@ def fit_step_costs(
         raise ValueError(f"a fit needs measurements, and a prior for every draft; missing: {sorted(unknown) or 'all'}.")
     priors = {"target": target, **drafts}
     names = [(model, name) for model, prior in priors.items() for name in prior.free]
-    start = np.log([getattr(priors[model].guess, name) for model, name in names])
+    start = np.log([priors[model].guess_of(name) for model, name in names])
     spread = np.array([priors[model].spread[name] for model, name in names])
 
-    def laws(logs: Floats) -> dict[str, ForwardCost]:
+    def fitted(logs: Floats) -> StepCostFit:
         values: dict[str, dict[str, float]] = {model: {} for model in priors}
         for (model, name), value in zip(names, np.exp(logs).tolist(), strict=True):
             values[model][name] = max(value, 1.0) if name == "sharpness" else value
         for model in drafts:
             values[model].setdefault("sharpness", values["target"].get("sharpness", target.guess.sharpness))
-        return {model: _with(prior.guess, values[model]) for model, prior in priors.items()}
+        laws = {model: _with(prior.guess, values[model]) for model, prior in priors.items()}
+        hosts = {model: values[model].get(HOST, prior.host_s) for model, prior in drafts.items()}
+        return StepCostFit(target=laws.pop("target"), drafts=laws, hosts=hosts, intervals={}, residuals=())
+
+    def ratios(logs: Floats) -> Floats:
+        fit = fitted(logs)
+        return np.array([total_s(m, fit.step_costs(m.draft_name)) / m.seconds for m in measurements])
+
+    errors = np.array([measurement.relative_error for measurement in measurements])
 
     def residuals(logs: Floats) -> Floats:
-        by_model = laws(logs)
-        errors = [
-            math.log(total_s(m, by_model["target"], by_model.get(m.draft_name)) / m.seconds) / m.relative_error
-            for m in measurements
-        ]
-        return np.concatenate([errors, (logs - start) / spread])
+        return np.concatenate([np.log(ratios(logs)) / errors, (logs - start) / spread])
 
     solved = least_squares(residuals, start, x_scale="jac")
-    by_model = laws(solved.x)
     deviations = np.sqrt(np.diag(np.linalg.inv(solved.jac.T @ solved.jac)))
     misfit = max(1.0, math.sqrt(2 * solved.cost / len(measurements)))  # errors larger than stated widen the intervals
     intervals = {
         f"{model}.{name}": (math.exp(log - Z95 * misfit * sd), math.exp(log + Z95 * misfit * sd))
         for (model, name), log, sd in zip(names, solved.x.tolist(), deviations.tolist(), strict=True)
     }
-    fitted_to = [total_s(m, by_model["target"], by_model.get(m.draft_name)) / m.seconds - 1 for m in measurements]
-    return StepCostFit(
-        target=by_model["target"],
-        drafts={model: by_model[model] for model in drafts},
-        intervals=intervals,
-        residuals=tuple(fitted_to),
-    )
+    return replace(fitted(solved.x), intervals=intervals, residuals=tuple((ratios(solved.x) - 1).tolist()))
 
 
 def _with(guess: ForwardCost, values: Mapping[str, float]) -> ForwardCost:

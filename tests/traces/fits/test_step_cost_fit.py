@@ -17,10 +17,11 @@ from traces.fits.step_cost_fit import (
     target_prior,
     total_s,
 )
-from traces.fits.step_costs import ForwardCost
+from traces.fits.step_costs import ForwardCost, StepCosts
 
 TARGET = ForwardCost(floor_s=0.030, token_s=1.2e-4, sharpness=3.0, context_s=1.5e-7, request_s=1e-5, uncaptured_s=2e-3)
 DRAFT = ForwardCost(floor_s=0.003, token_s=2e-5, sharpness=3.0, context_s=5e-8, request_s=1e-5, uncaptured_s=1e-3)
+HOST_S = 1e-3
 
 
 def made_up(noise: float, seed: int = 0, num: int = 60) -> list[Measurement]:
@@ -33,7 +34,9 @@ def made_up(noise: float, seed: int = 0, num: int = 60) -> list[Measurement]:
         draft = np.array([[requests, requests * context, requests, 100.0 * length]]) if index % 2 else None
         name = "" if draft is None else "small"
         exact = Measurement(seconds=1.0, target=target, draft=draft, draft_name=name)
-        seconds = total_s(exact, TARGET, DRAFT) * np.exp(noise * rng.normal())
+        seconds = total_s(exact, StepCosts(target=TARGET, draft=DRAFT, host_s=HOST_S if name else 0.0)) * np.exp(
+            noise * rng.normal()
+        )
         measured.append(Measurement(seconds=seconds, target=target, draft=draft, draft_name=name, relative_error=0.01))
     return measured
 
@@ -46,7 +49,7 @@ def fit(measured: list[Measurement]) -> StepCostFit:
 def test_a_fit_predicts_steps_that_it_never_saw() -> None:
     fitted = fit(made_up(noise=0.0))
     held_out = made_up(noise=0.0, seed=1)
-    errors = [total_s(m, fitted.target, fitted.drafts["small"]) / m.seconds - 1 for m in held_out]
+    errors = [total_s(m, fitted.step_costs(m.draft_name)) / m.seconds - 1 for m in held_out]
     assert np.abs(errors).max() < 0.02, f"worst error {np.abs(errors).max():.3f}"
     assert fitted.mean_abs_error < 0.005
 
@@ -110,7 +113,7 @@ def held_out_errors(points: list[Measurement], prior: Prior) -> np.ndarray:
     errors = []
     for index, point in enumerate(points):
         fitted = fit_step_costs([*points[:index], *points[index + 1 :]], prior)
-        errors.append(total_s(point, fitted.target, None) / point.seconds - 1)
+        errors.append(total_s(point, fitted.step_costs()) / point.seconds - 1)
     return np.array(errors)
 
 
