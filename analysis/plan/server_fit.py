@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.explore.scale_out import Workers, run_tasks
 from analysis.plan.server_runs import Engine, SimulatedBench, simulate_bench
 from traces.fits.step_cost_fit import (
     Measurement,
@@ -45,7 +46,9 @@ class ServerFit:
         return simulate_bench(bench, self.steps.step_costs(bench.draft), engine=self.engines[bench.draft], seed=seed)
 
 
-def fit_server(benches: Sequence[ServerBench], *, engine: Engine, seed: int = 0) -> ServerFit:
+def fit_server(
+    benches: Sequence[ServerBench], *, engine: Engine, seed: int = 0, workers: Workers | None = None
+) -> ServerFit:
     """Fit a server to its benchmarks: with and without drafts, at any lengths and concurrencies.
 
     Raises ValueError without a benchmark, and where one's requests do not fit its memory.
@@ -64,14 +67,16 @@ def fit_server(benches: Sequence[ServerBench], *, engine: Engine, seed: int = 0)
     )
     for _ in range(NUM_PASSES):
         fitted = ServerFit(steps=steps, engines=engines)
-        measurements = [_measurement(bench, fitted.simulate(bench, seed=seed), steps) for bench in benches]
+        done = run_tasks(_measurement, [(fitted, bench, seed) for bench in benches], workers or Workers())
+        measurements = [measurement for _, measurement in sorted(done, key=lambda pair: pair[0])]
         steps = fit_step_costs(measurements, target, drafts)
     return ServerFit(steps=steps, engines=engines)
 
 
-def _measurement(bench: ServerBench, run: SimulatedBench, steps: StepCostFit) -> Measurement:
+def _measurement(server: ServerFit, bench: ServerBench, seed: int) -> Measurement:
     """What the simulated forwards should have taken: as much more as the benchmark took more, in duration and TPOT."""
-    costs = steps.step_costs(bench.draft)
+    run = server.simulate(bench, seed=seed)
+    costs = server.steps.step_costs(bench.draft)
     draws = bool(len(run.draft))
     forwards = Measurement(
         seconds=1.0, target=run.target, draft=run.draft if draws else None, draft_name=bench.draft if draws else ""

@@ -19,6 +19,7 @@ from sim.serving.costs import SummedCosts
 from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds
 from sim.serving.rounds.run_lengths import drawn_runs
 from sim.serving.settings import Server
+from sim.serving.workload.arrivals import BenchServe
 from traces.fits.step_costs import StepCosts
 from traces.importers.server_bench import ServerBench
 from traces.workload import Workload
@@ -44,8 +45,9 @@ class Engine:
 class SimulatedBench:
     """What the simulated server did in one benchmark.
 
-    output_tokens_per_s, mean_tpot_s, median_ttft_s, duration_s: as in `ServerBench`. num_preemptions: requests that lost their
-    memory and read their tokens again. target, draft: (kinds, 4) the forwards; see `traces.fits.step_cost_fit.Measurement`.
+    output_tokens_per_s, mean_tpot_s, median_ttft_s, duration_s: as in `ServerBench`. num_preemptions: requests that lost
+    their memory and read their tokens again. mean_running: requests in the batch, over the steps. target, draft: (kinds, 4)
+    the forwards; see `traces.fits.step_cost_fit.Measurement`.
     """
 
     output_tokens_per_s: float
@@ -86,7 +88,7 @@ def simulate_bench(bench: ServerBench, costs: StepCosts, *, engine: Engine, seed
         lambda: LengthRounds(runs, FixedLengthRule(bench.draft_length)),
     )
     (totals,) = served.replicas
-    duration_s = float(np.nanmax(served.last_s) - served.sent_s.min())
+    duration_s = float(served.last_s.max())
     further = served.num_output - 1
     return SimulatedBench(
         output_tokens_per_s=float(served.num_output.sum()) / duration_s,
@@ -101,14 +103,11 @@ def simulate_bench(bench: ServerBench, costs: StepCosts, *, engine: Engine, seed
 
 
 def _workload(bench: ServerBench, arrivals: np.random.Generator, lengths: np.random.Generator) -> Workload:
-    """Poisson arrivals, scaled so that the last one comes after exactly as long as the rate says, as vLLM does."""
+    """The run's requests, as vLLM sends them."""
     num = bench.num_requests
-    ready_s = np.zeros(num)
-    if not math.isinf(bench.arrivals_per_s):
-        ready_s = np.cumsum(arrivals.exponential(size=num))
-        ready_s *= num / bench.arrivals_per_s / ready_s[-1]
+    law = BenchServe(request_rate=bench.arrivals_per_s, max_concurrency=bench.max_concurrency)
     return Workload(
-        arrival_s=ready_s,
+        arrival_s=law.draw_s(num, arrivals),
         prompt_tokens=_around(bench.input_tokens / num, num, lengths),
         output_tokens=_around(bench.output_tokens / num, num, lengths),
         max_concurrency=bench.max_concurrency,

@@ -64,7 +64,8 @@ class ServerBench:
     dataset, method, draft: names as the file has them; draft is "" where there is none. draft_length: K; 0 is decoding without
     speculation. kv_tokens: tokens that the memory for keys and values holds, as the engine's log says; None: unknown.
     num_requests, arrivals_per_s, max_concurrency: Poisson arrivals at this rate (infinite: all at once), and at most so many
-    requests at the server. duration_s: from the first request sent to the last token.
+    requests at the server. duration_s: from the start, before
+    the first request is sent, to the last token.
     input_tokens, output_tokens: summed over the requests. output_tokens_per_s: output tokens over duration.
     mean_tpot_s, median_tpot_s, p99_tpot_s: (last token - first token) / (output tokens - 1), one value a request.
     median_ttft_s, mean_ttft_s, p99_ttft_s: from sending to the first token; a wait for the concurrency bound is not in it.
