@@ -126,6 +126,7 @@ def compare(
     repeats: int = 1,
     is_quick: bool = False,
     seed: int = 0,
+    ignores_generation_config: bool = False,
     allows_vocab_difference: bool = False,
     trusts_remote_code: bool = False,
     fit: Callable[[Run], LatencyModel] | None = None,
@@ -138,6 +139,7 @@ def compare(
     fit: the latency model of a recorded run; None calibrates it.
     """
     from executor.models.settings import EngineSettings, PairSettings
+    from executor.recording.schedule import check_prompts
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
     check_new_folder(output_dir)
@@ -147,6 +149,7 @@ def compare(
             draft=draft,
             hrad=hrad,
             engine=EngineSettings(trusts_remote_code=trusts_remote_code),
+            ignores_generation_config=ignores_generation_config,
             allows_vocab_difference=allows_vocab_difference,
         ),
         decoding=DecodingSettings(
@@ -157,6 +160,7 @@ def compare(
         ),
         prompts=PromptSettings(num=num_prompts),
     )
+    check_prompts(replace(settings, prompts=PromptSettings(num=2 * num_prompts)))  # both halves
     lookup = replace(
         settings,
         pair=replace(settings.pair, draft="prompt_lookup", hrad=""),

@@ -263,10 +263,16 @@ def _measure(
     progress: Report,
 ) -> Run:
     """Run the tested policies on new prompts, in turns with the anchors on old ones."""
+    from executor.hrad.predictor import check_classes
+    from executor.models.names import check_drafter
     from executor.pair import Session
     from executor.recording.recorder import record
-    from executor.recording.schedule import interleaved, make_requests, rotated
+    from executor.recording.schedule import check_prompts, interleaved, make_requests, rotated
 
+    for policy in tested:
+        check_classes(policy, bool(settings.pair.hrad))
+        check_drafter(policy, settings.pair.draft)
+    check_prompts(settings)
     with Session(settings.pair) as session:
         requests = make_requests(settings, session)
         old = [request for request in requests if request.prompt_id in old_prompts]

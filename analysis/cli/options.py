@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +15,28 @@ NOT_IDENTICAL = 3  # exit code of a command whose tokens or rounds are not those
 
 # Beside a terminal nothing limits the width of a table.
 console = Console(width=None if sys.stdout.isatty() else 120)
+
+MAX_SEED = (1 << 64) - 1
+MAX_COUNT = 1_000_000  # of prompts, repeats and the like: more than anybody waits for
+MAX_TOKENS = 1 << 20  # of an answer
+MAX_CAPACITY = 1 << 24
+
+
+def within(low: float = -math.inf, high: float = math.inf) -> Callable[[Any], Any]:
+    """What typer calls with an option's value: it refuses, by the option's name, numbers that are not finite or do not lie in
+    [low, high]. Values may be a number, a list of them, or None."""
+
+    def check(value: Any) -> Any:
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and not (math.isfinite(number) and low <= number <= high):
+                span = " and ".join(
+                    [f"at least {low:.12g}"] * math.isfinite(low) + [f"at most {high:.12g}"] * math.isfinite(high)
+                )
+                raise typer.BadParameter(f"it must be {span or 'a finite number'}, but got {number}.")
+        return value
+
+    return check
+
 
 OutputDir = Annotated[Path, typer.Option(help="Write the results to this new folder; nothing is ever overwritten.")]
 RunDir = Annotated[Path, typer.Option("--run", help="Read this run folder of `specbranch record`.")]
@@ -26,9 +50,10 @@ CalibrationFile = Annotated[
     Path | None, typer.Option(help="Take latencies from this file; by default they are fitted from the run.")
 ]
 Temperatures = Annotated[
-    list[float] | None, typer.Option("--temperature", help="Sample at this temperature; give it once for each one.")
+    list[float] | None,
+    typer.Option("--temperature", callback=within(), help="Sample at this temperature; give it once for each one."),
 ]
-Seed = Annotated[int, typer.Option(help="Everything random follows from this seed.")]
+Seed = Annotated[int, typer.Option(callback=within(0, MAX_SEED), help="Everything random follows from this seed.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Do less, so that it ends in under a minute.")]
 
 Target = Annotated[str, typer.Option(help="The target model is this Hugging Face id or folder, or `embedded`.")]
@@ -47,17 +72,34 @@ AllowVocabDifference = Annotated[
         "--allow-vocab-difference", help="Accept tokenizers that differ in a few tokens, over the ids that both have."
     ),
 ]
+IgnoreGenerationConfig = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-generation-config",
+        help="Leave out the rules of the target's generation_config, such as its repetition penalty.",
+    ),
+]
+Hrad = Annotated[str, typer.Option(help="Predict acceptance with the H-RAD predictor of this folder, or `embedded`.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that a model's folder brings. Read it first.")
 ]
-Capacity = Annotated[int, typer.Option(help="Each model's cache holds this many tokens.")]
+Capacity = Annotated[
+    int, typer.Option(callback=within(1, MAX_CAPACITY), help="Each model's cache holds this many tokens.")
+]
 
 HeldOutPrompts = Annotated[str, typer.Option(help="Use these prompts: `held_out`, or a .jsonl file.")]
-NumPrompts = Annotated[int, typer.Option(help="Use this many prompts.")]
-SkipPrompts = Annotated[int, typer.Option(help="Leave out this many prompts at the beginning.")]
-MaxNewTokens = Annotated[int, typer.Option(help="End each answer after this many tokens.")]
-Repeats = Annotated[int, typer.Option(help="Run every prompt this many times.")]
+NumPrompts = Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Use this many prompts.")]
+SkipPrompts = Annotated[
+    int, typer.Option(callback=within(0, MAX_COUNT), help="Leave out this many prompts at the beginning.")
+]
+MaxNewTokens = Annotated[
+    int, typer.Option(callback=within(1, MAX_TOKENS), help="End each answer after this many tokens.")
+]
+Repeats = Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Run every prompt this many times.")]
 
 DataDir = Annotated[Path, typer.Option("--data", help="Read this folder of `specbranch hrad collect`.")]
-NumEpochs = Annotated[int, typer.Option(help="Go through the data this many times.")]
-Widths = Annotated[tuple[int, int], typer.Option(help="The two hidden layers have these numbers of units.")]
+NumEpochs = Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Go through the data this many times.")]
+Widths = Annotated[
+    tuple[int, int],
+    typer.Option(callback=within(1, MAX_COUNT), help="The two hidden layers have these numbers of units."),
+]

@@ -58,6 +58,7 @@ def search_with_optuna(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    seed %= 1 << 32  # what the samplers take
     choices = [family.choices() for family in families]
     num_policies = _grid_size(families, measured)
     with warnings.catch_warnings():

@@ -51,6 +51,10 @@ class Effort:
     num_tokens: int = 250
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.num_requests < 1 or self.num_tokens < 1 or self.seed < 0:
+            raise ValueError(f"num_requests and num_tokens must be at least 1 and seed at least 0, but got {self}.")
+
 
 def simulate_published(effort: Effort, *, progress: Report = silent) -> list[PublishedRow]:
     """One row a point. Branches are free, and so is everything but the two models' forwards."""

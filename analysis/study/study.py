@@ -34,8 +34,11 @@ from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import PolicyError, make_policy, parse_policy
 from sim.latency.placement import Placement, PlacementKind
 from traces.folder.run import RunError, read_yaml
+from traces.schema import Sampling
 
 STRICT = ConfigDict(extra="forbid")
+MAX_RATIO = 1e6
+MAX_TRIALS = 1_000_000
 MAX_POLICIES = 100_000  # of one family: beyond this the labels alone take longer than a search should
 Plain: TypeAlias = bool | int | float | str
 
@@ -150,8 +153,16 @@ class Conditions:
             if not getattr(self, name):
                 raise ValueError(f"the list of {name} is empty; leave it out for the default.")
         for ratio in self.cost_ratios:
-            if ratio != "measured" and not float(ratio) > 0:
-                raise ValueError(f"cost_ratios must be positive, but got {ratio}; it is target / draft forward.")
+            if ratio != "measured" and not 0 < float(ratio) <= MAX_RATIO:
+                raise ValueError(
+                    f"cost_ratios must be positive and at most {MAX_RATIO:g}, but got {ratio}; it is target / draft forward."
+                )
+        for name in ("temperatures", "placements", "interference", "link_latency_s", "cost_ratios", "alignments"):
+            values = getattr(self, name)
+            if repeated := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"{name} has {repeated[0]} twice; once is enough.")
+        for temperature in self.temperatures:
+            Sampling(temperature)
         for alignment in self.alignments:
             parse_acceptance(alignment, KINDS)
         self.all_placements()
@@ -189,8 +200,8 @@ class Search:
     batch: int = 20
 
     def __post_init__(self) -> None:
-        if self.trials < 1 or self.batch < 1:
-            raise ValueError(f"trials and batch must be at least 1, but got {self.trials} and {self.batch}.")
+        if not (1 <= self.trials <= MAX_TRIALS and 1 <= self.batch <= MAX_TRIALS):
+            raise ValueError(f"trials and batch must lie in [1, {MAX_TRIALS}], but got {self.trials} and {self.batch}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +227,10 @@ class Study:
             raise ValueError("the list of policies is empty; name at least one method or label.")
         if not self.objectives:
             raise ValueError("the list of objectives is empty; speed is the usual one.")
+        if repeated := [value for value in self.objectives if self.objectives.count(value) > 1]:
+            raise ValueError(f"objectives has {repeated[0]} twice; once is enough.")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed must lie in [0, 2^64), but got {self.seed}.")
         if self.policies_per_task < 1:
             raise ValueError(f"policies_per_task must be at least 1, but got {self.policies_per_task}.")
         self.all_policies()  # refuses what is not a policy

@@ -22,7 +22,7 @@ from executor.hrad.dataset import (
 from executor.hrad.features import class_inputs_along
 from executor.hrad.predictor import HradError
 from executor.models.engines.base import Engine
-from executor.models.loading import fingerprint, load_engine, load_tokenizer
+from executor.models.loading import fingerprint, load_engine, load_tokenizer, source_of
 from executor.models.names import resolve_model
 from executor.models.settings import PairSettings
 from executor.recording.prompts import encode_prompt, load_prompts
@@ -74,6 +74,10 @@ def collect(settings: CollectSettings, output_dir: str | Path, *, progress: Repo
         prompts=settings.prompts,
         tail_depth=settings.draft_length - 1,
     )
+    source = source_of(
+        resolve_model(settings.pair.target, "target"), trusts_remote_code=settings.pair.engine.trusts_remote_code
+    )
+    _check_layers(settings, source.num_layers())
     run = record_run(recording, Path(output_dir) / "run", progress=progress)
     looking = replace(settings.pair.target_engine, num_feature_layers=settings.num_feature_layers)
     target = load_engine(resolve_model(settings.pair.target, "target"), looking)
@@ -88,11 +92,7 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
 
     Raises HradError where the target has too few blocks, or no request is long enough to be labelled.
     """
-    if settings.num_feature_layers > engine.num_layers:
-        raise HradError(
-            f"the target has {engine.num_layers} blocks, so the last {settings.num_feature_layers} cannot be looked "
-            "at; use a smaller num_feature_layers."
-        )
+    _check_layers(settings, engine.num_layers)
     target, draft = resolve_model(settings.pair.target, "target"), resolve_model(settings.pair.draft, "draft")
     tokenizer = load_tokenizer(target, trusts_remote_code=settings.pair.engine.trusts_remote_code)
     prompts = load_prompts(settings.prompts.source, settings.prompts.num, skip=settings.prompts.skip)
@@ -138,6 +138,14 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
         prompt_keys=prompt_keys(settings),
     )
     return Dataset(meta=meta, **arrays)
+
+
+def _check_layers(settings: CollectSettings, num_layers: int) -> None:
+    if settings.num_feature_layers > num_layers:
+        raise HradError(
+            f"the target has {num_layers} blocks, so the last {settings.num_feature_layers} cannot be looked at; use "
+            "a smaller num_feature_layers."
+        )
 
 
 def prompt_keys(settings: CollectSettings) -> tuple[str, ...]:

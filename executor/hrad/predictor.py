@@ -133,8 +133,8 @@ def check_classes(policy: Policy, has_predictor: bool) -> None:
     """Raise HradError for a policy that reads H-RAD's classes where nothing predicts them."""
     if policy.needs.classes and not has_predictor:
         raise HradError(
-            f'{policy} reads H-RAD\'s classes, but no predictor is loaded; name one (hrad="embedded" is that of the '
-            "shipped default pair), train one with specbranch hrad, or choose a policy without classes."
+            f"{policy} reads H-RAD's classes, but no predictor is loaded: record with --hrad (`embedded` is the shipped "
+            "pair's), train one with specbranch hrad, or choose a policy without classes."
         )
 
 

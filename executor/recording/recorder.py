@@ -16,7 +16,7 @@ from executor.models.loading import fingerprint
 from executor.models.names import check_drafter, resolve_model
 from executor.pair import Session
 from executor.recording.contention import ContentionMeter
-from executor.recording.schedule import Schedule, make_requests, rotated
+from executor.recording.schedule import Schedule, check_prompts, make_requests, rotated
 from executor.recording.settings import RecordSettings, config_of
 from executor.recording.synthetic import SyntheticAcceptance
 from executor.request import Request
@@ -41,7 +41,8 @@ def record_run(
     """Decode every prompt under every policy of `settings`; returns the finished run folder.
 
     A given session is used and left open. progress: counts decoded requests. Raises ValueError, before any model is loaded,
-    for a folder that holds something, policies that this pair cannot run, and an acceptance that is none.
+    for a folder that holds something, policies that this pair cannot run, an acceptance that is none, and prompts that cannot
+    be read, encoded or held.
     """
     has_predictor = session.has_predictor if session is not None else bool(settings.pair.hrad)
     policies = [parse_policy(label) for label in settings.decoding.policies]
@@ -51,6 +52,8 @@ def record_run(
     check_new_folder(Path(output_dir))
     if settings.decoding.acceptance:
         SyntheticAcceptance(settings.decoding.acceptance)
+    if session is None:
+        check_prompts(settings)
     with nullcontext(session) if session is not None else Session(settings.pair) as session:
         schedule = rotated(make_requests(settings, session), policies, settings.repeats)
         return record(schedule, settings, output_dir, session=session, progress=progress)

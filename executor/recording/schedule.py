@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple, TypeAlias
 
+from executor.models.loading import load_tokenizer
+from executor.models.names import resolve_model
 from executor.pair import Session
-from executor.recording.prompts import encode_prompt, load_prompts
+from executor.recording.prompts import PromptText, encode_prompt, load_prompts
 from executor.recording.settings import RecordSettings
 from executor.request import Request
 from sim.decoding.policies.base import Policy
@@ -26,21 +28,36 @@ class Decoding(NamedTuple):
 Schedule: TypeAlias = Sequence[Decoding]
 
 
+def check_prompts(settings: RecordSettings) -> None:
+    """Refuse prompts that cannot be read, encoded or held, before any weights are loaded. Raises ValueError."""
+    pair, prompts = settings.pair, settings.prompts
+    found = load_prompts(prompts.source, prompts.num, skip=prompts.skip)
+    tokenizer = load_tokenizer(resolve_model(pair.target, "target"), trusts_remote_code=pair.engine.trusts_remote_code)
+    for prompt in found:
+        tokens = encode_prompt(tokenizer, prompt)
+        if pair.engine.capacity is not None:
+            _check_length(prompt, len(tokens), settings, pair.engine.capacity)
+
+
+def _check_length(prompt: PromptText, num_tokens: int, settings: RecordSettings, capacity: int) -> None:
+    num_new = settings.decoding.max_new_tokens
+    if num_tokens > capacity - num_new:
+        raise ValueError(
+            f"prompt {prompt.prompt_id} has {num_tokens} tokens; with max_new_tokens {num_new} a capacity of {capacity} holds "
+            f"{max(0, capacity - num_new)}: use a larger capacity, fewer new tokens or a shorter prompt."
+        )
+
+
 def make_requests(settings: RecordSettings, session: Session) -> list[Request]:
     """One request a prompt and temperature. The noise key follows the prompt's name, so runs can be compared.
 
     Raises ValueError for a prompt that the session's cache cannot hold.
     """
     decoding, prompts = settings.decoding, settings.prompts
-    room = session.capacity - decoding.max_new_tokens
     requests = []
     for prompt in load_prompts(prompts.source, prompts.num, skip=prompts.skip):
         tokens = encode_prompt(session.tokenizer, prompt)
-        if len(tokens) > room:
-            raise ValueError(
-                f"prompt {prompt.prompt_id} has {len(tokens)} tokens; with max_new_tokens {decoding.max_new_tokens} a "
-                f"capacity of {session.capacity} holds {room}. Raise --capacity or shorten the prompt."
-            )
+        _check_length(prompt, len(tokens), settings, session.capacity)
         for temperature in decoding.temperatures:
             requests.append(
                 Request(

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from executor.models.settings import PairSettings
 from executor.request import check_stops
-from sim.decoding.policies.catalog import parse_policy
+from sim.decoding.policies.catalog import parse_policies
 from traces.schema import Sampling
 
 MAX_TOKENS = 1 << 20
@@ -54,17 +54,15 @@ class DecodingSettings:
         if not self.policies:
             raise ValueError("policies is empty; name at least one, such as autoregressive.")
         check_stops(self.stop_strings)
-        for label in self.policies:
-            parse_policy(label)
+        parse_policies(self.policies)
         if not self.temperatures:
             raise ValueError("temperatures is empty; give at least one, such as 0.")
         for temperature in self.temperatures:
             Sampling(temperature, self.top_k, self.top_p)
-        for name, values in (("temperature", self.temperatures), ("policy", self.policies)):
-            if repeated := sorted({str(value) for value in values if values.count(value) > 1}):
-                raise ValueError(
-                    f"{name} {repeated[0]} is given twice; once is enough (repeats decode everything again)."
-                )
+        if repeated := [value for value in self.temperatures if self.temperatures.count(value) > 1]:
+            raise ValueError(
+                f"temperature {repeated[0]} is given twice; once is enough (repeats decode everything again)."
+            )
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must lie in [0, 2^64), but got {self.seed}.")
         if not 1 <= self.max_new_tokens <= MAX_TOKENS:

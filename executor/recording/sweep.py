@@ -67,7 +67,7 @@ def record_sweep(
     needed = max(grid.contexts) + max(grid.widths) + grid.num_steps + 2
     if needed > (settings.pair.engine.capacity or needed):
         raise ValueError(
-            f"this sweep needs a capacity of {needed} tokens, but got {settings.pair.engine.capacity}; raise --capacity."
+            f"this sweep needs a capacity of {needed} tokens, but got {settings.pair.engine.capacity}; use a larger one."
         )
     config = {**config_of(settings), "sweep": asdict(grid)}
     writer = RunWriter(output_dir, config=config, meta={"kind": "sweep"})

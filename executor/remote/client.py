@@ -199,7 +199,7 @@ class TargetClient:
 
     def _give_up(self) -> NoReturn:
         self._kill()
-        self._fail("no answer in time; it was stopped (a larger timeout_s waits longer)")
+        self._fail(f"no answer within {self._pair.timeout_s:g} s, so it was stopped")
 
     def _lose(self, error: Exception) -> NoReturn:
         """The connection broke: most likely the worker died, and its end says more."""

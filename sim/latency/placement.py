@@ -46,9 +46,9 @@ class Placement:
     link_bytes_per_s: float = float("inf")
 
     def __post_init__(self) -> None:
-        if not self.interference >= 1:
+        if not 1 <= self.interference < float("inf"):
             raise ValueError(
-                f"interference must be at least 1, but got {self.interference}; 1 is none, 2 taking turns."
+                f"interference must be at least 1 and finite, but got {self.interference}; 1 is none, 2 taking turns."
             )
         if not 0 <= self.link_latency_s < float("inf"):
             raise ValueError(f"link_latency_s must be at least 0 seconds, but got {self.link_latency_s}.")

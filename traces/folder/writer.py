@@ -26,13 +26,20 @@ from traces.schema import SCHEMA_VERSION, Op, RequestRecord, RequestTrace, Round
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse a place that holds something already; runs are never overwritten."""
+    """Refuse a place that holds something already, since runs are never overwritten, or where nothing can be written."""
     try:
         is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     except OSError as error:
         raise RunError(f"cannot look into {folder}: {reason_of(error)}; name another place.") from error
     if is_taken:
         raise RunError(f"{folder} already holds something, and runs are never overwritten; name a new folder.")
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in missing:  # the innermost first
+            place.rmdir()
+    except OSError as error:
+        raise RunError(f"cannot create the run folder {folder}: {reason_of(error)}; name another place.") from error
 
 
 class RunWriter:

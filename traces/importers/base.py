@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from traces.schema import FinishReason, RequestTrace
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter  # the command line's list of options reads this file, and is to start at once
 
 _Row = TypeVar("_Row")
 
@@ -146,6 +147,8 @@ def parsed_line(adapter: TypeAdapter[_Row], where: str, line: bytes, *, expected
 
     strict: refuse text where a number belongs. Raises ForeignTraceError, which names the place and the first field at fault.
     """
+    from pydantic import ValidationError
+
     try:
         return adapter.validate_json(line, strict=strict)
     except ValidationError as error:

@@ -18,6 +18,7 @@ from analysis.cli.options import (
     DType,
     Engine,
     HeldOutPrompts,
+    IgnoreGenerationConfig,
     MaxNewTokens,
     NumEpochs,
     NumPrompts,
@@ -28,6 +29,7 @@ from analysis.cli.options import (
     TrustRemoteCode,
     Widths,
     console,
+    within,
 )
 
 
@@ -35,7 +37,8 @@ def ablate(
     data: DataDir,
     output_dir: OutputDir,
     layers: Annotated[
-        list[int] | None, typer.Option(help="Look at this many of the last blocks; give it once for each.")
+        list[int] | None,
+        typer.Option(callback=within(1, 1024), help="Look at this many of the last blocks; give it once for each."),
     ] = None,
     target: Target = "embedded",
     draft: DraftModel = "embedded",
@@ -50,6 +53,7 @@ def ablate(
     device: Device = "cpu",
     dtype: DType = "float32",
     capacity: Capacity = 1024,
+    ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -75,6 +79,7 @@ def ablate(
             device=device,
             dtype=dtype,
             capacity=capacity,
+            ignore_generation_config=ignore_generation_config,
             allow_vocab_difference=allow_vocab_difference,
             trust_remote_code=trust_remote_code,
         ),

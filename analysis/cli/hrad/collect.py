@@ -14,6 +14,7 @@ from analysis.cli.options import (
     DraftModel,
     DType,
     Engine,
+    IgnoreGenerationConfig,
     MaxNewTokens,
     NumPrompts,
     OutputDir,
@@ -23,6 +24,7 @@ from analysis.cli.options import (
     Temperatures,
     TrustRemoteCode,
     console,
+    within,
 )
 
 
@@ -36,16 +38,18 @@ def collect(
     temperature: Temperatures = None,
     max_new_tokens: MaxNewTokens = 96,
     draft_length: Annotated[
-        int, typer.Option(help="Classes tell how much of a draft of so many tokens is accepted.")
+        int,
+        typer.Option(callback=within(1, 1024), help="Classes tell how much of a draft of so many tokens is accepted."),
     ] = 8,
     num_feature_layers: Annotated[
-        int, typer.Option(help="Take features from this many of the target's last blocks.")
+        int, typer.Option(callback=within(1, 1024), help="Take features from this many of the target's last blocks.")
     ] = 4,
     seed: Seed = 0,
     engine: Engine = "static",
     device: Device = "cpu",
     dtype: DType = "float32",
     capacity: Capacity = 1024,
+    ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -64,6 +68,7 @@ def collect(
             device=device,
             dtype=dtype,
             capacity=capacity,
+            ignore_generation_config=ignore_generation_config,
             allow_vocab_difference=allow_vocab_difference,
             trust_remote_code=trust_remote_code,
         ),

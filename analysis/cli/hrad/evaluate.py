@@ -19,6 +19,7 @@ from analysis.cli.options import (
     DType,
     Engine,
     HeldOutPrompts,
+    IgnoreGenerationConfig,
     MaxNewTokens,
     NumPrompts,
     OutputDir,
@@ -46,6 +47,7 @@ def evaluate(
     device: Device = "cpu",
     dtype: DType = "float32",
     capacity: Capacity = 1024,
+    ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -76,6 +78,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             capacity=capacity,
+            ignore_generation_config=ignore_generation_config,
             allow_vocab_difference=allow_vocab_difference,
             trust_remote_code=trust_remote_code,
         ),

@@ -16,6 +16,7 @@ def pair_of(
     device: str,
     dtype: str,
     capacity: int,
+    ignore_generation_config: bool,
     allow_vocab_difference: bool,
     trust_remote_code: bool,
 ) -> PairSettings:
@@ -25,4 +26,10 @@ def pair_of(
     chosen = EngineSettings(
         kind=parse_engine(engine), device=device, dtype=dtype, capacity=capacity, trusts_remote_code=trust_remote_code
     )
-    return PairSettings(target=target, draft=draft, engine=chosen, allows_vocab_difference=allow_vocab_difference)
+    return PairSettings(
+        target=target,
+        draft=draft,
+        engine=chosen,
+        ignores_generation_config=ignore_generation_config,
+        allows_vocab_difference=allow_vocab_difference,
+    )

@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from analysis.cli.options import (
+    MAX_COUNT,
     NOT_IDENTICAL,
     AllowVocabDifference,
     Draft,
+    Hrad,
+    IgnoreGenerationConfig,
     MaxNewTokens,
     OutputDir,
     Quick,
@@ -19,6 +22,7 @@ from analysis.cli.options import (
     Temperatures,
     TrustRemoteCode,
     console,
+    within,
 )
 
 
@@ -26,17 +30,19 @@ def compare(
     output_dir: OutputDir,
     target: Target = "embedded",
     draft: Draft = "embedded",
-    hrad: Annotated[
-        str, typer.Option(help="Predict acceptance with the H-RAD predictor of this folder, or `embedded`.")
-    ] = "",
+    hrad: Hrad = "",
     temperature: Temperatures = None,
     num_prompts: Annotated[
-        int, typer.Option(help="Calibrate on this many prompts, and measure on as many others.")
+        int,
+        typer.Option(
+            callback=within(1, MAX_COUNT), help="Calibrate on this many prompts, and measure on as many others."
+        ),
     ] = 32,
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 1,
     seed: Seed = 0,
     quick: Quick = False,
+    ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -56,6 +62,7 @@ def compare(
         repeats=repeats,
         is_quick=quick,
         seed=seed,
+        ignores_generation_config=ignore_generation_config,
         allows_vocab_difference=allow_vocab_difference,
         trusts_remote_code=trust_remote_code,
         progress=lambda title: progress_bar(console, title),

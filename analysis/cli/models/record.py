@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from analysis.cli.options import (
+    MAX_COUNT,
     NOT_IDENTICAL,
     AllowVocabDifference,
     Capacity,
     Draft,
     DType,
+    Hrad,
+    IgnoreGenerationConfig,
     MaxNewTokens,
     NumPrompts,
     OutputDir,
@@ -23,6 +26,7 @@ from analysis.cli.options import (
     Temperatures,
     TrustRemoteCode,
     console,
+    within,
 )
 
 
@@ -32,9 +36,12 @@ def record(
     draft: Draft = "embedded",
     policy: Policies = None,
     temperature: Temperatures = None,
-    top_k: Annotated[int, typer.Option(help="Sample from the k most probable tokens only; 0 takes all.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(callback=within(0), help="Sample from the k most probable tokens only; 0 takes all.")
+    ] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the most probable tokens up to this mass only; 1 takes all.")
+        float,
+        typer.Option(callback=within(), help="Sample from the most probable tokens up to this mass only; 1 takes all."),
     ] = 1.0,
     prompts: Annotated[
         str, typer.Option(help="Use these prompts: `held_out`, `training`, or a .jsonl file.")
@@ -50,7 +57,9 @@ def record(
     ignore_eos: Annotated[
         bool, typer.Option(help="Go on after an end-of-sequence token, up to the limit of tokens.")
     ] = False,
-    tail_depth: Annotated[int, typer.Option(help="Record this many draft tokens after each wrong one.")] = 16,
+    tail_depth: Annotated[
+        int, typer.Option(callback=within(0, 1024), help="Record this many draft tokens after each wrong one.")
+    ] = 16,
     engine: Annotated[
         str, typer.Option(help="Run the models on this engine: static, hugging_face, or resident (GPUs, graphs).")
     ] = "static",
@@ -67,10 +76,18 @@ def record(
     dtype: DType = "float32",
     capacity: Capacity = 1024,
     verify_width: Annotated[
-        int, typer.Option(help="Verify this many rows every time (resident engine only); 0 takes as many as needed.")
+        int,
+        typer.Option(
+            callback=within(0, 1024),
+            help="Verify this many rows every time (resident engine only); 0 takes as many as needed.",
+        ),
     ] = 0,
     draft_sms: Annotated[
-        int, typer.Option(help="Let the draft use this many multiprocessors of a shared GPU; 0 lets it use all.")
+        int,
+        typer.Option(
+            callback=within(0, MAX_COUNT),
+            help="Let the draft use this many multiprocessors of a shared GPU; 0 lets it use all.",
+        ),
     ] = 0,
     acceptance: Annotated[
         str,
@@ -78,13 +95,8 @@ def record(
             help="Decide outcomes by a law, geometric:alpha=0.8 or run:FOLDER, not by the models' own tokens."
         ),
     ] = "",
-    ignore_generation_config: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-generation-config",
-            help="Leave out the rules of the target's generation_config, such as its repetition penalty.",
-        ),
-    ] = False,
+    hrad: Hrad = "",
+    ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
     sweep: Annotated[
@@ -114,6 +126,7 @@ def record(
             ),
             target_device=target_device,
             transport=parse_transport(transport),
+            hrad=hrad,
             verify_width=verify_width,
             draft_sms=draft_sms,
             ignores_generation_config=ignore_generation_config,

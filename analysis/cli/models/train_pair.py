@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.options import OutputDir
+from analysis.cli.options import OutputDir, within
 
 
 def train_pair(
@@ -16,7 +16,8 @@ def train_pair(
         str | None, typer.Option(help="Train on this device, cpu or cuda; by default on the preset's.")
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Shorten the schedule so that it ends within so many minutes.")
+        float | None,
+        typer.Option(callback=within(0.01, 1e6), help="Shorten the schedule so that it ends within so many minutes."),
     ] = None,
 ) -> None:
     """Train a pair from the standard library's source, as the embedded one was."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from analysis.cli.options import (
+    MAX_COUNT,
     NOT_IDENTICAL,
     CalibrationFile,
     OutputDir,
@@ -16,6 +17,7 @@ from analysis.cli.options import (
     Seed,
     TrustRemoteCode,
     console,
+    within,
 )
 
 
@@ -24,7 +26,9 @@ def validate(
     output_dir: OutputDir,
     policy: Policies = None,
     calibration: CalibrationFile = None,
-    num_prompts: Annotated[int, typer.Option(help="Run this many prompts, none of which the run holds.")] = 16,
+    num_prompts: Annotated[
+        int, typer.Option(callback=within(1, MAX_COUNT), help="Run this many prompts, none of which the run holds.")
+    ] = 16,
     repeats: Repeats = 1,
     seed: Seed = 0,
     trust_remote_code: TrustRemoteCode = False,
@@ -34,9 +38,9 @@ def validate(
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_validation
     from analysis.study.candidates import validated_policies
-    from sim.decoding.policies.catalog import parse_policy
+    from sim.decoding.policies.catalog import parse_policies
 
-    policies = list(map(parse_policy, policy)) if policy else validated_policies()
+    policies = parse_policies(policy) if policy else validated_policies()
     with progress_bar(console, "measuring") as report:
         validation = validate_run(
             run,

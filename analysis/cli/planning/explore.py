@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.options import CalibrationFile, OutputDir, Policies, Temperatures, console
+from analysis.cli.options import (
+    MAX_COUNT,
+    MAX_SEED,
+    CalibrationFile,
+    OutputDir,
+    Policies,
+    Temperatures,
+    console,
+    within,
+)
 from traces.importers.base import Unseen
 
 if TYPE_CHECKING:
@@ -38,13 +47,14 @@ class StudyFlags:
         """The file's study, or that of the default grid, with the flags' values; StudyError where they make none."""
         from analysis.study.candidates import default_grid
         from analysis.study.study import make_study, read_study
-        from sim.decoding.policies.catalog import label_of
+        from sim.decoding.policies.catalog import label_of, parse_policies
 
         if self.file is None:
             settings: dict[str, Any] = {"policies": list(map(label_of, default_grid()))}
         else:
             settings = read_study(self.file).as_dict()
         if self.policies:
+            parse_policies(self.policies)
             settings["policies"] = list(self.policies)
         conditions = {name: values for name, values in self.conditions.items() if values}
         settings["conditions"] = dict(settings.get("conditions", {})) | conditions
@@ -80,17 +90,22 @@ def explore(
     interference: Annotated[
         list[float] | None,
         typer.Option(
-            help="Two models on a shared device slow each other down by this factor, 1 to 2; give it once for each value."
+            callback=within(1, 100),
+            help="Two models on a shared device slow each other down by this factor, 1 to 2; give it once for each value.",
         ),
     ] = None,
     link_latency: Annotated[
         list[float] | None,
-        typer.Option(help="Each way between two devices takes this many ms; give it once for each value."),
+        typer.Option(
+            callback=within(0, 1e6),
+            help="Each way between two devices takes this many ms; give it once for each value.",
+        ),
     ] = None,
     cost_ratio: Annotated[
         list[float] | None,
         typer.Option(
-            help="A target forward takes this many draft forwards, whatever was measured; give it once for each value."
+            callback=within(1e-6, 1e6),
+            help="A target forward takes this many draft forwards, whatever was measured; give it once for each value.",
         ),
     ] = None,
     alignment: Annotated[
@@ -105,15 +120,23 @@ def explore(
             help="Judge by speed, rollback, energy (busy seconds a token) or memory; give it once for each value."
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(help="Search with Optuna among so many policies; 0 tries the whole grid.")] = 0,
+    trials: Annotated[
+        int,
+        typer.Option(
+            callback=within(0, MAX_COUNT), help="Search with Optuna among so many policies; 0 tries the whole grid."
+        ),
+    ] = 0,
     sampler: Annotated[str | None, typer.Option(help="Optuna uses this sampler: tpe (the default) or nsga2.")] = None,
-    workers: Annotated[int, typer.Option(help="Work in this many processes.")] = 1,
+    workers: Annotated[int, typer.Option(callback=within(1, 1024), help="Work in this many processes.")] = 1,
     backend: Annotated[str, typer.Option(help="Work in processes of this machine, or on dask.")] = "processes",
     scheduler: Annotated[str | None, typer.Option(help="The Dask scheduler has this address.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Everything random follows from this seed; by default from the study's.")
+        int | None,
+        typer.Option(
+            callback=within(0, MAX_SEED), help="Everything random follows from this seed; by default from the study's."
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(help="Print this many of the best policies.")] = 10,
+    top: Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Print this many of the best policies.")] = 10,
 ) -> None:
     """Try many policies on the simulator, calibrated from a run; a killed one goes on when called again."""
     from analysis.cli.progress import progress_bar

@@ -6,13 +6,17 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.options import OutputDir, Seed, console
+from analysis.cli.options import OutputDir, Seed, console, within
 
 
 def published(
     output_dir: OutputDir,
-    num_requests: Annotated[int, typer.Option(help="Simulate this many requests at each point.")] = 16,
-    num_tokens: Annotated[int, typer.Option(help="Let each request emit this many tokens.")] = 250,
+    num_requests: Annotated[
+        int, typer.Option(callback=within(1, 10_000), help="Simulate this many requests at each point.")
+    ] = 16,
+    num_tokens: Annotated[
+        int, typer.Option(callback=within(1, 100_000), help="Let each request emit this many tokens.")
+    ] = 250,
     seed: Seed = 0,
 ) -> None:
     """Every method simulated at published operating points, and over speed ratio and acceptance: where each wins."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.options import TrustRemoteCode, console
+from analysis.cli.options import MAX_COUNT, TrustRemoteCode, console, within
 
 if TYPE_CHECKING:
     from analysis.study.planned import Planned
@@ -24,22 +24,36 @@ def roofline(
     hardware: Annotated[
         str, typer.Option(help="The target runs on this device: h100, a100-80gb, l40s, mi300x ...")
     ] = "h100",
-    num_devices: Annotated[int, typer.Option(help="This many devices share the target's matrices.")] = 1,
+    num_devices: Annotated[
+        int, typer.Option(callback=within(1, MAX_COUNT), help="This many devices share the target's matrices.")
+    ] = 1,
     draft_hardware: Annotated[
         str, typer.Option(help="The draft runs on one such device of its own; by default on the target's.")
     ] = "",
-    bits: Annotated[float, typer.Option(help="Each weight takes this many bits.")] = 16.0,
-    context: Annotated[int, typer.Option(help="The cache typically holds this many tokens.")] = 1024,
+    bits: Annotated[float, typer.Option(callback=within(0.01, 64), help="Each weight takes this many bits.")] = 16.0,
+    context: Annotated[
+        int, typer.Option(callback=within(1, 1 << 40), help="The cache typically holds this many tokens.")
+    ] = 1024,
     bandwidth_share: Annotated[
-        float, typer.Option(help="Memory reaches this share of the data sheet's bandwidth.")
+        float, typer.Option(callback=within(1e-6, 1), help="Memory reaches this share of the data sheet's bandwidth.")
     ] = 0.9,
-    peak_share: Annotated[float, typer.Option(help="Products reach this share of the data sheet's 16-bit peak.")] = 0.7,
+    peak_share: Annotated[
+        float, typer.Option(callback=within(1e-6, 1), help="Products reach this share of the data sheet's 16-bit peak.")
+    ] = 0.7,
     layer_us: Annotated[
-        float, typer.Option(help="Launches and collectives take this many microseconds in each layer.")
+        float,
+        typer.Option(
+            callback=within(0, 1e9), help="Launches and collectives take this many microseconds in each layer."
+        ),
     ] = 20.0,
-    host_us: Annotated[float, typer.Option(help="The host works this many microseconds in each round.")] = 500.0,
+    host_us: Annotated[
+        float, typer.Option(callback=within(0, 1e9), help="The host works this many microseconds in each round.")
+    ] = 500.0,
     uncertainty: Annotated[
-        float, typer.Option(help="Each of these may be wrong by this share; a study says what depends on it.")
+        float,
+        typer.Option(
+            callback=within(0, 0.99), help="Each of these may be wrong by this share; a study says what depends on it."
+        ),
     ] = 0.2,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

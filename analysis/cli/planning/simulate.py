@@ -11,11 +11,11 @@ def simulate(
     """Replay a recorded run under other policies in simulated time; writes a run folder for each."""
     from analysis.cli.tables import print_doubt, print_speeds
     from analysis.explore.simulation import simulate_run
-    from sim.decoding.policies.catalog import parse_policy
+    from sim.decoding.policies.catalog import parse_policies
 
     if not policy:
         raise ValueError("no policy to simulate; give --policy, such as --policy pearl:draft_length=6.")
-    simulated = simulate_run(run, output_dir, list(map(parse_policy, policy)), latency=calibration, seed=seed)
+    simulated = simulate_run(run, output_dir, parse_policies(policy), latency=calibration, seed=seed)
     print_speeds(console, "Simulated", simulated.speeds)
     print_doubt(console, simulated.doubt)
     console.print(f"run folders: {output_dir}")

@@ -25,6 +25,10 @@ class Source(Protocol):
         """Tokens that its head gives logits of."""
         ...
 
+    def num_layers(self) -> int:
+        """Blocks between embedding and head."""
+        ...
+
     def tokenizer(self) -> Any:
         """A transformers tokenizer, or what answers like one."""
         ...
@@ -47,7 +51,9 @@ def fitting(name: object, capacity: int, device: torch.device) -> Iterator[None]
     """Say it in one line when the device's memory is too small."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # a CPU's allocator says it in this class
+            raise
         raise ModelError(
             f"{name} with a cache of {capacity} positions does not fit the memory of {device}: lower the capacity, or "
             "choose a smaller dtype or model."

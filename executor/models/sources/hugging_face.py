@@ -56,6 +56,10 @@ class HuggingFaceSource:
         """Of the config."""
         return int(self._text_config.vocab_size)
 
+    def num_layers(self) -> int:
+        """Of the config."""
+        return int(self._text_config.num_hidden_layers)
+
     def tokenizer(self) -> Any:
         """The transformers tokenizer."""
         _ = self._config  # tells a missing folder from a missing tokenizer

@@ -22,6 +22,10 @@ class LookupSource:
         """It has none of its own."""
         raise self._only_a_draft()
 
+    def num_layers(self) -> int:
+        """It has none of its own."""
+        raise self._only_a_draft()
+
     def tokenizer(self) -> Any:
         """It has none of its own."""
         raise self._only_a_draft()

@@ -24,6 +24,10 @@ class RandomSource:
         """As in the family's config."""
         return self._shape().vocab_size
 
+    def num_layers(self) -> int:
+        """As in the family's config."""
+        return self._shape().num_layers
+
     def tokenizer(self) -> Any:
         """One token a byte."""
         return ByteTokenizer()
@@ -40,7 +44,7 @@ class RandomSource:
         """On the resident engine only."""
         if settings.kind is not EngineKind.RESIDENT:
             raise ModelError(
-                f"{self._name} has random weights, which only the resident engine makes: use --engine resident."
+                f"{self._name} has random weights, which only the resident engine makes: choose that engine."
             )
         shape, capacity = self._shape(), settings.capacity or LARGEST_DEFAULT_CAPACITY
         device = resolve_device(settings.device)

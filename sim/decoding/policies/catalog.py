@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -85,6 +86,22 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
     assert isinstance(policy, Policy)
     _check_limits(name, policy)
     return policy
+
+
+def parse_policies(labels: Sequence[str]) -> list[Policy]:
+    """The policies of several labels, each of which names another one. Raises `PolicyError`.
+
+    >>> parse_policies(["autoregressive", "pearl:draft_length=4"])[1]
+    Pearl(draft_length=4)
+    """
+    policies: dict[Policy, str] = {}
+    for label in labels:
+        policy = parse_policy(label)
+        if policy in policies:
+            same = f", as {policies[policy]}" if policies[policy] != label else ""
+            raise PolicyError(f"policy {label} is given twice{same}; once is enough.")
+        policies[policy] = label
+    return list(policies)
 
 
 def _check_limits(name: str, policy: Any) -> None:

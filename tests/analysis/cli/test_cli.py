@@ -174,7 +174,13 @@ def test_every_command_that_loads_a_pair_takes_the_options_of_pairs(name: str) -
     for word in name.split():
         command = command.commands[word]
     flags = {flag for option in command.params for flag in option.opts}
-    assert {"--target", "--draft", "--allow-vocab-difference", "--trust-remote-code"} <= flags
+    assert {
+        "--target",
+        "--draft",
+        "--allow-vocab-difference",
+        "--ignore-generation-config",
+        "--trust-remote-code",
+    } <= flags
 
 
 def test_a_recording_that_trusted_code_does_not_trust_it_for_the_next(
@@ -250,7 +256,10 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
     settings = RecordSettings()
     pair, engine, decoding, prompts = settings.pair, settings.pair.engine, settings.decoding, settings.prompts
     expected = {
-        **{name: getattr(pair, name) for name in ("target", "draft", "target_device", "transport", "verify_width")},
+        **{
+            name: getattr(pair, name)
+            for name in ("target", "draft", "hrad", "target_device", "transport", "verify_width")
+        },
         **{name: getattr(engine, name) for name in ("device", "dtype", "capacity")},
         **{name: getattr(decoding, name) for name in ("top_k", "top_p", "max_new_tokens", "seed", "ignore_eos")},
         "draft_sms": pair.draft_sms,
