@@ -98,8 +98,8 @@ class Run:
         return part
 
     def with_times(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Run:
-        """The same run with other times. change: of ops, rounds and requests, a frame of the columns that hold seconds, which it
-        may not reorder."""
+        """The same run with other times. change: makes them, for each table, from the frame of its columns of seconds; rows
+        keep their order."""
         other = Run(self.folder, self.config, self.meta, self.summary)
         other._tables = {name: self._table(name) for name in TABLE_NAMES}
         for name in MEASURED:

@@ -44,6 +44,7 @@ PENALTIES = (
     *10.0 ** np.linspace(-2, 4, 13),
     1e9,
 )  # of steps between knots, in units of a knot's data; the last one is still
+FINE = 32  # steps of the clock between two knots
 MOVED = 0.02  # a range below this is not worth a word
 _FAR_S = 1e6
 
@@ -95,7 +96,7 @@ class MachineSpeed:
         """Times, and the integral of the speed up to each."""
         knots = np.asarray(self.times_s)
         pieces = max(1, len(knots) - 1)
-        fine = np.interp(np.linspace(0, pieces, 8 * pieces + 1), np.arange(len(knots)), knots)
+        fine = np.interp(np.linspace(0, pieces, FINE * pieces + 1), np.arange(len(knots)), knots)
         grid = np.concatenate([[fine[0] - _FAR_S], fine, [fine[-1] + _FAR_S]])
         middle = self.at((grid[1:] + grid[:-1]) / 2)
         return grid, np.concatenate([[0.0], np.cumsum(middle * np.diff(grid))])
