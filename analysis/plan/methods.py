@@ -1,0 +1,135 @@
+"""What may be planned: plain decoding, serial drafts of each length or by a table, and methods that overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.decoding.acceptance_models import Geometric
+from sim.decoding.policies.by_load import ByLoad
+from sim.decoding.policies.catalog import label_of, parse_policy
+from sim.serving.rounds.base import RoundSource, ServerLoad
+from sim.serving.rounds.length_rules import GoodputRule, LengthTable
+from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds, LengthRule
+from sim.serving.rounds.planned import Plan, PlannedRounds
+from sim.serving.rounds.run_lengths import drawn_runs
+from sim.serving.settings import Placement
+from traces.fits.step_costs import AcceptanceByPosition, StepCosts
+from traces.schema import RequestTrace
+from traces.workload import Workload
+
+MAX_BATCH = 512
+_NUM_DRAWN_TRACES, _DRAWN_TOKENS = 24, 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to decode, as the planner compares them.
+
+    rule: of serial drafts, whose length is one for the batch; or policy: the label of a method of the catalog, which runs on
+    traces. name: for tables.
+    """
+
+    name: str
+    rule: LengthRule | None = None
+    policy: str | None = None
+    placement: Placement = Placement.IN_TURN
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a draft is held in memory."""
+        return self.rule is None or self.rule.max_length > 0
+
+
+def plain() -> Method:
+    """Decoding without speculation."""
+    return Method(name="none", rule=FixedLengthRule(0))
+
+
+def fixed(length: int) -> Method:
+    """Serial drafts of one length at any load."""
+    return Method(name=f"K = {length}", rule=FixedLengthRule(length))
+
+
+def by_load(table: LengthTable) -> Method:
+    """Serial drafts whose length follows the number of running requests."""
+    return Method(name="K by load", rule=table)
+
+
+def overlapped(label: str) -> Method:
+    """A method of the catalog, its draft on a device of its own."""
+    policy = parse_policy(label)
+    assert not isinstance(policy, ByLoad)
+    return Method(name=label.partition(":")[0], policy=label_of(policy), placement=Placement.OWN_DEVICE)
+
+
+def best_lengths(
+    costs: StepCosts, acceptance: AcceptanceByPosition, max_length: int, mean_context: float
+) -> LengthTable:
+    """The length of the largest goodput for every batch size at this mean context, as bands; the last one has no end.
+
+    A length has to gain 1% over the next shorter choice, so that ties do not make bands.
+    """
+    if not max_length:
+        return LengthTable.of((1, None, 0))
+    rule = GoodputRule(costs, acceptance.marginal(max_length))
+    rows: list[tuple[int, int | None, int]] = []
+    previous = None
+    for batch in range(1, MAX_BATCH + 1):
+        length = best_length(rule, ServerLoad(batch, 0, 0.0, round(batch * mean_context)))
+        if previous is not None and length > previous:
+            length = previous  # a jump of the step's cost must not lengthen drafts again
+        if length != previous:
+            if rows:
+                rows[-1] = (rows[-1][0], batch - 1, rows[-1][2])
+            rows.append((batch, None, length))
+            previous = length
+    return LengthTable.of(*rows)
+
+
+def best_length(rule: GoodputRule, load: ServerLoad, *, min_gain: float = 0.01) -> int:
+    """The shortest length whose goodput is within min_gain of the best one."""
+    goodputs = [goodput_of(rule, load, length) for length in range(rule.max_length + 1)]
+    best = max(goodputs)
+    return next(length for length, goodput in enumerate(goodputs) if goodput * (1 + min_gain) >= best)
+
+
+def goodput_of(rule: GoodputRule, load: ServerLoad, length: int) -> float:
+    """Tokens a second and request of a batch that drafts so many tokens, in the mean."""
+    running, context = load.num_running, load.context_tokens
+    emitted, drafted_s = 1.0, 0.0
+    for position in range(length):
+        emitted += rule.acceptance[position]
+        drafted_s += rule.model.draft_s(running, context + running * position, running)
+    return emitted / (drafted_s + rule.model.target_s(running * (length + 1), context, running))
+
+
+def source_of(
+    method: Method,
+    acceptance: AcceptanceByPosition,
+    workload: Workload,
+    seed: int,
+    traces: Sequence[RequestTrace] = (),
+) -> Callable[[], RoundSource]:
+    """Rounds of a workload. traces: recorded requests; without them a method of the catalog runs on drawn ones, whose
+    acceptance is geometric with the mean of `acceptance`. The same seed gives every method the same acceptances.
+    """
+    if method.rule is not None:
+        rng = np.random.default_rng([seed, 1])
+        table = drawn_runs(
+            acceptance.conditional, workload.num_requests, int(workload.output_tokens.max()), rng
+        )
+        rule = method.rule
+        return lambda: LengthRounds(table, rule)
+    assert method.policy is not None
+    plan = Plan([parse_policy(method.policy)], list(traces) or drawn_traces(acceptance, seed))
+    return lambda: PlannedRounds(plan)
+
+
+def drawn_traces(acceptance: AcceptanceByPosition, seed: int) -> list[RequestTrace]:
+    """Requests of geometric acceptance, which is as high as the measured one in the mean over its positions."""
+    rng = np.random.default_rng([seed, 2])
+    model = Geometric(alpha=float(np.mean(acceptance.conditional)))
+    return [model.sample(_DRAWN_TOKENS, request, rng) for request in range(_NUM_DRAWN_TRACES)]
