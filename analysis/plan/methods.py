@@ -21,6 +21,7 @@ from traces.schema import RequestTrace
 from traces.workload import Workload
 
 MAX_BATCH = 512
+MIN_GAIN = 0.01  # of a longer draft over a shorter one, so that ties make no bands
 _NUM_DRAWN_TRACES, _DRAWN_TOKENS = 24, 400
 
 
@@ -68,17 +69,14 @@ def overlapped(label: str) -> Method:
 def best_lengths(
     costs: StepCosts, acceptance: AcceptanceByPosition, max_length: int, mean_context: float
 ) -> LengthTable:
-    """The length of the largest goodput for every batch size at this mean context, as bands; the last one has no end.
-
-    A length has to gain 1% over the next shorter choice, so that ties do not make bands.
-    """
+    """The length of the largest goodput for every batch size at this mean context, as bands; the last one has no end."""
     if not max_length:
         return LengthTable.of((1, None, 0))
     rule = GoodputRule(costs, acceptance.marginal(max_length))
     rows: list[tuple[int, int | None, int]] = []
     previous = None
     for batch in range(1, MAX_BATCH + 1):
-        length = best_length(rule, ServerLoad(batch, 0, 0.0, round(batch * mean_context)))
+        length = rule.best_length(ServerLoad(batch, 0, 0.0, round(batch * mean_context)), min_gain=MIN_GAIN)
         if previous is not None and length > previous:
             length = previous  # a jump of the step's cost must not lengthen drafts again
         if length != previous:
@@ -89,38 +87,15 @@ def best_lengths(
     return LengthTable.of(*rows)
 
 
-def best_length(rule: GoodputRule, load: ServerLoad, *, min_gain: float = 0.01) -> int:
-    """The shortest length whose goodput is within min_gain of the best one."""
-    goodputs = [goodput_of(rule, load, length) for length in range(rule.max_length + 1)]
-    best = max(goodputs)
-    return next(length for length, goodput in enumerate(goodputs) if goodput * (1 + min_gain) >= best)
-
-
-def goodput_of(rule: GoodputRule, load: ServerLoad, length: int) -> float:
-    """Tokens a second and request of a batch that drafts so many tokens, in the mean."""
-    running, context = load.num_running, load.context_tokens
-    emitted, drafted_s = 1.0, 0.0
-    for position in range(length):
-        emitted += rule.acceptance[position]
-        drafted_s += rule.model.draft_s(running, context + running * position, running)
-    return emitted / (drafted_s + rule.model.target_s(running * (length + 1), context, running))
-
-
 def source_of(
-    method: Method,
-    acceptance: AcceptanceByPosition,
-    workload: Workload,
-    seed: int,
-    traces: Sequence[RequestTrace] = (),
+    method: Method, acceptance: AcceptanceByPosition, workload: Workload, seed: int, traces: Sequence[RequestTrace] = ()
 ) -> Callable[[], RoundSource]:
     """Rounds of a workload. traces: recorded requests; without them a method of the catalog runs on drawn ones, whose
     acceptance is geometric with the mean of `acceptance`. The same seed gives every method the same acceptances.
     """
     if method.rule is not None:
         rng = np.random.default_rng([seed, 1])
-        table = drawn_runs(
-            acceptance.conditional, workload.num_requests, int(workload.output_tokens.max()), rng
-        )
+        table = drawn_runs(acceptance.conditional, workload.num_requests, int(workload.output_tokens.max()), rng)
         rule = method.rule
         return lambda: LengthRounds(table, rule)
     assert method.policy is not None

@@ -67,13 +67,25 @@ class Traffic:
             source=self.source,
         )
 
+    def busiest(self, num_requests: int, seed: int) -> Workload:
+        """The densest stretch of so many requests that follow one another, of a recorded traffic; otherwise a sample."""
+        if self.workload is None or num_requests >= self.workload.num_requests:
+            return self.sample(num_requests, seed)
+        arrival_s = self.workload.arrival_s
+        spans = arrival_s[num_requests - 1 :] - arrival_s[: len(arrival_s) - num_requests + 1]
+        return _from(self.workload, int(np.argmin(spans)), num_requests)
+
 
 def _stretch(workload: Workload, num_requests: int, seed: int) -> Workload:
     total = workload.num_requests
     if num_requests >= total:
         return workload
     num_stretches = total // num_requests
-    start = (seed % num_stretches) * num_requests
+    return _from(workload, (seed % num_stretches) * num_requests, num_requests)
+
+
+def _from(workload: Workload, start: int, num_requests: int) -> Workload:
+    """So many requests from one on, whose arrival is the new 0."""
     arrival_s = workload.arrival_s[start : start + num_requests]
     return Workload(
         arrival_s=arrival_s - arrival_s[0],

@@ -156,18 +156,20 @@ class GoodputRule:
     def start(self) -> Controller:
         return _GoodputController(self)
 
-    def best_length(self, load: ServerLoad, scale: float = 1.0) -> int:
-        """The best length at this load, with all chances scaled."""
+    def goodput(self, load: ServerLoad, length: int, scale: float = 1.0) -> float:
+        """Tokens a second of each request, where the whole batch drafts so many tokens. scale: of all chances."""
         running, context = load.num_running, load.context_tokens
-        best, best_goodput, emitted, drafted_s = 0, 0.0, 1.0, 0.0
-        for length in range(self.max_length + 1):
-            if length:
-                emitted += min(1.0, scale * self.acceptance[length - 1])
-                drafted_s += self.model.draft_s(running, context + running * (length - 1), running)
-            goodput = emitted / (drafted_s + self.model.target_s(running * (length + 1), context, running))
-            if goodput > best_goodput:
-                best, best_goodput = length, goodput
-        return best
+        emitted, drafted_s = 1.0, 0.0
+        for position in range(length):
+            emitted += min(1.0, scale * self.acceptance[position])
+            drafted_s += self.model.draft_s(running, context + running * position, running)
+        return emitted / (drafted_s + self.model.target_s(running * (length + 1), context, running))
+
+    def best_length(self, load: ServerLoad, scale: float = 1.0, *, min_gain: float = 0.0) -> int:
+        """The shortest length whose goodput is within min_gain of the best one."""
+        goodputs = [self.goodput(load, length, scale) for length in range(self.max_length + 1)]
+        best = max(goodputs)
+        return next(length for length, goodput in enumerate(goodputs) if goodput * (1 + min_gain) >= best)
 
 
 class _GoodputController:

@@ -1,0 +1,84 @@
+"""What a plan is made of, from what a user types: acceptance, and costs of a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.plan.machines import Machine, machine_of
+from analysis.study.planned import Planned
+from sim.decoding.replay import next_mismatches
+from traces.fits.step_costs import AcceptanceByPosition, read_step_costs
+from traces.folder.run import read_run
+from traces.folder.writer import check_new_folder
+from traces.schema import RequestTrace
+
+
+def new_folder(path: Path) -> None:
+    """Make the folder of the results. Raises an error where something is there already."""
+    check_new_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def acceptance_of(text: str, run_dir: Path | None, max_length: int) -> tuple[AcceptanceByPosition, list[RequestTrace]]:
+    """From marginal rates as engines print them (fractions; one alone holds at every position), or from a recorded run.
+
+    Raises ValueError where neither or both are given, and for what is not a falling list of shares.
+    """
+    if bool(text) == (run_dir is not None):
+        raise ValueError(
+            "the share of drafts that is accepted is needed, by position: give --acceptance 0.72,0.51,0.36 as the engine "
+            "prints it, or --run FOLDER of `specbranch record`; one of them."
+        )
+    if run_dir is not None:
+        traces = read_run(run_dir).traces()
+        return measured_acceptance(traces, max(max_length, 1)), traces
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--acceptance {text!r} is not a list of numbers; write 0.72,0.51,0.36.") from None
+    if any(rate > 1 for rate in rates):
+        raise ValueError(f"--acceptance {text!r}: shares lie in [0, 1]; divide percent by 100.")
+    return AcceptanceByPosition.from_marginal(rates), []
+
+
+def measured_acceptance(traces: Sequence[RequestTrace], max_length: int) -> AcceptanceByPosition:
+    """Acceptance by position of serial rounds of this length on recorded requests, which begin where the last one ended."""
+    reached, accepted = np.zeros(max_length), np.zeros(max_length)
+    for trace in traces:
+        mismatches = next_mismatches(trace.ranks)
+        position = 0
+        while position < trace.num_tokens:
+            length = min(max_length, trace.num_tokens - position)
+            count = min(mismatches[position] - position, length)
+            reached[: min(count + 1, length)] += 1
+            accepted[:count] += 1
+            position += count + 1
+    return AcceptanceByPosition(tuple((accepted / np.maximum(reached, 1)).tolist()))
+
+
+def machine_from(
+    planned: Planned, costs: Path | None, *, kv_tokens: int | None, price_per_hour: float | None
+) -> Machine:
+    """A replica by data sheets, or by fitted step costs. Raises ValueError for what cannot be read or is not known."""
+    if kv_tokens is not None and kv_tokens < 1:
+        raise ValueError(f"--kv-tokens must be at least 1, but got {kv_tokens}.")
+    if costs is None:
+        return machine_of(planned, price_per_hour=price_per_hour, kv_tokens=kv_tokens)
+    if kv_tokens is None:
+        raise ValueError(
+            "--costs says nothing of the memory; give --kv-tokens as the engine's log does (GPU KV cache size)."
+        )
+    try:
+        known = read_step_costs(costs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{costs} does not hold step costs: {str(error).splitlines()[0]}") from None
+    if known.draft is None:
+        raise ValueError(f"{costs} has no costs of a draft; fit them to a server that speculates.")
+    machine = Machine(
+        name=costs.stem, costs=known, kv_tokens=kv_tokens, kv_tokens_with_draft=kv_tokens, price_per_hour=price_per_hour
+    )
+    return replace(machine, num_devices=planned.num_devices)

@@ -1,0 +1,312 @@
+"""A plan: which method holds the most traffic a replica, how many replicas hold it all, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from analysis.explore.scale_out import Workers, run_tasks
+from analysis.plan.capacity import NARROW_STEP, WIDE_STEP, Capacity, highest_factor
+from analysis.plan.machines import Machine
+from analysis.plan.methods import Method, best_lengths, by_load, fixed, overlapped, plain
+from analysis.plan.runs import RunResult, Scheduler, run_method
+from analysis.plan.traffic import Traffic
+from sim.serving.cluster import Router
+from sim.serving.rounds.length_rules import LengthTable
+from traces.fits.step_costs import AcceptanceByPosition
+from traces.metrics.serving import Objectives
+from traces.schema import RequestTrace
+from traces.workload import Workload
+
+_LONELY = 1e-4  # of the rate, so that requests hardly meet
+_NUM_LONELY = 60
+_MAX_STRETCH = 12  # runs' worth of requests, for a cluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What is asked.
+
+    attainment: share of requests that must meet every objective. max_length: longest serial draft. policies: labels of methods
+    that overlap, on a draft device of their own. num_requests: of each simulated run, num_replications of them at least;
+    more are made until the best method's rate is known to `precision` (half-width of its 95% interval), max_replications at
+    most. max_replicas: more are not tried.
+    """
+
+    objectives: Objectives
+    attainment: float = 0.95
+    max_length: int = 5
+    policies: tuple[str, ...] = ()
+    num_requests: int = 1200
+    num_replications: int = 3
+    max_replications: int = 8
+    precision: float = 0.03
+    max_replicas: int = 256
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    router: Router = Router.LEAST_OUTSTANDING_TOKENS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.attainment <= 1:
+            raise ValueError(
+                f"attainment must lie in (0, 1], but got {self.attainment}; it is a share of the requests."
+            )
+        if not 0 <= self.max_length <= 32:
+            raise ValueError(f"max_length must lie between 0 and 32 draft tokens, but got {self.max_length}.")
+        if self.num_requests < 100:
+            raise ValueError(
+                f"a run needs at least 100 requests for a share of them to say much, but got {self.num_requests}."
+            )
+        if not 2 <= self.num_replications <= self.max_replications:
+            raise ValueError(
+                f"num_replications must be at least 2 and at most max_replications ({self.max_replications}), but got "
+                f"{self.num_replications}."
+            )
+        if not 0 < self.precision < 1:
+            raise ValueError(f"precision must lie in (0, 1), but got {self.precision}.")
+        if self.max_replicas < 1:
+            raise ValueError(f"max_replicas must be at least 1, but got {self.max_replicas}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodPlan:
+    """One method. num_replicas: fewest that hold the traffic; None where not even max_replicas do, or it was not tried.
+    at_traffic: a run of so many replicas under the traffic, of a recorded one under its busiest stretch.
+    """
+
+    method: Method
+    capacity: Capacity
+    num_replicas: int | None = None
+    at_traffic: RunResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """methods: all of them, the best of each kind planned to the end. table: draft length by load. mean_context: tokens of
+    a running request in the cache, in the mean. curves: (method, rate, goodput, is_settled) of one replica, a second.
+    """
+
+    traffic: Traffic
+    machine: Machine
+    settings: PlanSettings
+    acceptance: AcceptanceByPosition
+    table: LengthTable
+    mean_context: float
+    methods: tuple[MethodPlan, ...]
+    curves: tuple[tuple[str, float, float, bool], ...]
+
+    @property
+    def finalists(self) -> list[MethodPlan]:
+        """Methods that were planned to the end."""
+        return [plan for plan in self.methods if len(plan.capacity.rates) > 1]
+
+    @property
+    def plain(self) -> MethodPlan:
+        """Decoding without speculation."""
+        return self.methods[0]
+
+    @property
+    def best(self) -> MethodPlan:
+        """The fewest devices; of equals the highest rate a replica."""
+        return min(self.finalists, key=lambda plan: (self.num_devices(plan) or math.inf, -plan.capacity.mean))
+
+    def num_devices(self, plan: MethodPlan) -> int | None:
+        """Devices of all replicas, those of drafts included."""
+        if plan.num_replicas is None:
+            return None
+        own_draft = 0 if plan.method.rule is not None else 1
+        return plan.num_replicas * (self.machine.num_devices + own_draft)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Inputs:
+    """What every task needs."""
+
+    traffic: Traffic
+    machine: Machine
+    acceptance: AcceptanceByPosition
+    settings: PlanSettings
+    traces: tuple[RequestTrace, ...]
+
+    def run(self, method: Method, workload: Workload, seed: int, num_replicas: int = 1) -> RunResult:
+        settings = self.settings
+        return run_method(
+            method,
+            workload,
+            self.machine,
+            settings.scheduler,
+            self.acceptance,
+            settings.objectives,
+            seed=seed,
+            num_replicas=num_replicas,
+            router=settings.router,
+            traces=self.traces,
+        )
+
+    def holds(self, result: RunResult) -> bool:
+        """Whether a run kept the objectives, and its queue did not grow without end."""
+        return result.summary.is_settled and result.summary.attainment >= self.settings.attainment
+
+
+def make_plan(
+    traffic: Traffic,
+    machine: Machine,
+    acceptance: AcceptanceByPosition,
+    settings: PlanSettings,
+    *,
+    traces: Sequence[RequestTrace] = (),
+    workers: Workers | None = None,
+) -> PlanResult:
+    """Plan capacity for a traffic. traces: recorded requests for the methods that overlap.
+
+    Raises ValueError where no method meets the objectives even for a request alone, and says which objective and by how
+    much; and for requests that do not fit the memory. Equal arguments give equal results, whatever the workers.
+    """
+    workers = workers or Workers()
+    whole = traffic.sample(settings.num_requests, settings.seed)
+    mean_context = _mean_context(whole)
+    table = best_lengths(machine.costs, acceptance, settings.max_length, mean_context)
+    methods = [plain(), *(fixed(length) for length in range(1, settings.max_length + 1))]
+    if len(table.bands) > 1:
+        methods.append(by_load(table))
+    methods += [overlapped(label) for label in settings.policies]
+    inputs = _Inputs(traffic=traffic, machine=machine, acceptance=acceptance, settings=settings, traces=tuple(traces))
+    _check_objectives(inputs, methods)
+
+    rates: list[list[float]] = [[] for _ in methods]
+    for index, rate in run_tasks(_highest_rate, [(inputs, method, settings.seed, None) for method in methods], workers):
+        rates[index].append(rate)
+    finalists = _finalists(methods, [rate[0] for rate in rates])
+    while len(rates[0]) < settings.max_replications:
+        done = len(rates[0])
+        best = max(finalists, key=lambda index: sum(rates[index]))
+        if (
+            done >= settings.num_replications
+            and Capacity(rates=tuple(rates[best])).relative_width <= settings.precision
+        ):
+            break
+        tasks = [(inputs, methods[index], settings.seed + done, rates[index][0]) for index in finalists]
+        for place, rate in run_tasks(_highest_rate, tasks, workers):
+            rates[finalists[place]].append(rate)
+
+    capacities = [Capacity(rates=tuple(each)) for each in rates]
+    sized = dict(
+        run_tasks(_fewest_replicas, [(inputs, methods[index], capacities[index]) for index in finalists], workers)
+    )
+    plans = [MethodPlan(method=method, capacity=capacity) for method, capacity in zip(methods, capacities, strict=True)]
+    for place, (num_replicas, at_traffic) in sized.items():
+        index = finalists[place]
+        plans[index] = MethodPlan(
+            method=methods[index], capacity=capacities[index], num_replicas=num_replicas, at_traffic=at_traffic
+        )
+    top = max(capacities[index].mean for index in finalists)
+    points = [
+        (inputs, methods[index], top * share) for index in finalists for share in (0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
+    ]
+    curves = sorted(result for _, result in run_tasks(_point, points, workers))
+    return PlanResult(
+        traffic=traffic,
+        machine=machine,
+        settings=settings,
+        acceptance=acceptance,
+        table=table,
+        mean_context=mean_context,
+        methods=tuple(plans),
+        curves=tuple(curves),
+    )
+
+
+def _mean_context(workload: Workload) -> float:
+    """Tokens in the cache of a running request, in the mean over the tokens it emits."""
+    outputs = workload.output_tokens.astype(float)
+    return float(((workload.prompt_tokens + outputs / 2) * outputs).sum() / outputs.sum())
+
+
+def _finalists(methods: Sequence[Method], rates: Sequence[float]) -> list[int]:
+    """Plain decoding, the best fixed length, the table, and what overlaps."""
+    fixed_lengths = [index for index in range(1, len(methods)) if methods[index].name.startswith("K = ")]
+    best_fixed = [max(fixed_lengths, key=lambda index: rates[index])] if fixed_lengths else []
+    others = [index for index in range(1, len(methods)) if index not in fixed_lengths]
+    return [0, *best_fixed, *others]
+
+
+def _check_objectives(inputs: _Inputs, methods: Sequence[Method]) -> None:
+    """Refuse objectives that not even a request alone would meet, whatever the method."""
+    settings = inputs.settings
+    results = {}
+    for method in methods:
+        workload = inputs.traffic.sample(_NUM_LONELY, settings.seed, rate_factor=_LONELY)
+        results[method.name] = inputs.run(method, workload, settings.seed)
+    if any(result.summary.attainment >= settings.attainment for result in results.values()):
+        return
+    best = max(results, key=lambda name: results[name].summary.attainment)
+    summary, each = results[best].summary, results[best].meets_each
+    worst = min(each, key=lambda name: each[name])
+    name = worst.removesuffix("_s")
+    alone_ms = 1e3 * {"ttft": summary.p99_ttft_s, "tpot": summary.p99_tpot_s, "e2el": summary.mean_e2el_s}[name]
+    raise ValueError(
+        f"{name}:{1e3 * getattr(settings.objectives, worst):g} cannot be met on {inputs.machine.name}: even alone only "
+        f"{each[worst]:.0%} of the requests do (with {best}; their {'mean' if name == 'e2el' else 'p99'} is {alone_ms:.0f} ms); "
+        "relax it, give more or faster devices, or leave out long requests."
+    )
+
+
+def _highest_rate(inputs: _Inputs, method: Method, seed: int, known: float | None) -> float:
+    """Requests a second that one replica holds. known: about this."""
+    traffic, settings = inputs.traffic, inputs.settings
+
+    def holds(rate: float) -> bool:
+        workload = traffic.sample(settings.num_requests, seed, rate_factor=rate / traffic.rate)
+        return inputs.holds(inputs.run(method, workload, seed))
+
+    if known == 0:
+        return 0.0
+    return highest_factor(holds, known or _guess(inputs), step=NARROW_STEP if known else WIDE_STEP)
+
+
+def _guess(inputs: _Inputs) -> float:
+    """Requests a second of a plain batch of 32, about."""
+    costs, workload = inputs.machine.costs, inputs.traffic.sample(inputs.settings.num_requests, inputs.settings.seed)
+    batch = min(32, inputs.settings.scheduler.max_num_seqs)
+    step_s = costs.target_s(batch, round(batch * _mean_context(workload)), batch)
+    return batch / (step_s * float(workload.output_tokens.mean()))
+
+
+def _fewest_replicas(inputs: _Inputs, method: Method, capacity: Capacity) -> tuple[int | None, RunResult | None]:
+    """Replicas behind one router that hold the whole traffic: as the rate says, then one less or more by simulation."""
+    settings, traffic = inputs.settings, inputs.traffic
+    if not capacity.mean:
+        return None, None
+    count = max(1, math.ceil(traffic.rate / capacity.mean))
+    if count > settings.max_replicas:
+        return None, None
+    workload = traffic.busiest(settings.num_requests * min(count, _MAX_STRETCH), settings.seed)
+    results: dict[int, RunResult] = {}
+
+    def holds(number: int) -> bool:
+        results[number] = inputs.run(method, workload, settings.seed, number)
+        return inputs.holds(results[number])
+
+    if holds(count):
+        while count > 1 and holds(count - 1):
+            count -= 1
+        return count, results[count]
+    while count < settings.max_replicas:
+        count += 1
+        if holds(count):
+            return count, results[count]
+    return None, None
+
+
+def _point(inputs: _Inputs, method: Method, rate: float) -> tuple[str, float, float, bool]:
+    """Goodput of one replica at one rate, for the figure."""
+    settings = inputs.settings
+    workload = inputs.traffic.sample(settings.num_requests, settings.seed, rate_factor=rate / inputs.traffic.rate)
+    summary = inputs.run(method, workload, settings.seed).summary
+    return (
+        method.name,
+        rate,
+        rate * summary.attainment if summary.is_settled else min(rate, summary.goodput_per_s),
+        summary.is_settled,
+    )

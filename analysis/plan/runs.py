@@ -1,0 +1,112 @@
+"""One simulated run of a method under a traffic, as tasks of a plan: plain arguments in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.plan.machines import Machine
+from analysis.plan.methods import Method, source_of
+from sim.serving.cluster import Router, ServedRun, serve
+from sim.serving.costs import SummedCosts
+from sim.serving.settings import Placement, Server
+from traces.fits.step_costs import AcceptanceByPosition
+from traces.metrics.serving import Objectives, RequestTimes, ServingSummary, summarise_requests
+from traces.schema import RequestTrace
+from traces.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler:
+    """What an engine is started with, in vLLM's words."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    client_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A run in numbers. mean_running: requests in the batch, over the steps; kv_share: of the memory, over the busy time.
+
+    acceptance_length: tokens a request and round. busy_s_per_token: of all devices that the replicas hold, for each output
+    token (an energy proxy). draft_share: of the busy time in which the draft worked.
+    """
+
+    summary: ServingSummary
+    itl_s: tuple[float, float, float]
+    mean_running: float
+    max_running: int
+    kv_share: float
+    acceptance_length: float
+    num_preemptions: int
+    busy_s_per_token: float
+    draft_share: float
+    meets_each: dict[str, float]
+
+
+def run_method(
+    method: Method,
+    workload: Workload,
+    machine: Machine,
+    scheduler: Scheduler,
+    acceptance: AcceptanceByPosition,
+    objectives: Objectives,
+    *,
+    seed: int,
+    num_replicas: int = 1,
+    router: Router = Router.LEAST_OUTSTANDING_TOKENS,
+    traces: Sequence[RequestTrace] = (),
+) -> RunResult:
+    """Serve the workload once. Raises ValueError where a request does not fit the memory."""
+    is_shared = method.placement is Placement.IN_TURN
+    kv_tokens = machine.kv_tokens_with_draft if method.drafts and is_shared else machine.kv_tokens
+    source = source_of(method, acceptance, workload, seed, traces)
+    server = Server(
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        kv_tokens=kv_tokens,
+        lookahead_tokens=method.rule.max_length if method.rule is not None else 0,
+        delivers_after_drafting=is_shared,
+        joins_draft_prefill=is_shared,
+        client_s=scheduler.client_s,
+    )
+    run = serve(
+        workload,
+        server,
+        lambda: SummedCosts(machine.costs),
+        source,
+        num_replicas=num_replicas,
+        placement=method.placement,
+        router=router,
+    )
+    return _result(run, objectives, kv_tokens, method)
+
+
+def _result(run: ServedRun, objectives: Objectives, kv_tokens: int, method: Method) -> RunResult:
+    times = RequestTimes(sent_s=run.sent_s, first_s=run.first_s, last_s=run.last_s, num_output=run.num_output)
+    summary = summarise_requests(times, objectives)
+    steps = sum(totals.num_steps for totals in run.replicas)
+    request_steps = sum(totals.num_request_steps for totals in run.replicas)
+    busy_s = sum(totals.busy_s for totals in run.replicas)
+    draft_s = sum(totals.draft_busy_s for totals in run.replicas)
+    each = {
+        name: float(times.meets(Objectives(**{name: limit})).mean())
+        for name in ("ttft_s", "tpot_s", "e2el_s")
+        if (limit := getattr(objectives, name)) is not None
+    }
+    num_parts = 1 if method.placement is Placement.IN_TURN else 2
+    return RunResult(
+        summary=summary,
+        itl_s=(run.gaps.quantile_s(0.5), run.gaps.quantile_s(0.9), run.gaps.quantile_s(0.99)),
+        mean_running=request_steps / max(steps, 1),
+        max_running=max(totals.max_running for totals in run.replicas),
+        kv_share=sum(totals.kv_token_s for totals in run.replicas) / max(busy_s * kv_tokens, 1e-12),
+        acceptance_length=sum(totals.num_emitted for totals in run.replicas) / max(request_steps, 1),
+        num_preemptions=sum(totals.num_preemptions for totals in run.replicas),
+        busy_s_per_token=num_parts * busy_s / max(int(np.sum(run.num_output)), 1),
+        draft_share=draft_s / max(busy_s, 1e-12),
+        meets_each=each,
+    )
