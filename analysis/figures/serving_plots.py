@@ -46,7 +46,7 @@ def goodput_by_rate(axes: Axes, plan: PlanResult) -> Axes:
 
 
 def break_even_map(axes: Axes, plan: PlanResult) -> Axes:
-    """Goodput of the best draft length over that of plain decoding, by running requests and context; the line is break-even."""
+    """Goodput of the best draft length over that of plain decoding, by batch and context; the line is break-even."""
     rule = GoodputRule(plan.machine.costs, plan.acceptance.marginal(max(plan.settings.max_length, 1)))
     gains = np.array(
         [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-PRECISION = 0.02  # of the bracket that a bisection ends with
+PRECISION, COARSE = 0.02, 0.12  # of the bracket that a bisection ends with; the latter to tell methods apart
 WIDE_STEP, NARROW_STEP = 1.6, 1.1
 _MAX_TRIES = 8
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from analysis.plan.machines import Machine, machine_of
+from analysis.plan.traffic import DrawnTraffic, Traffic, read_recorded
 from analysis.study.planned import Planned
 from sim.decoding.replay import next_mismatches
+from sim.serving.workload.arrivals import GammaArrivals
+from sim.serving.workload.lengths import LognormalLengths
 from traces.fits.step_costs import AcceptanceByPosition, read_step_costs
 from traces.folder.run import read_run
 from traces.folder.writer import check_new_folder
@@ -21,6 +24,30 @@ def new_folder(path: Path) -> None:
     """Make the folder of the results. Raises an error where something is there already."""
     check_new_folder(path)
     path.mkdir(parents=True, exist_ok=True)
+
+
+def traffic_of(
+    path: Path | None,
+    *,
+    request_rate: float | None,
+    burstiness: float,
+    prompt_tokens: float,
+    output_tokens: float,
+    length_cv: float,
+) -> Traffic:
+    """From a file, whose rate may be changed, or from a rate and means. Raises ValueError where neither is given."""
+    if path is not None:
+        return read_recorded(path, request_rate)
+    if request_rate is None:
+        raise ValueError(
+            "no traffic to plan for; give --traffic FILE, or --request-rate with --prompt-tokens and so on."
+        )
+    return DrawnTraffic(
+        arrivals=GammaArrivals(request_rate, burstiness),
+        lengths=LognormalLengths(
+            mean_prompt_tokens=prompt_tokens, mean_output_tokens=output_tokens, prompt_cv=length_cv, output_cv=length_cv
+        ),
+    )
 
 
 def acceptance_of(text: str, run_dir: Path | None, max_length: int) -> tuple[AcceptanceByPosition, list[RequestTrace]]:

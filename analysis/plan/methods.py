@@ -22,6 +22,7 @@ from traces.workload import Workload
 
 MAX_BATCH = 512
 MIN_GAIN = 0.01  # of a longer draft over a shorter one, so that ties make no bands
+BY_LOAD = "K by load"
 _NUM_DRAWN_TRACES, _DRAWN_TOKENS = 24, 400
 
 
@@ -56,7 +57,7 @@ def fixed(length: int) -> Method:
 
 def by_load(table: LengthTable) -> Method:
     """Serial drafts whose length follows the number of running requests."""
-    return Method(name="K by load", rule=table)
+    return Method(name=BY_LOAD, rule=table)
 
 
 def overlapped(label: str) -> Method:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from analysis.explore.scale_out import Workers, run_tasks
-from analysis.plan.capacity import NARROW_STEP, WIDE_STEP, Capacity, highest_factor
+from analysis.plan.capacity import COARSE, NARROW_STEP, WIDE_STEP, Capacity, highest_factor
 from analysis.plan.machines import Machine
-from analysis.plan.methods import Method, best_lengths, by_load, fixed, overlapped, plain
+from analysis.plan.methods import BY_LOAD, Method, best_lengths, by_load, fixed, overlapped, plain
 from analysis.plan.runs import RunResult, Scheduler, run_method
 from analysis.plan.traffic import Traffic
 from sim.serving.cluster import Router
@@ -21,6 +21,7 @@ from traces.workload import Workload
 
 _LONELY = 1e-4  # of the rate, so that requests hardly meet
 _NUM_LONELY = 60
+LEVEL = 0.02  # capacities that differ by less are level
 _MAX_STRETCH = 12  # runs' worth of requests, for a cluster
 
 
@@ -102,14 +103,25 @@ class PlanResult:
         return [plan for plan in self.methods if len(plan.capacity.rates) > 1]
 
     @property
+    def output_share(self) -> float:
+        """Output tokens over all tokens of the traffic."""
+        sample = self.traffic.sample(self.settings.num_requests, self.settings.seed)
+        outputs = int(sample.output_tokens.sum())
+        return outputs / (outputs + int(sample.prompt_tokens.sum()))
+
+    @property
     def plain(self) -> MethodPlan:
         """Decoding without speculation."""
         return self.methods[0]
 
     @property
     def best(self) -> MethodPlan:
-        """The fewest devices; of equals the highest rate a replica."""
-        return min(self.finalists, key=lambda plan: (self.num_devices(plan) or math.inf, -plan.capacity.mean))
+        """The fewest devices; of these the highest rate a replica, or what follows the load where that is level with it."""
+        fewest = min(self.num_devices(plan) or math.inf for plan in self.finalists)
+        least = [plan for plan in self.finalists if (self.num_devices(plan) or math.inf) == fewest]
+        top = max(least, key=lambda plan: plan.capacity.mean)
+        level = [plan for plan in least if plan.capacity.mean >= (1 - LEVEL) * top.capacity.mean]
+        return next((plan for plan in level if plan.method.name == BY_LOAD), top)
 
     def num_devices(self, plan: MethodPlan) -> int | None:
         """Devices of all replicas, those of drafts included."""
@@ -174,23 +186,21 @@ def make_plan(
     inputs = _Inputs(traffic=traffic, machine=machine, acceptance=acceptance, settings=settings, traces=tuple(traces))
     _check_objectives(inputs, methods)
 
-    rates: list[list[float]] = [[] for _ in methods]
-    for index, rate in run_tasks(_highest_rate, [(inputs, method, settings.seed, None) for method in methods], workers):
-        rates[index].append(rate)
-    finalists = _finalists(methods, [rate[0] for rate in rates])
+    coarse = [(inputs, method, settings.seed, None) for method in methods]
+    screened = [rate for _, rate in sorted(run_tasks(_highest_rate, coarse, workers))]
+    finalists = _finalists(methods, screened)
+    rates: dict[int, list[float]] = {index: [] for index in finalists}
     while len(rates[0]) < settings.max_replications:
         done = len(rates[0])
         best = max(finalists, key=lambda index: sum(rates[index]))
-        if (
-            done >= settings.num_replications
-            and Capacity(rates=tuple(rates[best])).relative_width <= settings.precision
-        ):
+        is_known = Capacity(rates=tuple(rates[best])).relative_width <= settings.precision
+        if done >= settings.num_replications and is_known:
             break
-        tasks = [(inputs, methods[index], settings.seed + done, rates[index][0]) for index in finalists]
+        tasks = [(inputs, methods[index], settings.seed + done, screened[index]) for index in finalists]
         for place, rate in run_tasks(_highest_rate, tasks, workers):
             rates[finalists[place]].append(rate)
 
-    capacities = [Capacity(rates=tuple(each)) for each in rates]
+    capacities = [Capacity(rates=tuple(rates.get(index, [rate]))) for index, rate in enumerate(screened)]
     sized = dict(
         run_tasks(_fewest_replicas, [(inputs, methods[index], capacities[index]) for index in finalists], workers)
     )
@@ -247,22 +257,22 @@ def _check_objectives(inputs: _Inputs, methods: Sequence[Method]) -> None:
     alone_ms = 1e3 * {"ttft": summary.p99_ttft_s, "tpot": summary.p99_tpot_s, "e2el": summary.mean_e2el_s}[name]
     raise ValueError(
         f"{name}:{1e3 * getattr(settings.objectives, worst):g} cannot be met on {inputs.machine.name}: even alone only "
-        f"{each[worst]:.0%} of the requests do (with {best}; their {'mean' if name == 'e2el' else 'p99'} is {alone_ms:.0f} ms); "
-        "relax it, give more or faster devices, or leave out long requests."
+        f"{each[worst]:.0%} of the requests do (with {best}, whose {'mean' if name == 'e2el' else 'p99'} is "
+        f"{alone_ms:.0f} ms); relax it, give more or faster devices, or leave out long requests."
     )
 
 
 def _highest_rate(inputs: _Inputs, method: Method, seed: int, known: float | None) -> float:
-    """Requests a second that one replica holds. known: about this."""
+    """Requests a second that one replica holds; about, unless it is known about already."""
     traffic, settings = inputs.traffic, inputs.settings
 
     def holds(rate: float) -> bool:
         workload = traffic.sample(settings.num_requests, seed, rate_factor=rate / traffic.rate)
         return inputs.holds(inputs.run(method, workload, seed))
 
-    if known == 0:
-        return 0.0
-    return highest_factor(holds, known or _guess(inputs), step=NARROW_STEP if known else WIDE_STEP)
+    if known is None:
+        return highest_factor(holds, _guess(inputs), step=WIDE_STEP, precision=COARSE)
+    return highest_factor(holds, known, step=NARROW_STEP) if known else 0.0
 
 
 def _guess(inputs: _Inputs) -> float:

@@ -1,134 +1,113 @@
-"""The traffic to plan for: a file, or a rate with lengths."""
+"""The traffic to plan for: a file, or a rate with laws of arrivals and lengths."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from sim.serving.workload.arrivals import GammaArrivals
+from sim.serving.workload.draw import draw_workload
+from sim.serving.workload.lengths import LognormalLengths
 from traces.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Traffic:
-    """Requests that come whatever the server does.
+class DrawnTraffic:
+    """Requests drawn from laws: as many as wanted, and at any rate the same ones."""
 
-    workload: a recorded hour, or None. Without one: request_rate a second with gaps from a Gamma law whose shape is
-    burstiness (1: Poisson; less: burstier), and lengths from log-normal laws with these means and a coefficient of
-    variation of length_cv; 0 makes them constant.
-    """
+    arrivals: GammaArrivals
+    lengths: LognormalLengths
 
-    workload: Workload | None = None
-    request_rate: float = 0.0
-    burstiness: float = 1.0
-    prompt_tokens: float = 512.0
-    output_tokens: float = 256.0
-    length_cv: float = 0.0
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        if self.workload is not None:
-            return
-        for name in ("request_rate", "burstiness"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be more than 0, but got {getattr(self, name)}.")
-        for name in ("prompt_tokens", "output_tokens"):
-            if not 1 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}.")
-        if not 0 <= self.length_cv < float("inf"):
-            raise ValueError(f"length_cv must be at least 0, but got {self.length_cv}.")
+    @property
+    def source(self) -> str:
+        """One line for people."""
+        lengths = self.lengths
+        return (
+            f"{self.rate:g} requests a second, {lengths.mean_prompt_tokens:g} tokens in and "
+            f"{lengths.mean_output_tokens:g} out in the mean"
+        )
 
     @property
     def rate(self) -> float:
         """Requests a second."""
-        return self.request_rate if self.workload is None else self.workload.arrivals_per_s
+        return self.arrivals.arrivals_per_s
 
     @property
-    def num_requests(self) -> int | None:
-        """Of a recorded traffic; None where as many as wanted can be made."""
-        return None if self.workload is None else self.workload.num_requests
+    def mean_output_tokens(self) -> float:
+        """Of a request."""
+        return self.lengths.mean_output_tokens
 
     def sample(self, num_requests: int, seed: int, *, rate_factor: float = 1.0) -> Workload:
-        """A stretch of so many requests, arriving rate_factor times as fast. Equal seeds give the same one at any rate.
-
-        Of a recorded traffic, the stretches of seeds 0, 1, ... follow one another, and begin again at its end.
-        """
-        if self.workload is not None:
-            stretch = _stretch(self.workload, num_requests, seed)
-            return stretch.scaled(rate_factor)
-        arrivals, lengths = np.random.default_rng(seed).spawn(2)
-        gaps = arrivals.gamma(self.burstiness, 1 / (self.burstiness * self.request_rate * rate_factor), num_requests)
-        prompts, outputs = lengths.spawn(2)
-        return Workload(
-            arrival_s=np.cumsum(gaps),
-            prompt_tokens=_lengths(self.prompt_tokens, self.length_cv, num_requests, prompts),
-            output_tokens=_lengths(self.output_tokens, self.length_cv, num_requests, outputs),
-            source=self.source,
-        )
+        """So many requests, arriving rate_factor times as fast. Equal seeds give the same ones at any rate."""
+        arrivals = replace(self.arrivals, arrivals_per_s=self.rate * rate_factor)
+        return draw_workload(arrivals, self.lengths, num_requests=num_requests, rng=np.random.default_rng(seed))
 
     def busiest(self, num_requests: int, seed: int) -> Workload:
-        """The densest stretch of so many requests that follow one another, of a recorded traffic; otherwise a sample."""
-        if self.workload is None or num_requests >= self.workload.num_requests:
-            return self.sample(num_requests, seed)
+        """So many requests; laws have no busier hours."""
+        return self.sample(num_requests, seed)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordedTraffic:
+    """Requests of a file. source: one line for people."""
+
+    workload: Workload
+    source: str
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.workload.arrivals_per_s
+
+    @property
+    def mean_output_tokens(self) -> float:
+        """Of a request."""
+        return float(self.workload.output_tokens.mean())
+
+    def sample(self, num_requests: int, seed: int, *, rate_factor: float = 1.0) -> Workload:
+        """A stretch of so many requests that follow one another, arriving rate_factor times as fast.
+
+        Seeds 0, 1, ... give stretches that follow one another, and begin again at the end; all requests if there are fewer.
+        """
+        num_requests = min(num_requests, self.workload.num_requests)
+        start = seed % (self.workload.num_requests // num_requests) * num_requests
+        return self._from(start, num_requests).scaled(rate_factor)
+
+    def busiest(self, num_requests: int, seed: int) -> Workload:
+        """The densest stretch of so many requests that follow one another."""
+        num_requests = min(num_requests, self.workload.num_requests)
         arrival_s = self.workload.arrival_s
         spans = arrival_s[num_requests - 1 :] - arrival_s[: len(arrival_s) - num_requests + 1]
-        return _from(self.workload, int(np.argmin(spans)), num_requests)
+        return self._from(int(np.argmin(spans)), num_requests)
 
-
-def _stretch(workload: Workload, num_requests: int, seed: int) -> Workload:
-    total = workload.num_requests
-    if num_requests >= total:
-        return workload
-    num_stretches = total // num_requests
-    return _from(workload, (seed % num_stretches) * num_requests, num_requests)
-
-
-def _from(workload: Workload, start: int, num_requests: int) -> Workload:
-    """So many requests from one on, whose arrival is the new 0."""
-    arrival_s = workload.arrival_s[start : start + num_requests]
-    return Workload(
-        arrival_s=arrival_s - arrival_s[0],
-        prompt_tokens=workload.prompt_tokens[start : start + num_requests],
-        output_tokens=workload.output_tokens[start : start + num_requests],
-        source=workload.source,
-    )
-
-
-def _lengths(mean: float, cv: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    if not cv:
-        return np.full(count, round(mean), dtype=np.int64)
-    variance = np.log1p(cv**2)
-    drawn = rng.lognormal(np.log(mean) - variance / 2, np.sqrt(variance), count)
-    return np.maximum(1, np.rint(drawn)).astype(np.int64)
-
-
-def traffic_of(
-    path: Path | None,
-    *,
-    request_rate: float | None,
-    burstiness: float,
-    prompt_tokens: float,
-    output_tokens: float,
-    length_cv: float,
-) -> Traffic:
-    """From a file, whose rate may be changed, or from a rate. Raises ValueError where neither is given."""
-    if path is None:
-        if request_rate is None:
-            raise ValueError("no traffic to plan for; give --traffic FILE, or --request-rate with lengths.")
-        return Traffic(
-            request_rate=request_rate,
-            burstiness=burstiness,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            length_cv=length_cv,
-            source=f"{request_rate:g} requests a second, {prompt_tokens:g} tokens in, {output_tokens:g} out",
+    def _from(self, start: int, num_requests: int) -> Workload:
+        """So many requests from this one on, whose arrival is the new 0."""
+        stop, blocks = start + num_requests, self.workload.prefix_blocks
+        arrival_s = self.workload.arrival_s[start:stop]
+        return replace(
+            self.workload,
+            arrival_s=arrival_s - arrival_s[0],
+            prompt_tokens=self.workload.prompt_tokens[start:stop],
+            output_tokens=self.workload.output_tokens[start:stop],
+            prefix_blocks=None if blocks is None else blocks[start:stop],
         )
+
+
+Traffic = DrawnTraffic | RecordedTraffic
+
+
+def read_recorded(path: Path, request_rate: float | None = None) -> RecordedTraffic:
+    """Requests of a file in any known format. request_rate: brought to this rate, by scaling all arrivals.
+
+    Raises ValueError for what cannot be read, and for a rate that is not above 0.
+    """
     from traces.importers.traffic.catalog import read_traffic
 
     workload = read_traffic(path)
     if request_rate is not None:
         if not 0 < request_rate < float("inf"):
-            raise ValueError(f"request_rate must be more than 0, but got {request_rate}.")
+            raise ValueError(f"the request rate must be more than 0 a second, but got {request_rate}.")
         workload = workload.scaled(request_rate / workload.arrivals_per_s)
-    return Traffic(workload=workload, source=f"{path.name}, {workload.arrivals_per_s:.3g} requests a second")
+    return RecordedTraffic(workload=workload, source=f"{path.name}, {workload.arrivals_per_s:.3g} requests a second")

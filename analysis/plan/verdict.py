@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.plan.planning import MethodPlan, PlanResult
+from analysis.plan.planning import LEVEL, MethodPlan, PlanResult
 from sim.serving.rounds.length_rules import LengthTable
 
-_LEVEL = 0.02  # capacities that differ by less are level
 _MAX_SURE = 0.99  # of what a simulation of a model may claim
 
 
@@ -40,17 +39,16 @@ def capacity_sentence(plan: PlanResult) -> str:
     """What that is worth: devices for this traffic, or rates of a replica, and how sure it is."""
     plain, best = plan.plain, plan.best
     base, top = plain.capacity, best.capacity
-    if best is plain:
-        others = [other for other in plan.finalists if other is not plain]
-        return f"It buys no capacity here: a replica holds {base.mean:.3g} requests/s without speculation" + (
-            f" and {max(other.capacity.mean for other in others):.3g} with the best of it." if others else "."
-        )
     gain = top.mean / base.mean - 1 if base.mean else math.inf
     sure = min(top.chance_above(base), _MAX_SURE)
     count, plain_count = plan.num_devices(best), plan.num_devices(plain)
     rates = f"{top.mean:.3g} requests/s a replica instead of {base.mean:.3g}"
-    if gain < _LEVEL:
-        return f"For capacity it hardly matters: {best.method.name} holds {rates}, less than {_LEVEL:.0%} more."
+    if best is plain or gain < LEVEL:
+        others = [each.capacity.mean for each in plan.finalists if each is not plain]
+        held = f"a replica holds {base.mean:.3g} requests/s without it" + (
+            f" and {max(others):.3g} with it" if others else ""
+        )
+        return f"For capacity it hardly matters: outputs are {plan.output_share:.0%} of all tokens, and {held}."
     name, sureness = best.method.name, f"{gain:+.0%}, sure to {sure:.0%}"
     if plain_count is None:
         return f"{name}: {_devices(count, plan)}; without speculation no number of replicas that was tried holds it."
@@ -116,13 +114,7 @@ def cost_per_million_tokens(plan: PlanResult, each: MethodPlan) -> float | None:
     price, count = plan.machine.price_per_hour, plan.num_devices(each)
     if price is None or count is None:
         return None
-    return 1e6 * price * count / 3600 / (plan.traffic.rate * _mean_output(plan))
-
-
-def _mean_output(plan: PlanResult) -> float:
-    if plan.traffic.workload is not None:
-        return float(plan.traffic.workload.output_tokens.mean())
-    return plan.traffic.output_tokens
+    return 1e6 * price * count / 3600 / (plan.traffic.rate * plan.traffic.mean_output_tokens)
 
 
 def lengths_for_vllm(table: LengthTable, max_num_seqs: int) -> list[list[int]]:

@@ -24,10 +24,10 @@ from sim.serving.batch import Chunk, StepPlan
 from sim.serving.book import Book, ReplicaTotals
 from sim.serving.costs import Costs
 from sim.serving.rounds.base import Ints, RoundSource, ServerLoad
+from sim.serving.running import RunningRequest, RunningRequests
 from sim.serving.settings import Server
 
 Process: TypeAlias = Generator[Any, Any, None]
-_REQUEST, _CONTEXT, _LEFT, _PLACE = range(4)
 _FAR = 1 << 60
 
 
@@ -79,13 +79,9 @@ class Replica:
         self._env, self._server, self._costs, self._source = env, server, costs, source
         self._target, self._draft, self._book, self._on_step = target, draft, book, on_step
         self._prompt_tokens, self._output_tokens = prompt_tokens, output_tokens
-        self._shares_device = target is draft
         self._waiting: deque[_Prompt] = deque()
         self._prompts: list[_Prompt] = []  # being read
-        # Running requests, in the order in which they came to run: request, tokens in the cache, tokens left, place.
-        self._running: Ints = np.zeros((4, server.max_num_seqs), dtype=np.int64)
-        self._num_running = self._context_tokens = 0
-        self._least_left = _FAR  # no request has fewer tokens left; exact only now and then
+        self._running = RunningRequests(server.max_num_seqs, source.max_pending + 1)
         self._delivered_s = 0.0
         self._fresh: list[int] = []  # joined without a token; their first round brings it
         self._resumed: list[float] = []  # joined again: when they got their last token
@@ -105,7 +101,7 @@ class Replica:
     @property
     def num_requests(self) -> int:
         """Requests in the replica."""
-        return self._num_running + len(self._prompts) + len(self._waiting)
+        return self._running.count + len(self._prompts) + len(self._waiting)
 
     def submit(self, request: int) -> None:
         """Queue a request."""
@@ -129,7 +125,7 @@ class Replica:
     def _run(self) -> Process:
         env, costs, totals, deliver_later = self._env, self._costs, self.totals, self._server.delivers_after_drafting
         while True:
-            if not self._num_running and not self._prompts and not self._waiting:
+            if not self._running.count and not self._prompts and not self._waiting:
                 self._deliver()
                 if not self.num_requests:
                     self._idle = env.event()
@@ -178,13 +174,13 @@ class Replica:
 
     def _step_plan(self) -> StepPlan:
         """The next round of every running request; prompts are added when it is known what these leave."""
-        count, tokens, pool = self._num_running, self._context_tokens, self._server.kv_tokens
-        rows = self._running[:, :count] if self._on_step is None else self._running[:, :count].copy()
-        rounds = None
-        if count:
-            load = ServerLoad(count, len(self._waiting), tokens / pool if pool else 0.0, tokens)
-            rounds = self._source.next(rows[_PLACE], rows[_LEFT], load)
-        return StepPlan(rows[_CONTEXT], tokens, rounds, joined_tokens=self._joined_tokens)
+        running, pool = self._running, self._server.kv_tokens
+        tokens, rounds = running.context_tokens, None
+        if running.count:
+            load = ServerLoad(running.count, len(self._waiting), tokens / pool if pool else 0.0, tokens)
+            rounds = self._source.next(running.places, running.left, load)
+        contexts = running.contexts if self._on_step is None else running.contexts.copy()
+        return StepPlan(contexts, tokens, rounds, joined_tokens=self._joined_tokens)
 
     def _plan(self, plan: StepPlan) -> None:
         """Memory for the running requests, then tokens of the step for prompts that are being read, then for new ones."""
@@ -194,7 +190,7 @@ class Replica:
         rounds = plan.rounds
         budget = server.max_num_batched_tokens
         if rounds is not None:
-            budget -= self._num_running + rounds.num_pending
+            budget -= self._running.count + rounds.num_pending
         if not self._prompts and not self._waiting and self._surely_fits(plan):
             return
         free = self._free_blocks(plan)
@@ -212,7 +208,7 @@ class Replica:
                 is_short = True
                 free, budget = self._read(prompt, plan, self._free_blocks(plan), budget, reserve=0)
         while self._waiting and not is_short and budget > 0:
-            if self._num_running + len(self._prompts) >= server.max_num_seqs:
+            if self._running.count + len(self._prompts) >= server.max_num_seqs:
                 break
             prompt = self._waiting[0]
             if prompt.first_step > step:
@@ -248,8 +244,8 @@ class Replica:
         blocks = self._server.num_blocks
         if blocks is None or plan.rounds is None:
             return True
-        count = self._num_running
-        tokens = self._context_tokens + plan.rounds.num_pending + count * (1 + self._slots)
+        count = self._running.count
+        tokens = self._running.context_tokens + plan.rounds.num_pending + count * (1 + self._slots)
         return tokens // self._server.block_tokens + count <= blocks
 
     def _free_blocks(self, plan: StepPlan) -> int:
@@ -275,48 +271,40 @@ class Replica:
             prompt.num_read = 0
             self._waiting.appendleft(prompt)
             return
-        last = self._num_running - 1
-        request, context, left, place = self._running[:, last].tolist()
-        self._num_running = last
-        self._context_tokens -= context
-        self.totals.num_recomputed_tokens += context
-        delivered_s = self._delivered_s
-        if request in self._fresh:
-            self._fresh.remove(request)
+        last = self._running.pop()
+        self.totals.num_recomputed_tokens += last.context
+        place, delivered_s = last.place, self._delivered_s
+        if last.request in self._fresh:
+            self._fresh.remove(last.request)
             place, delivered_s = -1, 0.0
-        self._waiting.appendleft(_Prompt(request, context, left, place, delivered_s))
-        plan.contexts, plan.context_tokens = plan.contexts[:last], self._context_tokens
-        plan.rounds = plan.rounds.first(last) if plan.rounds is not None and last else None
+        self._waiting.appendleft(_Prompt(last.request, last.context, last.left, place, delivered_s))
+        count = self._running.count
+        plan.contexts, plan.context_tokens = plan.contexts[:count], self._running.context_tokens
+        plan.rounds = plan.rounds.first(count) if plan.rounds is not None and count else None
 
     # After a step.
 
     def _settle(self, plan: StepPlan, start_s: float) -> None:
         """Commit what the step gave."""
-        count, rounds, totals = self._num_running, plan.rounds, self.totals
-        held = self._context_tokens
+        running, rounds, totals = self._running, plan.rounds, self.totals
+        count, held = running.count, running.context_tokens
         if rounds is not None:
-            rows = self._running
-            emitted = rounds.num_emitted
-            num_emitted = int(np.add.reduce(emitted))
-            rows[_CONTEXT, :count] += emitted
-            rows[_LEFT, :count] -= emitted
-            rows[_PLACE, :count] += rounds.steps
-            self._context_tokens += num_emitted
-            self._num_further += count - len(self._fresh) - len(self._resumed)
-            self._firsts += self._fresh
-            self._late += self._resumed
-            self._fresh.clear()
-            self._resumed.clear()
             totals.num_steps += 1
             totals.num_request_steps += count
             totals.num_pending += rounds.num_pending
-            totals.num_emitted += num_emitted
+            totals.num_emitted += running.commit(rounds)
             held += rounds.num_pending + count
             if count > totals.max_running:
                 totals.max_running = count
-            self._least_left -= self._source.max_pending + 1
-            if self._least_left <= 0:
-                self._end_requests()
+            self._num_further += count
+            if self._fresh or self._resumed:
+                self._num_further -= len(self._fresh) + len(self._resumed)
+                self._firsts += self._fresh
+                self._late += self._resumed
+                self._fresh.clear()
+                self._resumed.clear()
+            for request in running.take_ended():
+                self._end(request)
         for chunk in plan.chunks:
             held += chunk.num_tokens + chunk.context_tokens
             totals.num_prompt_tokens += chunk.num_tokens
@@ -329,22 +317,6 @@ class Replica:
             totals.max_kv_tokens = held
         if self._on_step is not None:
             self._on_step(StepRecord(start_s, now, plan))
-
-    def _end_requests(self) -> None:
-        """Drop the running requests that have no token left."""
-        count = self._num_running
-        left = self._running[_LEFT, :count]
-        self._least_left = least = int(left.min())
-        if least > 0:
-            return
-        stays = left > 0
-        for request, context in self._running[:2, :count][:, ~stays].T.tolist():
-            self._context_tokens -= context
-            self._end(request)
-        kept = self._running[:, :count][:, stays]
-        self._num_running = kept.shape[1]
-        self._running[:, : self._num_running] = kept
-        self._least_left = int(kept[_LEFT].min()) if self._num_running else _FAR
 
     def _end(self, request: int) -> None:
         num_output = self._source.num_output_tokens(request, int(self._output_tokens[request]))
@@ -373,10 +345,7 @@ class Replica:
                         continue
                 else:
                     self._fresh.append(request)
-            self._running[:, self._num_running] = request, context, left, place
-            self._num_running += 1
-            self._context_tokens += context
-            self._least_left = min(self._least_left, left)
+            self._running.add(RunningRequest(context, left, place, request))
         self._prompts = reading
 
     def _deliver(self) -> None:

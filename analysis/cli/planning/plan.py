@@ -89,10 +89,9 @@ def plan(
         _check(check, output_dir, fit_k, fit_concurrency)
         return
     from analysis.explore.scale_out import Workers
-    from analysis.plan.inputs import acceptance_of, machine_from, new_folder
+    from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of
     from analysis.plan.planning import PlanSettings, make_plan
     from analysis.plan.runs import Scheduler
-    from analysis.plan.traffic import traffic_of
     from analysis.study.planned import Planned
     from sim.serving.cluster import Router
     from traces.metrics.serving import Objectives

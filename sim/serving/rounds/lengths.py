@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -67,7 +68,7 @@ class LengthRounds:
         running = len(places)
         length = self._controller.length(load)
         if not length:
-            ones = np.ones(running, dtype=np.int64)
+            ones = _ones(running)
             if self.max_pending and not self._drafts_at_zero:
                 self._behind += running
             self._controller.learn(running, 0, 0)
@@ -108,3 +109,11 @@ class FixedLengthRule:
 
     def learn(self, num_running: int, num_accepted: int, length: int) -> None:
         pass
+
+
+@cache
+def _ones(count: int) -> Ints:
+    """(count,) made once; read only."""
+    ones = np.ones(count, dtype=np.int64)
+    ones.flags.writeable = False
+    return ones
