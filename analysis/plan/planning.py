@@ -192,10 +192,10 @@ def make_plan(
     rates: dict[int, list[float]] = {index: [] for index in finalists}
     while len(rates[0]) < settings.max_replications:
         done = len(rates[0])
-        best = max(finalists, key=lambda index: sum(rates[index]))
-        is_known = Capacity(rates=tuple(rates[best])).relative_width <= settings.precision
-        if done >= settings.num_replications and is_known:
-            break
+        if done >= settings.num_replications:
+            best = max(finalists, key=lambda index: sum(rates[index]))
+            if Capacity(rates=tuple(rates[best])).relative_width <= settings.precision:
+                break
         tasks = [(inputs, methods[index], settings.seed + done, screened[index]) for index in finalists]
         for place, rate in run_tasks(_highest_rate, tasks, workers):
             rates[finalists[place]].append(rate)
