@@ -86,7 +86,7 @@ def plan(
 ) -> None:
     """Plan capacity: the fewest devices that hold a traffic within its objectives, and the draft length at each load."""
     if check is not None:
-        _check(check, output_dir, fit_k, fit_concurrency)
+        _check(check, output_dir, fit_k, fit_concurrency, workers)
         return
     from analysis.explore.scale_out import Workers
     from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of
@@ -127,9 +127,47 @@ def plan(
     _print(result, output_dir)
 
 
-def _check(path: Path, output_dir: Path, fit_k: str, fit_concurrency: str) -> None:
-    """Predict a measured table from a part of it."""
-    raise NotImplementedError
+def _check(path: Path, output_dir: Path, fit_k: str, fit_concurrency: str, workers: int) -> None:
+    """Predict a measured table from a part of it, and print the errors of the other cells."""
+    from rich.table import Table
+
+    from analysis.explore.scale_out import Workers
+    from analysis.plan.check import check_server_table
+
+    result = check_server_table(
+        path,
+        output_dir,
+        _whole_numbers("--fit-k", fit_k),
+        _whole_numbers("--fit-concurrency", fit_concurrency),
+        workers=Workers(count=workers),
+    )
+    errors = result.errors
+    predicted = sum(not cell.is_fitted for cell in result.cells)
+    console.print(
+        f"Throughput of {predicted} benchmarks that were not fitted: {errors.mean_abs_throughput_error:.1%} off in the mean, "
+        f"{errors.worst_abs_throughput_error:.1%} at worst; the choice of K costs {errors.worst_k_regret:.1%} at worst.",
+        style="bold",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("error of")
+    for name in ("mean", "worst"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        "output tokens/s", f"{errors.mean_abs_throughput_error:.1%}", f"{errors.worst_abs_throughput_error:.1%}"
+    )
+    table.add_row("mean TPOT", f"{errors.mean_abs_tpot_error:.1%}", f"{errors.worst_abs_tpot_error:.1%}")
+    table.add_row("median TTFT (median)", f"{errors.median_abs_ttft_error:.1%}", "")
+    table.add_row("wrong about whether it pays", str(errors.num_wrong_signs), "")
+    console.print(table)
+    console.print(f"a row a benchmark: {output_dir / 'cells.parquet'}", highlight=False)
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text!r} is not a list of whole numbers; write 1,5.") from None
 
 
 def _print(result: PlanResult, output_dir: Path) -> None:

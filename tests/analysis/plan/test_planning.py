@@ -32,7 +32,7 @@ MACHINE = Machine(
 )
 ACCEPTANCE = AcceptanceByPosition((0.85, 0.85, 0.85, 0.85))
 TRAFFIC = DrawnTraffic(
-    arrivals=GammaArrivals(70.0, 1.0),
+    arrivals=GammaArrivals(100.0, 1.0),
     lengths=LognormalLengths(mean_prompt_tokens=16, mean_output_tokens=60, prompt_cv=0.5, output_cv=0.5),
 )
 SETTINGS = PlanSettings(
@@ -100,7 +100,7 @@ def test_the_verdict_is_two_sentences_with_the_numbers_of_the_table() -> None:
     assert f"{plan.num_devices(plan.best)} h100 instead of {plan.num_devices(plan.plain)}" in second
     assert f"{plan.best.capacity.mean:.3g} requests/s" in second
     row = next(row for row in rows(plan) if row["method"] == plan.best.method.name)
-    price = 3.6 * plan.num_devices(plan.best) / 3600 / (70.0 * 60) * 1e6  # type: ignore[operator]
+    price = 3.6 * plan.num_devices(plan.best) / 3600 / (100.0 * 60) * 1e6  # type: ignore[operator]
     assert row["cost_per_million_tokens"] == pytest.approx(price)
 
 
