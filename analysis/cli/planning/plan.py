@@ -157,7 +157,8 @@ def _check(path: Path, output_dir: Path, fit_k: str, fit_concurrency: str, worke
         "output tokens/s", f"{errors.mean_abs_throughput_error:.1%}", f"{errors.worst_abs_throughput_error:.1%}"
     )
     table.add_row("mean TPOT", f"{errors.mean_abs_tpot_error:.1%}", f"{errors.worst_abs_tpot_error:.1%}")
-    table.add_row("median TTFT (median)", f"{errors.median_abs_ttft_error:.1%}", "")
+    if errors.median_abs_ttft_error is not None:
+        table.add_row("median TTFT (the median)", f"{errors.median_abs_ttft_error:.1%}", "")
     table.add_row("wrong about whether it pays", str(errors.num_wrong_signs), "")
     console.print(table)
     console.print(f"a row a benchmark: {output_dir / 'cells.parquet'}", highlight=False)
