@@ -9,7 +9,7 @@ from typing import Any
 
 MIN_TTFT_MS = 300.0  # below, TTFT is the client's and the network's as much as the server's
 MIN_GAIN = 0.05  # smaller measured gains of speculation have no sure sign
-TIE = 0.01  # predictions closer than this are equal
+TIE = 0.015  # predictions closer than this are equal: about the mean error of predictions on a measured server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def errors_of(cells: Sequence[Cell]) -> CheckErrors:
 def chosen_length(throughputs: Mapping[int, float]) -> int:
     """The draft length to choose, of predicted throughputs by draft length.
 
-    The shortest that is as good as the best within a percent, which predictions cannot tell apart: it holds the least
+    The shortest that is as good as the best within TIE, which predictions cannot tell apart: it holds the least
     memory and loses the least where acceptance falls (as in the one-standard-error rule of Breiman et al. 1984).
 
     >>> chosen_length({0: 50.0, 3: 99.5, 4: 100.0})

@@ -22,7 +22,8 @@ from traces.fits.step_costs import ForwardCost, StepCosts
 
 Floats = NDArray[np.float64]
 
-PARAMETERS = ("floor_s", "token_s", "sharpness", "context_s", "request_s", "uncaptured_s")
+PARAMETERS = ("floor_s", "token_s", "sharpness", "context_s", "request_s", "uncaptured_s", "ramp_s", "ramp_tokens")
+SHARED = ("sharpness", "ramp_tokens")  # a draft has the target's, unless its prior frees its own
 HOST = "host_s"  # once a step, of a server with this draft; see `StepCosts`
 Z95 = 1.959964
 RIDGE_TOKENS = (
@@ -92,9 +93,12 @@ def target_prior(floor_s: float, *, max_graph_tokens: int | None = None) -> Prio
         context_s=floor_s / CONTEXT_FLOOR_TOKENS,
         request_s=1e-5,
         uncaptured_s=floor_s * 0.03,
+        ramp_s=floor_s * 0.05,
+        ramp_tokens=16.0,
     )
     spread = {
-        "floor_s": 1.0, "token_s": 0.7, "sharpness": 0.1, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5
+        "floor_s": 1.0, "token_s": 0.7, "sharpness": 0.1, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5,
+        "ramp_s": 2.0, "ramp_tokens": 0.7,
     }  # fmt: skip
     if max_graph_tokens is not None:
         guess = replace(guess, max_graph_tokens=max_graph_tokens)
@@ -110,10 +114,13 @@ def draft_prior(floor_s: float, target: ForwardCost) -> Prior:
         sharpness=target.sharpness,
         context_s=target.context_s * math.sqrt(share) / 2,
         request_s=target.request_s,
+        ramp_s=floor_s * 0.1,
+        ramp_tokens=target.ramp_tokens,
         uncaptured_s=target.uncaptured_s * share,
         max_graph_tokens=target.max_graph_tokens,
     )
-    spread = {"floor_s": 1.0, "token_s": 1.0, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5, HOST: 1.0}
+    spread = {"floor_s": 1.0, "token_s": 1.0, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5, "ramp_s": 1.0}
+    spread[HOST] = 1.0
     return Prior(guess=guess, spread=spread, host_s=0.03 * target.floor_s)
 
 
@@ -159,7 +166,8 @@ def fit_step_costs(
 ) -> StepCostFit:
     """Fit all laws together.
 
-    The target's sharpness holds for the drafts too, unless a draft's prior frees its own. Raises ValueError without
+    How sharply roofs meet and over how many tokens the ramp rises is the same for the drafts as for the target, unless a
+    draft's prior frees its own. Raises ValueError without
     measurements, and where one names a draft without a prior.
     """
     drafts = drafts or {}
@@ -176,7 +184,8 @@ def fit_step_costs(
         for (model, name), value in zip(names, np.exp(logs).tolist(), strict=True):
             values[model][name] = max(value, 1.0) if name == "sharpness" else value
         for model in drafts:
-            values[model].setdefault("sharpness", values["target"].get("sharpness", target.guess.sharpness))
+            for name in SHARED:
+                values[model].setdefault(name, values["target"].get(name, getattr(target.guess, name)))
         laws = {model: _with(prior.guess, values[model]) for model, prior in priors.items()}
         hosts = {model: values[model].get(HOST, prior.host_s) for model, prior in drafts.items()}
         return StepCostFit(target=laws.pop("target"), drafts=laws, hosts=hosts, intervals={}, residuals=())

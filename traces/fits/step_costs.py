@@ -1,12 +1,15 @@
 """How long a server's step takes: one law of a forward over a batch, for the target and for each of its drafts.
 
-    seconds = (floor^p + (token n)^p)^(1/p) + context C + request R + uncaptured [n > max_graph_tokens]
+    seconds = (weights(n)^p + (token n)^p)^(1/p) + context C + request R + uncaptured [n > max_graph_tokens]
+    weights(n) = floor + ramp (1 - exp(-n / ramp_tokens))
 
 for n new tokens of all rows together (pieces of prompts included), C tokens of context summed over the rows, and R rows.
-Reading the weights is the floor, and the compute roof is a slope in n; p says how sharply the two meet (large: a corner at
-n = floor / token; 1: they add up, as if nothing overlapped). Attention reads each row's context at its own cost, so it adds;
-a row costs sampling and bookkeeping. A step with more tokens than the largest captured CUDA graph is launched kernel by
-kernel, which costs a jump. What the host does once a step is a part of the floor, unless `StepCosts.host_s` names it.
+Reading the weights is the floor. It rises with the first tokens: kernels leave their forms for a few rows, and of a mixture of
+experts more are read the more tokens choose (of E experts, k a token, the share 1 - (1 - k / E)^n: ramp_tokens is E / k). The
+compute roof is a slope in n; p says how sharply the two meet (large: a corner; 1: they add up, as if nothing overlapped).
+Attention reads each row's context at its own cost, so it adds; a row costs sampling and bookkeeping. A step with more tokens
+than the largest captured CUDA graph is launched kernel by kernel, which costs a jump. What the host does once a step is a part
+of the floor, unless `StepCosts.host_s` names it.
 
 Rooflines: Williams et al. 2009. Additive in f(tokens) and contexts: measured on vLLM, where a fit without contexts is off by a
 factor (the verify-cost grid of 10 points that the tests use). Assumption: rows of one step differ only through the sums, so
@@ -33,8 +36,9 @@ MAX_GRAPH_TOKENS = 512  # vLLM captures graphs up to min(2 max_num_seqs, 512) to
 class ForwardCost:
     """Seconds of one forward of a batch; the head of this file has the formula.
 
-    floor_s: seconds of a forward that only reads the weights. token_s: of a new token where compute is the limit.
-    sharpness: p, at least 1. context_s: of a token of context. request_s: of a row. uncaptured_s: more where num_tokens
+    floor_s: seconds of a forward of one token. ramp_s, ramp_tokens: what is added to it, and tokens by which 63% of that is.
+    token_s: of a new token where compute is the limit. sharpness: p, at least 1. context_s: of a token of context.
+    request_s: of a row. uncaptured_s: more where num_tokens
     exceeds max_graph_tokens. Raises ValueError where one is negative or not finite.
 
     >>> cost = ForwardCost(floor_s=0.03, token_s=0.0001, sharpness=2.0, context_s=1e-7)
@@ -48,6 +52,8 @@ class ForwardCost:
     context_s: float = 0.0
     request_s: float = 0.0
     uncaptured_s: float = 0.0
+    ramp_s: float = 0.0
+    ramp_tokens: float = 16.0
     max_graph_tokens: int = MAX_GRAPH_TOKENS
 
     def __post_init__(self) -> None:
@@ -55,6 +61,8 @@ class ForwardCost:
             value = getattr(self, field.name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{field.name} of a forward must be finite and at least 0, but got {value}.")
+        if not self.ramp_tokens:
+            raise ValueError("ramp_tokens must be above 0; where nothing rises, ramp_s is 0.")
         if self.sharpness < 1:
             raise ValueError(f"sharpness must be at least 1, where floor and slope add up, but got {self.sharpness}.")
 
@@ -63,7 +71,10 @@ class ForwardCost:
         if not num_tokens:
             return 0.0
         sharpness = self.sharpness
-        rooted: float = (self.floor_s**sharpness + (self.token_s * num_tokens) ** sharpness) ** (1 / sharpness)
+        weights_s = self.floor_s
+        if self.ramp_s:
+            weights_s -= self.ramp_s * math.expm1(-num_tokens / self.ramp_tokens)
+        rooted: float = (weights_s**sharpness + (self.token_s * num_tokens) ** sharpness) ** (1 / sharpness)
         total_s = rooted + self.context_s * context_tokens + self.request_s * num_requests
         return total_s + self.uncaptured_s if num_tokens > self.max_graph_tokens else total_s
 
@@ -71,7 +82,8 @@ class ForwardCost:
         """`seconds` of arrays that broadcast."""
         tokens = np.asarray(num_tokens, float)
         sharpness = self.sharpness
-        rooted = (self.floor_s**sharpness + (self.token_s * tokens) ** sharpness) ** (1 / sharpness)
+        weights_s = self.floor_s - self.ramp_s * np.expm1(-tokens / self.ramp_tokens)
+        rooted = (weights_s**sharpness + (self.token_s * tokens) ** sharpness) ** (1 / sharpness)
         total_s: Floats = (
             rooted + self.context_s * np.asarray(context_tokens) + self.request_s * np.asarray(num_requests)
         )

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from traces.fits.step_costs import AcceptanceByPosition, ForwardCost, StepCosts, read_step_costs
 
 COST = ForwardCost(
-    floor_s=0.034, token_s=1e-4, sharpness=3.0, context_s=1e-7, request_s=5e-6, uncaptured_s=2e-3, max_graph_tokens=512
+    floor_s=0.034,
+    token_s=1e-4,
+    sharpness=3.0,
+    context_s=1e-7,
+    request_s=5e-6,
+    uncaptured_s=2e-3,
+    ramp_s=3e-3,
+    max_graph_tokens=512,
 )
 
 
@@ -24,7 +31,7 @@ def test_one_step_and_an_array_of_steps_cost_the_same(num_tokens: int, context: 
 
 
 def test_few_tokens_cost_the_floor_and_many_cost_the_slope() -> None:
-    assert COST.seconds(1, 0, 0) == pytest.approx(COST.floor_s, rel=1e-6)
+    assert COST.seconds(1, 0, 0) == pytest.approx(COST.floor_s, rel=0.01)
     more = COST.seconds(80_000, 0, 0) - COST.seconds(70_000, 0, 0)
     assert more == pytest.approx(10_000 * COST.token_s, rel=1e-4)
 
@@ -35,6 +42,13 @@ def test_a_corner_lies_between_the_maximum_and_the_sum_of_its_roofs() -> None:
     assert (seconds >= np.maximum(0.03, 1e-4 * tokens)).all()
     assert (seconds <= 0.03 + 1e-4 * tokens).all()
     assert (np.diff(seconds) > 0).all()
+
+
+def test_the_floor_rises_with_the_first_tokens_and_no_further() -> None:
+    cost = ForwardCost(floor_s=0.01, ramp_s=0.02, ramp_tokens=16.0)
+    assert cost.seconds(16, 0, 16) == pytest.approx(0.01 + 0.02 * (1 - np.exp(-1)))
+    assert cost.seconds(400, 0, 400) == pytest.approx(0.03, rel=1e-9)
+    assert cost.seconds_array([16, 400], 0, 0) == pytest.approx([cost.seconds(16, 0, 0), cost.seconds(400, 0, 0)])
 
 
 def test_contexts_add_and_the_largest_graph_is_a_jump() -> None:
@@ -49,11 +63,16 @@ def test_a_forward_without_tokens_takes_no_time() -> None:
     assert COST.seconds_array(0, 0, 0) == 0.0
 
 
-@pytest.mark.parametrize("name", ["floor_s", "token_s", "context_s", "request_s", "uncaptured_s"])
+@pytest.mark.parametrize("name", ["floor_s", "token_s", "context_s", "request_s", "uncaptured_s", "ramp_s"])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_impossible_costs_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         ForwardCost(**{"floor_s": 0.03, name: value})
+
+
+def test_a_ramp_over_no_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="ramp_tokens"):
+        ForwardCost(floor_s=0.03, ramp_tokens=0.0)
 
 
 def test_a_sharpness_below_one_is_refused() -> None:
