@@ -12,6 +12,7 @@ import simpy
 from sim.devices import Device, Fifo
 from sim.serving.book import Book, Floats, Gaps, ReplicaTotals
 from sim.serving.costs import Costs
+from sim.serving.prefixes import PrefixCache
 from sim.serving.replica import Replica, StepRecord
 from sim.serving.rounds.base import Ints, RoundSource
 from sim.serving.settings import Placement, Server
@@ -90,6 +91,7 @@ def serve(
                 book=book,
                 prompt_tokens=workload.prompt_tokens,
                 output_tokens=workload.output_tokens,
+                prefixes=_prefixes(workload, server),
                 on_step=None if on_step is None else _with_replica(on_step, index),
             )
         )
@@ -110,6 +112,16 @@ def serve(
     if until_s is None:
         check_conservation(run)
     return run
+
+
+def _prefixes(workload: Workload, server: Server) -> PrefixCache | None:
+    """A replica's cache of prompts' beginnings, as large as its memory."""
+    if not server.prefix_caching:
+        return None
+    if workload.prefix_blocks is None:
+        raise ValueError("prefix_caching needs a workload with the blocks of its prompts (Mooncake's hash_ids).")
+    capacity = 1 << 40 if server.kv_tokens is None else server.kv_tokens // workload.prefix_block_tokens
+    return PrefixCache(workload.prefix_blocks, workload.prefix_block_tokens, capacity)
 
 
 def check_conservation(run: ServedRun) -> None:

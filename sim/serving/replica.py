@@ -23,6 +23,7 @@ from sim.devices import Device
 from sim.serving.batch import Chunk, StepPlan
 from sim.serving.book import Book, ReplicaTotals
 from sim.serving.costs import Costs
+from sim.serving.prefixes import PrefixCache
 from sim.serving.rounds.base import Ints, RoundSource, ServerLoad
 from sim.serving.running import RunningRequest, RunningRequests
 from sim.serving.settings import Server
@@ -74,11 +75,12 @@ class Replica:
         book: Book,
         prompt_tokens: Ints,
         output_tokens: Ints,
+        prefixes: PrefixCache | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
         self._env, self._server, self._costs, self._source = env, server, costs, source
         self._target, self._draft, self._book, self._on_step = target, draft, book, on_step
-        self._prompt_tokens, self._output_tokens = prompt_tokens, output_tokens
+        self._prompt_tokens, self._output_tokens, self._prefixes = prompt_tokens, output_tokens, prefixes
         self._waiting: deque[_Prompt] = deque()
         self._prompts: list[_Prompt] = []  # being read
         self._running = RunningRequests(server.max_num_seqs, source.max_pending + 1)
@@ -202,11 +204,11 @@ class Replica:
             if budget <= 0 or prompt not in self._prompts:
                 break
             before = len(plan.chunks)
-            free, budget = self._read(prompt, plan, free, budget, reserve=0)
+            free, budget = self._read(prompt, plan, free, budget)
             while len(plan.chunks) == before and self._prompts[-1] is not prompt:
                 self._preempt(plan)
                 is_short = True
-                free, budget = self._read(prompt, plan, self._free_blocks(plan), budget, reserve=0)
+                free, budget = self._read(prompt, plan, self._free_blocks(plan), budget)
         while self._waiting and not is_short and budget > 0:
             if self._running.count + len(self._prompts) >= server.max_num_seqs:
                 break
@@ -214,20 +216,26 @@ class Replica:
             if prompt.first_step > step:
                 break
             before = len(plan.chunks)
+            if self._prefixes is not None:
+                prompt.num_read = self._prefixes.num_known(prompt.request, prompt.num_tokens)
             if prompt.num_tokens:
-                free, budget = self._read(prompt, plan, free, budget, reserve=server.num_watermark_blocks)
+                free, budget = self._read(prompt, plan, free, budget, reserve=server.num_watermark_blocks, is_new=True)
                 if len(plan.chunks) == before:
+                    prompt.num_read = 0
                     break
             else:  # a prompt of one token, which the first round itself reads
                 plan.chunks.append(Chunk(prompt.request, 0, 0, True))
             self._waiting.popleft()
             self._prompts.append(prompt)
 
-    def _read(self, prompt: _Prompt, plan: StepPlan, free: int, budget: int, *, reserve: int) -> tuple[int, int]:
+    def _read(
+        self, prompt: _Prompt, plan: StepPlan, free: int, budget: int, *, reserve: int = 0, is_new: bool = False
+    ) -> tuple[int, int]:
         """Add a piece of a prompt to the plan, if its blocks are free; gives what is left of both."""
         take = min(prompt.num_tokens - prompt.num_read, budget)
         if self._server.num_blocks is not None:
-            held = self._blocks(prompt.num_read) if prompt.num_read else 0
+            is_held = prompt.num_read and not is_new
+            held = self._blocks(prompt.num_read) if is_held else 0
             need = self._blocks(prompt.num_read + take) - held
             if need > free - reserve:
                 return free, budget
@@ -331,6 +339,8 @@ class Replica:
                 reading.append(prompt)
                 continue
             request, context = prompt.request, prompt.num_tokens
+            if self._prefixes is not None:
+                self._prefixes.add(request)
             left, place = prompt.left, prompt.place
             if place >= 0:
                 self._resumed.append(prompt.delivered_s)

@@ -29,6 +29,7 @@ class Server:
     joins_draft_prefill: whether the draft reads a prompt as a part of its next forward, as in vLLM, or beside the target.
     schedules_ahead: whether a step is planned while the one before it runs (vLLM's async scheduling), so that a request that
     comes during a step is not in the next one but in the one after.
+    prefix_caching: whether beginnings of prompts that were read before are not read again, where the workload knows them.
     client_s: time that each request spends outside of the scheduler before it is queued.
     """
 
@@ -43,6 +44,7 @@ class Server:
     joins_draft_prefill: bool = True
     schedules_ahead: bool = False
     client_s: float = 0.0
+    prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_tokens"):

@@ -212,6 +212,29 @@ def test_a_prefix_aware_router_sends_equal_beginnings_to_one_replica() -> None:
     assert sorted(totals.num_emitted + totals.num_first for totals in run.replicas) == [3, 27]
 
 
+def test_known_beginnings_are_not_read_again() -> None:
+    requests = workload_of(*[(10.0 * index, 40, 2) for index in range(4)])
+    known = Workload(
+        arrival_s=requests.arrival_s,
+        prompt_tokens=requests.prompt_tokens,
+        output_tokens=requests.output_tokens,
+        prefix_blocks=((1, 2, 3, 4), (1, 2, 9, 4), (7, 2, 3, 4), (1, 2, 3, 4)),
+        prefix_block_tokens=10,
+    )
+
+    def read(**server: object) -> list[tuple[int, int]]:
+        steps: list[StepRecord] = []
+        served(known, steps=steps, prefix_caching=True, **server)
+        return [(chunk.num_tokens, chunk.context_tokens) for step in steps for chunk in step.plan.chunks]
+
+    # The second shares two blocks; the third none, for its first one differs; the fourth all, and reads its last token.
+    assert read() == [(40, 0), (20, 20), (40, 0), (1, 39)]
+    # Of five blocks the first one, used longest ago, is forgotten when the third request has brought its own.
+    assert read(kv_tokens=53) == [(40, 0), (20, 20), (40, 0), (40, 0)]
+    with pytest.raises(ValueError, match="prefix_caching needs a workload with the blocks"):
+        served(requests, prefix_caching=True)
+
+
 @pytest.mark.parametrize("placement", Placement)
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_method_serves_a_batch(name: str, placement: Placement, make_trace: Callable[..., RequestTrace]) -> None:
