@@ -82,7 +82,8 @@ def test_its_operations_calibrate_as_they_did(run: Run) -> None:
     """Every kind of operation has kept its meaning: all coefficients, factors and the round check are the old ones."""
     old, new = Calibration.load(FOLDER / "calibration.json"), calibrate(run, seed=0)
     assert set(old.fits) == {"draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host"}
-    assert new.report() == old.report()
+    assert "8 ran beside other load" in new.doubt  # what the first version did not say
+    assert dataclasses.replace(new, doubt="").report() == old.report()
     for group, fit in old.fits.items():
         assert new.fits[group].coefficients == pytest.approx(fit.coefficients, rel=1e-9)
         assert new.fits[group].ratios == pytest.approx(fit.ratios, rel=1e-9)

@@ -23,6 +23,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import yaml
 
+from traces.folder.checks import MEASURED, problem_of
 from traces.folder.tables import (
     EXTRA_COLUMNS,
     READABLE_VERSIONS,
@@ -39,7 +40,6 @@ from traces.schema import SCHEMA_VERSION, RequestRecord, RequestTrace, Round
 PARTS = "parts"
 MAX_SETTINGS_BYTES = 4 << 20  # YAML is read slowly
 MAX_REPORT_BYTES = 256 << 20
-MEASURED = ("ops", "rounds", "requests")  # tables in which every value is known
 INCOMPLETE, COMPLETE = "incomplete", "complete"
 
 
@@ -199,20 +199,9 @@ def read_table(path: Path, name: str) -> Any:
         table = table.cast(SCHEMAS[name])
     except pa.ArrowException as error:
         raise RunError(f"{path} has columns of other types ({reason_of(error)}); copy or record it again.") from error
-    if name in MEASURED:
-        _check_values(table, path)
+    if problem := problem_of(table, name):
+        raise RunError(f"{path} has {problem}; copy or record it again.")
     return table
-
-
-def _check_values(table: Any, path: Path) -> None:
-    """Measurements are whole: no value is missing, and every number is finite."""
-    for field in table.schema:
-        column = table.column(field.name)
-        if column.null_count:
-            raise RunError(f"{path} has {column.null_count} missing values in {field.name}; copy or record it again.")
-        if pa.types.is_floating(field.type) and not np.isfinite(values := column.to_numpy()).all():
-            row = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise RunError(f"{path} has {values[row]} in {field.name}, row {row}; copy or record it again.")
 
 
 def _check_version(path: Path, version: Any) -> int:

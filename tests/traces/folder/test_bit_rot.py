@@ -59,3 +59,56 @@ def test_missing_and_infinite_values_are_refused(whole: Path, name: str, column:
             getattr(read_run(whole), name)
     finally:
         path.write_bytes(data)
+
+
+def _changed(table: pa.Table, column: str, row: int, value: float | None) -> pa.Table:
+    values = table.column(column).to_pylist()
+    values[row] = value
+    index = table.schema.get_field_index(column)
+    return table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("alignment", "rank", -1),
+        ("alignment", "rank", None),
+        ("alignment", "position", -4),
+        ("alignment", "tail_length", -2),
+        ("alignment", "tail_length", None),
+        ("alignment", "tail_depth", -1),
+        ("alignment", "draft_max_prob", 1.5),
+        ("alignment", "draft_max_prob", None),
+        ("alignment", "draft_entropy", -1.0),
+        ("alignment", "draft_entropy", np.inf),
+        ("alignment", "draft_margin", -0.5),
+        ("alignment", "class_reject", 0.5),
+        ("alignment", "target_entropy", np.nan),
+        ("alignment", "overlap", 7.0),
+        ("tails", "max_prob", None),
+        ("tails", "entropy", np.inf),
+        ("tails", "margin", -1.0),
+        ("tails", "depth", -1),
+        ("tails", "position", None),
+    ],
+)
+def test_ranks_and_signals_that_cannot_be_are_refused(whole: Path, name: str, column: str, value: float | None) -> None:
+    path = whole / f"{name}.parquet"
+    data = path.read_bytes()
+    pq.write_table(_changed(pq.read_table(path), column, 3, value), path)
+    try:
+        with pytest.raises(RunError, match=rf"{name}\.parquet has .* in {column}") as refusal:
+            read_run(whole).traces()
+        assert "\n" not in str(refusal.value)
+    finally:
+        path.write_bytes(data)
+
+
+def test_the_margin_of_a_law_of_one_token_is_infinite(whole: Path) -> None:
+    path = whole / "alignment.parquet"
+    data = path.read_bytes()
+    pq.write_table(_changed(pq.read_table(path), "draft_margin", 3, np.inf), path)
+    try:
+        assert read_run(whole).traces()[0].signals[3].margin == np.inf
+    finally:
+        path.write_bytes(data)

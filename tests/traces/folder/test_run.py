@@ -31,8 +31,10 @@ from traces.schema import (
     Signal,
 )
 
-numbers = st.floats(allow_nan=False, width=64)
-signals = st.builds(Signal, numbers, numbers, numbers)
+probabilities = st.floats(0, 1, width=64)
+signals = st.builds(
+    Signal, probabilities, st.floats(0, allow_infinity=False, width=64), st.floats(0, allow_nan=False, width=64)
+)
 small = st.integers(0, 1000)
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)  # measurements are
 times = st.builds(RoundTimes, finite, finite, finite, finite)
@@ -48,7 +50,7 @@ def request_traces(draw: st.DrawFn) -> RequestTrace:
         for position in draw(st.sets(st.integers(0, num)))
     }
     on_path = draw(st.lists(signals, min_size=num, max_size=num)) if draw(st.booleans()) else []
-    classes = st.lists(st.tuples(numbers, numbers, numbers), min_size=num + 1, max_size=num + 1)
+    classes = st.lists(st.tuples(probabilities, probabilities, probabilities), min_size=num + 1, max_size=num + 1)
     return RequestTrace(
         request_id=0,
         prompt_id="prompt é\n",
