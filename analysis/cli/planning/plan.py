@@ -132,7 +132,7 @@ def _check(path: Path, output_dir: Path, fit_k: str, fit_concurrency: str, worke
     from rich.table import Table
 
     from analysis.explore.scale_out import Workers
-    from analysis.plan.check import check_server_table
+    from analysis.plan.measured.check import check_server_table
 
     result = check_server_table(
         path,

@@ -15,9 +15,9 @@ from statistics import fmean
 import pandas as pd
 
 from analysis.explore.scale_out import Workers, run_tasks
-from analysis.plan.check_errors import Cell, CheckErrors, errors_of
-from analysis.plan.server_fit import ServerFit, fit_server
-from analysis.plan.server_runs import Engine
+from analysis.plan.measured.benches import Engine
+from analysis.plan.measured.errors import Cell, CheckErrors, errors_of
+from analysis.plan.measured.fit import ServerFit, fit_server
 from traces.importers.base import ForeignTraceError
 from traces.importers.server_bench import ServerBench, read_server_bench
 

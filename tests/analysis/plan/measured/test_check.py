@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 
 from analysis.explore.scale_out import Workers
-from analysis.plan.check import CheckResult, check_server_table
-from analysis.plan.check_errors import Cell, chosen_length, errors_of, has_wrong_sign, regrets
-from analysis.plan.server_runs import Engine, simulate_bench
+from analysis.plan.measured.benches import Engine, simulate_bench
+from analysis.plan.measured.check import CheckResult, check_server_table
+from analysis.plan.measured.errors import Cell, chosen_length, errors_of, has_wrong_sign, regrets
 from traces.fits.step_costs import AcceptanceByPosition, ForwardCost, StepCosts
 from traces.importers.server_bench import ServerBench
 
 TARGET = ForwardCost(floor_s=0.020, token_s=8e-5, sharpness=4.0, context_s=1e-7, request_s=2e-5, uncaptured_s=3e-3)
 DRAFT = ForwardCost(floor_s=0.0015, token_s=1e-5, sharpness=4.0, context_s=3e-8, request_s=1e-5)
 ACCEPTANCE = AcceptanceByPosition((0.7, 0.75, 0.8, 0.8, 0.8, 0.8))
-SERVING = Path(__file__).parents[3] / ".." / "shared" / "data" / "serving"
+SERVING = Path(__file__).parents[4] / ".." / "shared" / "data" / "serving"
 COLUMNS = (
     "dataset,method,draft,k,kv_tokens,n_requests,max_concurrency,request_rate,duration_s,input_tokens,output_tokens,"
     "output_tok_s,mean_tpot_ms,median_ttft_ms,per_position_pct"

@@ -23,7 +23,7 @@ from traces.fits.step_costs import AcceptanceByPosition, ForwardCost, StepCosts
 from traces.schema import RequestTrace
 from traces.workload import Workload
 
-SERVING = Path(__file__).parents[3] / ".." / "shared" / "data" / "serving"
+SERVING = Path(__file__).parents[4] / ".." / "shared" / "data" / "serving"
 
 
 def rows_of(name: str) -> list[dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Measured servers: their benchmarks simulated, their costs fitted, and the predictions checked."""
