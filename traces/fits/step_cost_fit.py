@@ -97,7 +97,7 @@ def target_prior(floor_s: float, *, max_graph_tokens: int | None = None) -> Prio
         ramp_tokens=16.0,
     )
     spread = {
-        "floor_s": 1.0, "token_s": 0.7, "sharpness": 0.1, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5,
+        "floor_s": 1.0, "token_s": 0.5, "sharpness": 0.1, "context_s": 1.0, "request_s": 1.0, "uncaptured_s": 1.5,
         "ramp_s": 2.0, "ramp_tokens": 0.7,
     }  # fmt: skip
     if max_graph_tokens is not None:

@@ -2,7 +2,7 @@
 
 The columns are vLLM's names where it has one, and times are milliseconds as there. Needed: method, draft, k, n_requests,
 max_concurrency, request_rate, duration_s, input_tokens, output_tokens, output_tok_s, mean_tpot_ms, median_ttft_ms; where k > 0
-also per_position_pct or acceptance_length. Read where they are there: dataset, kv_tokens, mean_ttft_ms, p99_ttft_ms,
+also per_position_pct or acceptance_length. Read where they are there: dataset, kv_tokens, drafts, mean_ttft_ms, p99_ttft_ms,
 median_tpot_ms, p99_tpot_ms. Other columns are left alone.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.importers.base import ForeignTraceError, numbered_lines
 
+MAX_DRAFTED_SHARE = 0.95  # above, steps without a draft are the ends of requests
 MAX_RISE = 0.01  # marginal acceptance rounded to whole percent may seem to rise by so much
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -49,6 +50,7 @@ class _Line:
     median_tpot_ms: _NotNegative | None = None
     p99_tpot_ms: _NotNegative | None = None
     acceptance_length: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    drafts: _NotNegative | None = None
     per_position_pct: str = ""
 
 
@@ -61,15 +63,17 @@ _NEEDED = ("method", "draft", *(field.name for field in fields(_Line) if field.d
 class ServerBench:
     """One benchmark of a server.
 
-    dataset, method, draft: names as the file has them; draft is "" where there is none. draft_length: K; 0 is decoding without
-    speculation. kv_tokens: tokens that the memory for keys and values holds, as the engine's log says; None: unknown.
+    dataset, method, draft: names as the file has them. draft is "" without speculation; a method that needs no draft model
+    (n-gram) is its own draft, and a draft that serves several methods is named with each. draft_length: K; 0 is decoding
+    without speculation. kv_tokens: tokens that the memory for keys and values holds, as the engine's log says; None: unknown.
     num_requests, arrivals_per_s, max_concurrency: Poisson arrivals at this rate (infinite: all at once), and at most so many
     requests at the server. duration_s: from the start, before
     the first request is sent, to the last token.
     input_tokens, output_tokens: summed over the requests. output_tokens_per_s: output tokens over duration.
     mean_tpot_s, median_tpot_s, p99_tpot_s: (last token - first token) / (output tokens - 1), one value a request.
     median_ttft_s, mean_ttft_s, p99_ttft_s: from sending to the first token; a wait for the concurrency bound is not in it.
-    acceptance: by position; None where draft_length is 0. line: in the file.
+    acceptance: by position, of all steps: where the method proposed nothing in some, these count as rejected. None where
+    draft_length is 0. line: in the file.
     """
 
     dataset: str
@@ -113,7 +117,7 @@ def read_server_bench(path: str | Path) -> list[ServerBench]:
     header = [name.strip() for name in _cells(where, header_line)]
     if missing := [name for name in _NEEDED if name not in header]:
         raise ForeignTraceError(f"{where}: the table lacks the columns {', '.join(missing)}; see `traces.importers`.")
-    rows = []
+    rows: list[ServerBench] = []
     for where, line in lines:
         cells = _cells(where, line)
         if len(cells) != len(header):
@@ -121,7 +125,13 @@ def read_server_bench(path: str | Path) -> list[ServerBench]:
         rows.append(_row(where, dict(zip(header, cells, strict=True))))
     if not rows:
         raise ForeignTraceError(f"{path} has a header and no rows; give one benchmark a row.")
-    return rows
+    methods: dict[str, set[str]] = {}
+    for row in rows:
+        methods.setdefault(row.draft, set()).add(row.method)
+    return [
+        replace(row, draft=f"{row.method} {row.draft}") if row.draft and len(methods[row.draft]) > 1 else row
+        for row in rows
+    ]
 
 
 def _cells(where: str, line: bytes) -> list[str]:
@@ -148,7 +158,7 @@ def _row(where: str, cells: dict[str, str]) -> ServerBench:
     return ServerBench(
         dataset=row.dataset,
         method=row.method,
-        draft="" if row.draft.lower() in ("none", "-") else row.draft,
+        draft=_draft(row),
         draft_length=row.k,
         kv_tokens=row.kv_tokens,
         num_requests=row.n_requests,
@@ -169,6 +179,12 @@ def _row(where: str, cells: dict[str, str]) -> ServerBench:
     )
 
 
+def _draft(row: _Line) -> str:
+    if not row.k:
+        return ""
+    return row.method if row.draft.lower() in ("", "none", "-") else row.draft
+
+
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1e3
 
@@ -184,7 +200,8 @@ def _acceptance(where: str, row: _Line) -> AcceptanceByPosition:
             raise ForeignTraceError(
                 f"{where}: acceptance_length {row.acceptance_length:g} exceeds k + 1 = {row.k + 1}."
             )
-        return AcceptanceByPosition((_constant_chance(row.acceptance_length, row.k),))
+        drafted = _drafted_share(row, row.acceptance_length)
+        return AcceptanceByPosition((_constant_chance(1 + drafted * (row.acceptance_length - 1), row.k),))
     try:
         rates = [float(rate) for rate in row.per_position_pct.split(";")]
     except ValueError:
@@ -204,7 +221,19 @@ def _acceptance(where: str, row: _Line) -> AcceptanceByPosition:
                 "position; it is the share of all drafts that was accepted at least so far."
             )
         marginal.append(min(share, before))
-    return AcceptanceByPosition.from_marginal(marginal)
+    drafted = _drafted_share(row, 1 + sum(marginal))
+    return AcceptanceByPosition.from_marginal([share * drafted for share in marginal])
+
+
+def _drafted_share(row: _Line, acceptance_length: float) -> float:
+    """Share of the steps in which something was drafted; other steps give one token. About 1 is 1, but for rounding.
+
+    Tokens after the first of each request are drafts x acceptance_length + other steps x 1.
+    """
+    if row.drafts is None:
+        return 1.0
+    num_steps = row.output_tokens - row.n_requests - row.drafts * (acceptance_length - 1)
+    return row.drafts / num_steps if num_steps > row.drafts / MAX_DRAFTED_SHARE else 1.0
 
 
 def _scale(rates: Sequence[float], acceptance_length: float | None) -> float:

@@ -65,6 +65,25 @@ def test_an_acceptance_length_alone_is_enough(table: Path) -> None:
     assert read.mean_acceptance_length == pytest.approx(2.24)
 
 
+def test_a_method_without_a_draft_model_is_its_own_draft(table: Path) -> None:
+    table.write_text("\n".join([HEADER, PLAIN, DRAFTED.replace("draft_model,Small", "ngram,")]))
+    assert [row.draft for row in read_server_bench(table)] == ["", "ngram"]
+
+
+def test_a_draft_of_two_methods_is_two_drafts(table: Path) -> None:
+    table.write_text("\n".join([HEADER, PLAIN, DRAFTED, DRAFTED.replace("draft_model", "parallel")]))
+    assert [row.draft for row in read_server_bench(table)] == ["", "draft_model Small", "parallel Small"]
+
+
+def test_steps_without_a_draft_lower_the_acceptance(table: Path) -> None:
+    """10000 tokens of 50 requests; 2000 drafts of 2.24 tokens leave 9950 - 4480 steps of one token."""
+    header = HEADER.replace("anything", "drafts")
+    table.write_text("\n".join([header, DRAFTED.removesuffix("x") + "2000", DRAFTED.removesuffix("x") + "4450"]))
+    rare, always = read_server_bench(table)
+    assert rare.mean_acceptance_length == pytest.approx(9950 / (2000 + 9950 - 4480), rel=1e-6)
+    assert always.mean_acceptance_length == pytest.approx(2.24)
+
+
 def test_a_rate_may_be_infinite_and_a_memory_unknown(table: Path) -> None:
     table.write_text(f"{HEADER}\n{PLAIN.replace(',1.0,', ',inf,').replace('69232', '')}\n")
     (read,) = read_server_bench(table)
