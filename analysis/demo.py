@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from analysis.check.validate import VALIDATION, PolicyCheck, Validation, validate_run
+from analysis.check.validate import validate_run
+from analysis.check.validation import VALIDATION, PolicyCheck, Validation
 from analysis.cli.progress import progress_bar
 from analysis.cli.tables import print_doubt, print_speeds, print_validation, short_label
 from analysis.explore.exploration import Exploration, explore_run

@@ -22,6 +22,7 @@ from sim.decoding.policies.catalog import parse_policy
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
+from traces.metrics.machine_speed import MachineSpeed
 from traces.metrics.speeds import measured_speeds
 
 FOLDER = Path(__file__).parent / "data" / "run_v1"
@@ -80,7 +81,7 @@ def test_its_measured_speeds_are_the_same(run: Run) -> None:
 
 def test_its_operations_calibrate_as_they_did(run: Run) -> None:
     """Every kind of operation has kept its meaning: all coefficients, factors and the round check are the old ones."""
-    old, new = Calibration.load(FOLDER / "calibration.json"), calibrate(run, seed=0)
+    old, new = Calibration.load(FOLDER / "calibration.json"), calibrate(run, seed=0, machine=MachineSpeed())
     assert set(old.fits) == {"draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host"}
     assert "8 ran beside other load" in new.doubt  # what the first version did not say
     assert dataclasses.replace(new, doubt="").report() == old.report()

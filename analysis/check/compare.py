@@ -14,7 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.check.reports import read_report, write_report
-from analysis.check.validate import VALIDATION, Validation, validate
+from analysis.check.uncertainty import UNKNOWN_SPREAD, calibration_spread
+from analysis.check.validate import validate
+from analysis.check.validation import VALIDATION, Validation
 from analysis.study.candidates import (
     CALIBRATION_POLICIES,
     HRAD_CALIBRATION_POLICIES,
@@ -24,12 +26,14 @@ from analysis.study.candidates import (
 )
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
+from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
 from traces.folder.run import Run
 from traces.folder.writer import check_new_folder
 from traces.metrics.counts import count_rounds
+from traces.metrics.machine_speed import drift_sentence, machine_speed_of
 from traces.progress import Report, Stages, silent_stages
 from traces.schema import RequestTrace
 
@@ -42,8 +46,9 @@ COMPARISON = "comparison"
 @dataclass(frozen=True, kw_only=True)
 class ComparedPolicy:
     """One row of the table. Rollback in the three definitions of METHOD Q14: rejected / submitted draft tokens; drafted but
-    never emitted / drafted; target positions that emitted nothing / all target positions. note: why the times of its run
-    support no claim. reason: why tokens or rounds of its run are not identical."""
+    never emitted / drafted; target positions that emitted nothing / all target positions. Speed-ups are of adjusted
+    times (`traces.metrics.machine_speed`), except in old reports, which have no adjusted speeds. note: why the times of its
+    run support no claim. reason: why tokens or rounds of its run are not identical."""
 
     family: str
     policy: str
@@ -62,6 +67,9 @@ class ComparedPolicy:
     rounds_identical: bool
     note: str = ""
     reason: str = ""
+    adjusted_tokens_per_s: float | None = None
+    adjusted_interval: tuple[float, float] | None = None
+    drift_range: tuple[float, float] | None = None
 
     @property
     def is_identical(self) -> bool:
@@ -98,8 +106,8 @@ def compared_policies(
                     tokens_per_s=check.measured_tokens_per_s,
                     tokens_per_s_interval=check.measured_interval,
                     predicted_tokens_per_s=check.predicted_tokens_per_s,
-                    speedup_over_autoregressive=check.speedup_over_autoregressive,
-                    speedup_interval=check.speedup_interval,
+                    speedup_over_autoregressive=check.speedup,
+                    speedup_interval=check.best_speedup_interval,
                     tokens_per_target_forward=counts.tokens_per_target_forward,
                     rollback_rate=counts.rejected_rate,
                     wasted_draft_rate=counts.wasted_draft_rate,
@@ -109,6 +117,9 @@ def compared_policies(
                     rounds_identical=bool(check.rounds_identical),
                     note=validation.note,
                     reason=validation.reason,
+                    adjusted_tokens_per_s=check.adjusted_tokens_per_s,
+                    adjusted_interval=check.adjusted_interval,
+                    drift_range=validation.drift_range,
                 )
             )
     return rows
@@ -189,7 +200,7 @@ def _compare_pair(
     """The comparison with one draft."""
     from executor.pair import Session
     from executor.recording.recorder import record, record_run
-    from executor.recording.schedule import make_requests, rotated
+    from executor.recording.schedule import in_blocks, make_requests
 
     recorded_dir, compared_dir = (output_dir / f"{name}{suffix}" for name in ("recorded", "compared"))
     decoding, prompts = settings.decoding, settings.prompts
@@ -209,14 +220,20 @@ def _compare_pair(
             prompts=replace(prompts, skip=prompts.skip + prompts.num),
             repeats=repeats,
         )
-        schedule = [
-            entry
-            for entry in rotated(make_requests(measuring, session), policies, repeats)
-            if entry.policy in families[entry.request.sampling.temperature].values()
-        ]
+        blocks = in_blocks(
+            make_requests(measuring, session),
+            lambda request: list(dict.fromkeys(families[request.sampling.temperature].values())),
+            repeats=repeats,
+            seed=decoding.seed,
+            twin=Autoregressive(),
+        )
         with progress("measuring") as report:
-            measured = record(schedule, measuring, compared_dir, session=session, progress=report)
-    validation = validate(measured, traces, latency, seed=decoding.seed)
+            measured = record(blocks, measuring, compared_dir, session=session, progress=report)
+    spread = UNKNOWN_SPREAD
+    if fit is None:
+        machine = machine_speed_of(recorded.requests, recorded.rounds)
+        spread = calibration_spread(recorded, machine, [Autoregressive(), *policies], traces)
+    validation = validate(measured, traces, latency, seed=decoding.seed, spread=spread)
     rows = compared_policies(measured, validation, families)
     write_report(compared_dir, VALIDATION, validation)
     write_report(compared_dir, COMPARISON, rows)
@@ -249,7 +266,8 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
         names = (
             "method",
             "tok/s\n[95%]",
-            "predicted",
+            "adj.",
+            "pred.",
             "speed\nup",
             "tok /\nfwd",
             "rolled\nback",
@@ -265,6 +283,7 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
             table.add_row(
                 row.family,
                 f"{row.tokens_per_s:.0f}\n\\[{low:.0f}, {high:.0f}]",
+                "" if row.adjusted_tokens_per_s is None else f"{row.adjusted_tokens_per_s:.0f}",
                 f"{row.predicted_tokens_per_s:.0f}",
                 "" if row.speedup_over_autoregressive is None else f"{row.speedup_over_autoregressive:.2f}",
                 f"{row.tokens_per_target_forward:.2f}",
@@ -275,6 +294,8 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
         console.print(table)
     if any(row.family == "prompt_lookup" for row in rows):
         console.print("prompt lookup ran apart, with autoregressive decoding of its own: its speed-up is what compares")
+    for drift in filter(None, dict.fromkeys(drift_sentence(row.drift_range) for row in rows if row.drift_range)):
+        console.print(drift)
     same = all(row.is_identical for row in rows)
     console.print(f"tokens and replayed rounds identical for every method: {'yes' if same else 'NO'}")
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):

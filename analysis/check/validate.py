@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
+from analysis.check.claims import reasons_against
 from analysis.check.identity import (
     RoundComparison,
     compare_rounds,
@@ -15,8 +14,11 @@ from analysis.check.identity import (
     why_rounds_differ,
     why_tokens_differ,
 )
+from analysis.check.precision import Effort, Watch, widest_interval
 from analysis.check.predict import predict, speed_of
-from analysis.check.reports import read_report, write_report
+from analysis.check.reports import write_report
+from analysis.check.uncertainty import UNKNOWN_SPREAD, Spread, calibration_spread, widened
+from analysis.check.validation import VALIDATION, PolicyCheck, Validation
 from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of
 from executor.recording.settings import RecordSettings, read_settings
 from sim.decoding.policies.base import Policy
@@ -27,84 +29,34 @@ from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
 from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
-from traces.metrics.speeds import Speed, doubt_of, measured_speeds, mismatched_prompts
+from traces.metrics.machine_speed import MachineSpeed, machine_speed_of
+from traces.metrics.speeds import Speed, measured_speeds, mismatched_prompts, same_policy_difference
 from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
-VALIDATION = "validation"
-BUSY = "other processes were using the cores: these times support no claim"
-BUSY_SHARE = 0.10  # cores kept busy by others above which no claim about speed is made
+BASELINE = "autoregressive"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyCheck:
-    """One policy at one temperature. relative_error = predicted / measured - 1.
-
-    latency_error: what is left of it when the simulator is given the acceptance of the very prompts measured;
-    acceptance_error: the rest, what the recorded prompts and the held-out ones differ by.
-    tokens_identical: whether its tokens are those of autoregressive decoding, None where that is not claimed.
-    rounds_identical: whether its rounds are the replayed ones, but for rounding. Both are None in old reports.
-    """
-
-    policy: str
-    temperature: float
-    predicted_tokens_per_s: float
-    predicted_interval: tuple[float, float]
-    measured_tokens_per_s: float
-    measured_interval: tuple[float, float]
-    relative_error: float
-    latency_error: float
-    acceptance_error: float
-    speedup_over_autoregressive: float | None
-    speedup_interval: tuple[float, float] | None
-    predicted_speedup: float | None
-    tokens_identical: bool | None = None
-    rounds_identical: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """What validation.json holds. regret: best measured speed over that of the predicted best, minus 1;
-    the worst over temperatures. rounds_identical: but for requests whose rounds turned on the last digits of a signal, which
-    are counted (`analysis.check.identity`). note: why the times support no claim. reason: why tokens or rounds are not
-    identical; both empty where there is nothing to say."""
-
-    policies: list[PolicyCheck]
-    mean_abs_relative_error: float
-    worst_abs_relative_error: float
-    mean_abs_latency_error: float
-    worst_abs_latency_error: float
-    regret: float
-    tokens_identical: bool | None
-    rounds_identical: bool
-    num_rounds_compared: int
-    num_requests_within_rounding: int
-    contention: dict[str, float]
-    is_claim: bool
-    note: str
-    reason: str = ""
-
-    @property
-    def is_identical(self) -> bool:
-        """Whether tokens and rounds are those that they should be, or nothing is claimed of them."""
-        return self.tokens_identical is not False and self.rounds_identical
-
-
-def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyModel, *, seed: int = 0) -> Validation:
+def validate(
+    measured: Run,
+    recorded: Sequence[RequestTrace],
+    latency: LatencyModel,
+    *,
+    seed: int = 0,
+    machine: MachineSpeed | None = None,
+    spread: Spread = UNKNOWN_SPREAD,
+) -> Validation:
     """Compare a measured run with what the simulator says of its policies. Raises ValueError where nothing was recorded.
 
     measured: an executed run with alignment, on prompts that `recorded` does not hold.
-    recorded: the traces that the prediction may use; latency: calibrated on their run.
+    recorded: the traces that the prediction may use; latency: calibrated on their run. machine: its speed while it measured;
+    None where the run itself is to tell. spread: what the calibration adds to the uncertainty of predictions.
     """
-    speeds = measured_speeds(measured.requests, measured.rounds)
+    machine = machine or machine_speed_of(measured.requests, measured.rounds)
+    speeds, rounds_adjusted = measured_speeds(measured.requests, measured.rounds), machine.adjusted(measured.rounds)
+    adjusted = measured_speeds(measured.requests, rounds_adjusted)
     policies = [parse_policy(label) for label in dict.fromkeys(speed.policy for speed in speeds)]
-    temperatures = {speed.temperature for speed in speeds}
-    usable = [trace for trace in recorded if trace.temperature in temperatures]
-    missing = temperatures - {trace.temperature for trace in usable}
-    if missing:
-        raise ValueError(
-            f"the recorded run holds no trace at temperature {', '.join(map(str, sorted(missing)))}; record there too."
-        )
+    usable = _usable(recorded, {speed.temperature for speed in speeds})
     predicted = predict(policies, usable, latency, seed=seed).speeds
     informed = predict(policies, measured.traces(), latency, seed=seed).speeds
     rounds = compare_rounds(measured)
@@ -115,8 +67,8 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
     checks = [
         _check(
             speed,
-            speed_of(predicted, speed.policy, speed.temperature),
-            speed_of(informed, speed.policy, speed.temperature),
+            *(speed_of(others, speed.policy, speed.temperature) for others in (adjusted, predicted, informed)),
+            spread=spread,
             tokens_identical=(speed.policy, speed.temperature) not in different if has_own_tokens else None,
             rounds_identical=rounds.is_same(speed.policy, speed.temperature),
         )
@@ -128,32 +80,47 @@ def validate(measured: Run, recorded: Sequence[RequestTrace], latency: LatencyMo
         why_tokens_differ(measured.requests, dtype) if tokens_identical is False else "",
         why_rounds_differ(rounds.mismatches, dtype),
     )
-    return _summarised(
-        checks,
-        rounds,
-        dict(measured.summary.get("contention", {})),
-        tokens_identical=tokens_identical,
-        doubts=(
-            doubt_of(sum(speed.num_unclean for speed in speeds), sum(speed.num_requests for speed in speeds)),
-            doubt_of_latency(latency),
-        ),
-        reason="; ".join(filter(None, reasons)),
+    contention = dict(measured.summary.get("contention", {}))
+    difference = same_policy_difference(measured.requests, rounds_adjusted)
+    doubts = reasons_against(
+        contention,
+        num_unclean=sum(speed.num_unclean for speed in speeds),
+        num_requests=sum(speed.num_requests for speed in speeds),
+        machine=machine,
+        same_policy_difference=difference,
+        latency_doubt=doubt_of_latency(latency),
+    )
+    found = _summarised(checks, rounds, tokens_identical=tokens_identical, reason="; ".join(filter(None, reasons)))
+    return replace(
+        found,
+        contention=contention,
+        is_claim=not doubts,
+        note="; ".join(doubts),
+        same_policy_difference=difference,
+        drift_range=machine.range,
+        widest_interval=widest_interval(adjusted),
     )
 
 
+def _usable(recorded: Sequence[RequestTrace], temperatures: Collection[float]) -> list[RequestTrace]:
+    """The recorded traces at these temperatures, each of which needs some."""
+    usable = [trace for trace in recorded if trace.temperature in temperatures]
+    missing = set(temperatures) - {trace.temperature for trace in usable}
+    if missing:
+        raise ValueError(
+            f"the recorded run holds no trace at temperature {', '.join(map(str, sorted(missing)))}; record there too."
+        )
+    return usable
+
+
 def _summarised(
-    checks: list[PolicyCheck],
-    rounds: RoundComparison,
-    contention: dict[str, float],
-    *,
-    tokens_identical: bool | None,
-    doubts: Sequence[str],
-    reason: str,
+    checks: list[PolicyCheck], rounds: RoundComparison, *, tokens_identical: bool | None, reason: str
 ) -> Validation:
-    """doubts: what else is to be said of the times; empty ones say nothing."""
+    """What follows from the policies alone; what the times are worth is for the caller to add."""
     errors = [abs(check.relative_error) for check in checks]
     latency_errors = [abs(check.latency_error) for check in checks]
-    is_claim = contention.get("mean_other_share", 0.0) <= BUSY_SHARE
+    speedup_errors = [abs(check.speedup_error) for check in checks if check.speedup_error is not None]
+    covered = [check.is_covered for check in checks if check.is_covered is not None]
     return Validation(
         policies=checks,
         mean_abs_relative_error=sum(errors) / len(errors),
@@ -165,42 +132,66 @@ def _summarised(
         rounds_identical=rounds.is_identical,
         num_rounds_compared=rounds.num_rounds,
         num_requests_within_rounding=rounds.num_within_rounding,
-        contention=contention,
-        is_claim=is_claim,
-        note="; ".join(filter(None, ("" if is_claim else BUSY, *doubts))),
+        contention={},
+        is_claim=False,
+        note="",
         reason=reason,
+        mean_abs_speedup_error=sum(speedup_errors) / len(speedup_errors) if speedup_errors else None,
+        worst_abs_speedup_error=max(speedup_errors, default=None),
+        interval_coverage=sum(covered) / len(covered) if covered else None,
     )
 
 
 def _check(
-    measured: Speed, predicted: Speed, informed: Speed, *, tokens_identical: bool | None, rounds_identical: bool
+    measured: Speed,
+    adjusted: Speed,
+    predicted: Speed,
+    informed: Speed,
+    *,
+    spread: Spread,
+    tokens_identical: bool | None,
+    rounds_identical: bool,
 ) -> PolicyCheck:
     """informed: what the simulator says when it is given the acceptance of the prompts measured."""
+    key = measured.policy, measured.temperature
     error = predicted.tokens_per_s / measured.tokens_per_s - 1
-    latency_error = informed.tokens_per_s / measured.tokens_per_s - 1
+    latency_error = informed.tokens_per_s / adjusted.tokens_per_s - 1
+    acceptance_error = (predicted.tokens_per_s - informed.tokens_per_s) / adjusted.tokens_per_s
+    predicted_speedup_interval = speedup_error = None
+    if predicted.speedup and predicted.speedup_interval and adjusted.speedup and measured.policy != BASELINE:
+        predicted_speedup_interval = widened(
+            predicted.speedup, predicted.speedup_interval, spread.speedups.get(key, 0.0)
+        )
+        speedup_error = predicted.speedup / adjusted.speedup - 1
     return PolicyCheck(
         policy=measured.policy,
         temperature=measured.temperature,
         predicted_tokens_per_s=predicted.tokens_per_s,
-        predicted_interval=predicted.interval,
+        predicted_interval=widened(predicted.tokens_per_s, predicted.interval, spread.speeds.get(key, 0.0)),
         measured_tokens_per_s=measured.tokens_per_s,
         measured_interval=measured.interval,
         relative_error=error,
         latency_error=latency_error,
-        acceptance_error=error - latency_error,
+        acceptance_error=acceptance_error,
         speedup_over_autoregressive=measured.speedup,
         speedup_interval=measured.speedup_interval,
         predicted_speedup=predicted.speedup,
         tokens_identical=tokens_identical,
         rounds_identical=rounds_identical,
+        adjusted_tokens_per_s=adjusted.tokens_per_s,
+        adjusted_interval=adjusted.interval,
+        adjusted_speedup=adjusted.speedup,
+        adjusted_speedup_interval=adjusted.speedup_interval,
+        predicted_speedup_interval=predicted_speedup_interval,
+        speedup_error=speedup_error,
+        machine_error=error - latency_error - acceptance_error,
     )
 
 
 def _regret(checks: Sequence[PolicyCheck], temperature: float) -> float:
     here = [check for check in checks if check.temperature == temperature]
     chosen = max(here, key=lambda check: check.predicted_tokens_per_s)
-    best = max(check.measured_tokens_per_s for check in here)
-    return best / chosen.measured_tokens_per_s - 1
+    return max(check.speed for check in here) / chosen.speed - 1
 
 
 def validate_run(
@@ -213,6 +204,7 @@ def validate_run(
     repeats: int = 1,
     seed: int = 0,
     trusts_remote_code: bool = False,
+    effort: Effort | None = None,
     progress: Report = silent,
 ) -> Validation:
     """Execute policies on prompts that the run does not hold, predict them from the run, and write both down.
@@ -222,6 +214,7 @@ def validate_run(
     turn by turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run.
     With a latency model given, or a file of one, that is used instead.
     trusts_remote_code: whether code in the folders of the models may be run; that the recording did is not enough.
+    effort: when to stop before all prompts are through; None goes through all of them.
     """
     recorded = read_run(run_dir)
     base = read_settings(recorded.config, where=run_dir)
@@ -243,12 +236,15 @@ def validate_run(
         pair=replace(base.pair, engine=replace(base.pair.engine, trusts_remote_code=trusts_remote_code)),
     )
     old_prompts = set(recorded.requests.prompt_id)
-    measured = _measure(settings, output_dir, tested, anchors, old_prompts, progress=progress)
+    measured = _measure(settings, output_dir, tested, anchors, old_prompts, effort=effort, progress=progress)
     is_old = measured.requests.prompt_id.isin(old_prompts)
+    machine, traces = machine_speed_of(measured.requests, measured.rounds), recorded.traces()
+    part, spread = measured.subset(measured.requests.request_id[~is_old]), UNKNOWN_SPREAD
     if known is None:
-        known = FittedLatency(calibrate(measured.subset(measured.requests.request_id[is_old]), seed=seed))
-    part = measured.subset(measured.requests.request_id[~is_old])
-    validation = validate(part, recorded.traces(), known, seed=seed)
+        old = measured.subset(measured.requests.request_id[is_old])
+        known = FittedLatency(calibrate(old, seed=seed, machine=machine))
+        spread = calibration_spread(old, machine, tested, _usable(traces, set(part.requests.temperature)))
+    validation = validate(part, traces, known, seed=seed, machine=machine, spread=spread)
     write_report(output_dir, VALIDATION, validation)
     return validation
 
@@ -260,14 +256,15 @@ def _measure(
     anchors: Sequence[Policy],
     old_prompts: set[str],
     *,
+    effort: Effort | None,
     progress: Report,
 ) -> Run:
-    """Run the tested policies on new prompts, in turns with the anchors on old ones."""
+    """Run the tested policies on new prompts, in turns with the anchors on old ones; the baseline twice on new ones."""
     from executor.hrad.predictor import check_classes
     from executor.models.names import check_drafter
     from executor.pair import Session
     from executor.recording.recorder import record
-    from executor.recording.schedule import check_prompts, interleaved, make_requests, rotated
+    from executor.recording.schedule import check_prompts, in_blocks, interleaved, make_requests
 
     for policy in tested:
         check_classes(policy, bool(settings.pair.hrad))
@@ -277,18 +274,12 @@ def _measure(
         requests = make_requests(settings, session)
         old = [request for request in requests if request.prompt_id in old_prompts]
         new = [request for request in requests if request.prompt_id not in old_prompts]
-        schedule = [
-            entry
-            for entry in rotated(interleaved(new, old), list(dict.fromkeys([*tested, *anchors])), settings.repeats)
-            if entry.policy in (anchors if entry.request.prompt_id in old_prompts else tested)
-        ]
-        return record(schedule, settings, output_dir, session=session, progress=progress)
-
-
-def read_validation(folder: Path) -> Validation:
-    """The validation in a run folder, written by this version or by the first. Raises `RunError` if there is none."""
-    values = read_report(folder, VALIDATION)
-    for check in values["policies"]:
-        if check["speedup_interval"] == [None, None]:  # as the first version wrote an unknown one
-            check["speedup_interval"] = None
-    return TypeAdapter(Validation).validate_python(values)
+        blocks = in_blocks(
+            interleaved(new, old),
+            lambda request: anchors if request.prompt_id in old_prompts else tested,
+            repeats=settings.repeats,
+            seed=settings.decoding.seed,
+            twin=tested[0],
+        )
+        watch = Watch(effort, old_prompts) if effort else None
+        return record(blocks, settings, output_dir, session=session, progress=progress, is_enough=watch)

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.check.validate import Validation
+from analysis.check.validation import Validation
 from sim.decoding.policies.catalog import POLICIES, parse_policy
+from traces.metrics.machine_speed import MachineSpeed, drift_sentence
 from traces.metrics.speeds import Speed, doubt_of
 
 MIN_NAME_WIDTH = max(map(len, POLICIES)) + 1  # with a comma
@@ -49,23 +50,35 @@ def _add_column(table: Table, name: str) -> None:
     )
 
 
-def print_speeds(console: Console, title: str, speeds: Sequence[Speed]) -> None:
-    """Speeds with 95% intervals over prompts."""
+def print_speeds(
+    console: Console,
+    title: str,
+    speeds: Sequence[Speed],
+    machine: MachineSpeed | None = None,
+    adjusted: Sequence[Speed] = (),
+) -> None:
+    """Speeds with 95% intervals over prompts.
+
+    machine: its speed; adjusted: the same speeds for it, in the same order: they stand beside the raw ones, with
+    their speed-ups.
+    """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("policy", "T", "tokens/s [95%]", "speed-up [95%]", "tokens/forward", "n"):
+    raw = ("tokens/s", "adjusted [95%]") if adjusted else ("tokens/s [95%]",)
+    for name in ("policy", "T", *raw, "speed-up [95%]", "tokens/forward", "n"):
         _add_column(table, name)
-    for speed in speeds:
+    for speed, best in zip(speeds, adjusted or speeds, strict=True):
         table.add_row(
             short_label(speed.policy),
             f"{speed.temperature:g}",
-            f"{speed.tokens_per_s:.1f} {_interval(speed.interval, 1)}",
-            ""
-            if speed.speedup is None or speed.speedup_interval is None
-            else f"{speed.speedup:.2f} {_interval(speed.speedup_interval, 2)}",
+            *([f"{speed.tokens_per_s:.1f}"] if adjusted else []),
+            f"{best.tokens_per_s:.1f} {_interval(best.interval, 1)}",
+            _with_interval(best.speedup, best.speedup_interval),
             f"{speed.tokens_per_target_forward:.2f}",
             str(speed.num_prompts),
         )
     console.print(table)
+    if machine and machine.sentence:
+        console.print(machine.sentence, highlight=False)
     print_doubt(
         console, doubt_of(sum(speed.num_unclean for speed in speeds), sum(speed.num_requests for speed in speeds))
     )
@@ -85,29 +98,70 @@ def print_reason(console: Console, reason: str) -> None:
 
 def print_validation(console: Console, validation: Validation) -> None:
     """Predicted beside measured, and what the comparison amounts to."""
-    table = Table(title="Predicted against measured, tokens/s", title_justify="left", box=None, pad_edge=False)
-    for name in ("policy", "T", "predicted", "measured [95%]", "error", "latency's", "speed-up"):
+    print_checks(console, validation)
+    for line in validation_lines(validation):
+        console.print(line, highlight=False, markup=False)
+    print_reason(console, validation.reason)
+    print_doubt(console, validation.note)
+
+
+def print_checks(console: Console, validation: Validation) -> None:
+    """The table: speed-ups measured (adjusted where that is known) and predicted, and the speeds that they come from."""
+    table = Table(
+        title="Measured beside predicted", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for name in ("policy", "T", "speed-up [95%]", "pred.", "error", "tok/s", "raw", "pred."):
         _add_column(table, name)
+    floor = validation.same_policy_difference or 0.0
     for check in validation.policies:
-        speedup = check.speedup_over_autoregressive
+        error = check.speedup_error
+        told = "" if error is None else f"{error:+.1%}"
         table.add_row(
             short_label(check.policy),
             f"{check.temperature:g}",
-            f"{check.predicted_tokens_per_s:.1f}",
-            f"{check.measured_tokens_per_s:.1f} {_interval(check.measured_interval, 1)}",
-            f"{check.relative_error:+.1%}",
-            f"{check.latency_error:+.1%}",
-            "" if speedup is None else f"{speedup:.2f}",
+            _with_interval(check.speedup, check.best_speedup_interval),
+            "" if check.predicted_speedup is None else f"{check.predicted_speedup:.2f}",
+            f"({told})" if error is not None and abs(error) <= floor else told,
+            *(f"{value:.0f}" for value in (check.speed, check.measured_tokens_per_s, check.predicted_tokens_per_s)),
         )
     console.print(table)
-    console.print(
-        f"mean error {validation.mean_abs_relative_error:.1%}, worst {validation.worst_abs_relative_error:.1%}, "
-        f"regret {validation.regret:.1%}; tokens identical: {_yes(validation.tokens_identical)}; "
-        f"replayed rounds identical: {_yes(validation.rounds_identical)} ({validation.num_rounds_compared} rounds"
-        + (f", {within} requests within rounding)" if (within := validation.num_requests_within_rounding) else ")")
+
+
+def validation_lines(validation: Validation) -> list[str]:
+    """What a validation amounts to, in a sentence each."""
+    lines = []
+    if validation.mean_abs_speedup_error is not None and validation.worst_abs_speedup_error is not None:
+        lines.append(
+            f"speed-ups: mean error {validation.mean_abs_speedup_error:.1%}, worst {validation.worst_abs_speedup_error:.1%}"
+            + (
+                f"; {covered:.0%} of the intervals overlap"
+                if (covered := validation.interval_coverage) is not None
+                else ""
+            )
+        )
+    if (floor := validation.same_policy_difference) is not None:
+        lines.append(
+            f"one policy, measured twice, differs from itself by {floor:.1%}: errors in brackets are below that"
+        )
+    lines.append(
+        f"tokens/s: mean error {validation.mean_abs_relative_error:.1%}, worst {validation.worst_abs_relative_error:.1%} "
+        f"(of latencies alone {validation.mean_abs_latency_error:.1%}); regret {validation.regret:.1%}"
     )
-    print_reason(console, validation.reason)
-    print_doubt(console, validation.note)
+    if validation.drift_range and (drift := drift_sentence(validation.drift_range)):
+        lines.append(drift)
+    within = validation.num_requests_within_rounding
+    lines.append(
+        f"tokens identical: {_yes(validation.tokens_identical)}; "
+        f"replayed rounds identical: {_yes(validation.rounds_identical)} ({validation.num_rounds_compared} rounds"
+        + (f", {within} requests within rounding)" if within else ")")
+    )
+    return lines
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" {_interval(interval, 2)}" if interval else "")
 
 
 def _interval(interval: tuple[float, float], digits: int) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 
 from executor.hrad.predictor import check_classes
@@ -16,7 +19,7 @@ from executor.models.loading import fingerprint
 from executor.models.names import check_drafter, resolve_model
 from executor.pair import Session
 from executor.recording.contention import ContentionMeter
-from executor.recording.schedule import Schedule, check_prompts, make_requests, rotated
+from executor.recording.schedule import Blocks, check_prompts, in_blocks, make_requests
 from executor.recording.settings import RecordSettings, config_of
 from executor.recording.synthetic import SyntheticAcceptance
 from executor.request import Request
@@ -25,6 +28,7 @@ from sim.decoding.policies.catalog import label_of, parse_policy
 from traces.folder.run import Run, read_run
 from traces.folder.tables import table_of
 from traces.folder.writer import RunWriter, check_new_folder
+from traces.metrics.machine_speed import machine_speed_of
 from traces.metrics.speeds import measured_speeds, mismatched_prompts, speeds_summary
 from traces.progress import Report, silent
 from traces.schema import Op, RequestRecord, Round, RoundTimes
@@ -32,6 +36,8 @@ from traces.schema import Op, RequestRecord, Round, RoundTimes
 NOISE_RULE = "shared Gumbel noise, Philox4x32-10 keyed by (seed, noise_key, position)"
 SYNTHETIC = "synthetic"  # in place of a hash of tokens that mean nothing
 MIN_LAP_S = 0.4
+Tables: TypeAlias = tuple[pd.DataFrame, pd.DataFrame]  # requests, rounds
+IsEnough: TypeAlias = Callable[[int, Callable[[], Tables]], bool]  # (blocks done, what was recorded)
 MAX_TRIES = 3
 
 
@@ -55,35 +61,49 @@ def record_run(
     if session is None:
         check_prompts(settings)
     with nullcontext(session) if session is not None else Session(settings.pair) as session:
-        schedule = rotated(make_requests(settings, session), policies, settings.repeats)
-        return record(schedule, settings, output_dir, session=session, progress=progress)
+        blocks = in_blocks(
+            make_requests(settings, session), lambda _: policies, repeats=settings.repeats, seed=settings.decoding.seed
+        )
+        return record(blocks, settings, output_dir, session=session, progress=progress)
 
 
 def record(
-    schedule: Schedule, settings: RecordSettings, output_dir: str | Path, *, session: Session, progress: Report = silent
+    blocks: Blocks,
+    settings: RecordSettings,
+    output_dir: str | Path,
+    *,
+    session: Session,
+    progress: Report = silent,
+    is_enough: IsEnough | None = None,
 ) -> Run:
-    """Decode a schedule in its order; returns the finished run folder.
+    """Decode blocks in their order; returns the finished run folder.
 
-    settings: those that the schedule was made from; they are written down, and say what else is recorded and whether
-    acceptance is synthetic, by which every record is then marked. progress: counts decoded requests.
+    settings: those that the blocks were made from; they are written down, and say what else is recorded and whether
+    acceptance is synthetic, by which every record is then marked. progress: counts decoded requests. is_enough: asked after
+    each block whether the rest may be left out.
     """
     label = settings.decoding.acceptance
     synthetic = SyntheticAcceptance(label) if label else None
     rule = f"synthetic acceptance: {label}" if label else NOISE_RULE
     with RunWriter(output_dir, config=config_of(settings), meta={"kind": "executed", "noise_rule": rule}) as writer:
-        _warm_up(session, schedule, synthetic)
+        _warm_up(session, blocks, synthetic)
         recorder = _Recorder(settings, session, writer, synthetic)
-        for count, (request, policy, repeat) in enumerate(schedule, 1):
-            recorder.decode(request, policy, repeat)
-            progress(count, len(schedule))
+        done, total = 0, sum(map(len, blocks))
+        for index, block in enumerate(blocks, 1):
+            for request, policy, repeat in block:
+                recorder.decode(request, policy, repeat)
+                done += 1
+                progress(done, total)
+            if is_enough is not None and is_enough(index, recorder.tables):
+                break
         recorder.finish()
     return read_run(output_dir)
 
 
-def _warm_up(session: Session, schedule: Schedule, synthetic: SyntheticAcceptance | None) -> None:
+def _warm_up(session: Session, blocks: Blocks, synthetic: SyntheticAcceptance | None) -> None:
     """Each policy once on the first request, untimed: allocators, caches and clocks settle."""
-    request = schedule[0].request
-    for policy in dict.fromkeys(decoding.policy for decoding in schedule):
+    request = blocks[0][0].request
+    for policy in dict.fromkeys(decoding.policy for block in blocks for decoding in block):
         session.run(request, policy, outcomes=synthetic.outcomes(request, policy) if synthetic else None)
 
 
@@ -161,16 +181,23 @@ class _Recorder:
         self._waiting.clear()
         self._writer.flush()
 
+    def tables(self) -> Tables:
+        """Requests and rounds up to now."""
+        self._close_lap()
+        requests = table_of("requests", self._requests).to_pandas()
+        return requests, table_of("rounds", [(*round_, *times) for round_, times in self._rounds]).to_pandas()
+
     def finish(self) -> None:
         """Summarise and close the run."""
-        self._close_lap()
         session, pair = self._session, self._settings.pair
-        requests = table_of("requests", self._requests).to_pandas()
-        rounds = table_of("rounds", [(*round_, *times) for round_, times in self._rounds]).to_pandas()
+        requests, rounds = self.tables()
+        machine = machine_speed_of(requests, rounds)
         mismatched = mismatched_prompts(requests)
         self._writer.finish(
             {
                 "measured": speeds_summary(measured_speeds(requests, rounds)),
+                "adjusted": speeds_summary(measured_speeds(requests, machine.adjusted(rounds))),
+                "drift_range": machine.range,
                 "tokens_identical": not mismatched if self._synthetic is None else None,
                 "mismatched_prompts": mismatched,
                 "num_near_ties": self._num_near_ties,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple, TypeAlias
+
+import numpy as np
 
 from executor.models.loading import load_tokenizer
 from executor.models.names import resolve_model
@@ -25,7 +27,7 @@ class Decoding(NamedTuple):
     repeat: int
 
 
-Schedule: TypeAlias = Sequence[Decoding]
+Blocks: TypeAlias = Sequence[Sequence[Decoding]]
 
 
 def check_prompts(settings: RecordSettings) -> None:
@@ -74,15 +76,29 @@ def make_requests(settings: RecordSettings, session: Session) -> list[Request]:
     return requests
 
 
-def rotated(requests: Sequence[Request], policies: Sequence[Policy], repeats: int) -> list[Decoding]:
-    """Every request under every policy, `repeats` times. Policies take turns on each request, in an order that rotates, so
-    that a drift of the machine meets all of them alike."""
-    schedule = []
+def in_blocks(
+    requests: Sequence[Request],
+    policies_of: Callable[[Request], Sequence[Policy]],
+    *,
+    repeats: int = 1,
+    seed: int = 0,
+    twin: Policy | None = None,
+) -> Blocks:
+    """A block for each request: all of its policies in random order, so that what moves the machine's speed meets all of
+    them alike and can be told from them (`traces.metrics.machine_speed`). All requests, `repeats` times.
+
+    twin: this policy runs twice in a block, so that a run tells how far two runs of one policy are apart.
+    """
+    rng = np.random.default_rng(seed)
+    blocks = []
     for repeat in range(repeats):
-        for index, request in enumerate(requests):
-            shift = (index + repeat) % len(policies)
-            schedule += [Decoding(request, policy, repeat) for policy in [*policies[shift:], *policies[:shift]]]
-    return schedule
+        for request in requests:
+            block = []
+            for policy in policies_of(request):
+                first = 2 * repeat if policy == twin else repeat
+                block += [Decoding(request, policy, first + more) for more in range(2 if policy == twin else 1)]
+            blocks.append([block[index] for index in rng.permutation(len(block))])
+    return blocks
 
 
 def interleaved(first: Iterable[Request], second: Iterable[Request]) -> list[Request]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
 from traces.fits.cold_start import ColdStart, fit_cold_start
-from traces.fits.latency import TERMS, LatencyFit, fit_latency
+from traces.fits.latency import NUM_RESAMPLES, TERMS, LatencyFit, fit_latency
 from traces.fits.round_check import RoundCheck, check_rounds
 from traces.folder.run import Run
 from traces.folder.tables import READABLE_VERSIONS
+from traces.metrics.machine_speed import MachineSpeed, drift_sentence, machine_speed_of
 from traces.schema import SCHEMA_VERSION, Actor, OpKind
 
 __all__ = [
@@ -82,6 +84,7 @@ class Calibration:
     beside: how much longer still while the draft works at the same time, on the same memory.
     draft_beside: likewise, how much longer a forward of the draft takes while the target verifies. 1 when not recorded.
     doubt: why what follows from these latencies supports no claim about speed; empty where it does.
+    drift_range: between which speeds the machine moved meanwhile, in units of its median; the times are adjusted for it.
     """
 
     fits: Mapping[str, LatencyFit]
@@ -93,6 +96,7 @@ class Calibration:
     beside: float = 1.0
     draft_beside: float = 1.0
     doubt: str = ""
+    drift_range: tuple[float, float] = (1.0, 1.0)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -159,8 +163,7 @@ class Calibration:
                 f"({check.error:+.1%}), n = {check.num_rounds}"
             )
         lines.append(f"{self.num_requests} requests; {self.num_unclean} more were disturbed and left out")
-        if self.doubt:
-            lines.append(self.doubt)
+        lines += filter(None, (drift_sentence(self.drift_range), self.doubt))
         return "\n".join(lines)
 
 
@@ -173,19 +176,24 @@ def _reason(error: OSError | ValidationError) -> str:
     return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
-def calibrate(run: Run, *, seed: int = 0) -> Calibration:
-    """Fit every group of operations of a run. Requests that were not clean (contention, throttling) are left out.
+def calibrate(
+    run: Run, *, seed: int = 0, machine: MachineSpeed | None = None, num_resamples: int = NUM_RESAMPLES
+) -> Calibration:
+    """Fit every group of operations of a run, in times at the machine's median speed. Requests that were not clean
+    (contention, throttling) are left out.
 
-    seed: of the bootstrap and of the draws in the round check.
+    seed: of the bootstrap, which takes num_resamples, and of the draws in the round check. machine: its speed over the run,
+    None where the run itself is to tell.
     """
     doubts = []
+    machine = machine or machine_speed_of(run.requests, run.rounds)
     if (kind := run.meta.get("kind", "executed")) not in MEASURED_KINDS:
         doubts.append(f"these latencies are fitted to {kind} times, not to measured ones")
         warnings.warn(
             f"{run.folder} holds {kind} times, not measured ones: the fit describes the model that made them.",
             stacklevel=2,
         )
-    requests, ops = run.requests, run.ops
+    requests, ops = run.requests, machine.adjusted(run.ops)
     unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
     groups = groups_of(ops)
     is_clean = ~ops["request_id"].isin(unclean).to_numpy()
@@ -205,7 +213,7 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
             f"{run.folder}: {len(unclean)} of {len(requests)} requests were disturbed and are left out.", stacklevel=2
         )
     ops, groups = ops[is_clean].reset_index(drop=True), groups[is_clean]
-    rounds = run.rounds[~run.rounds["request_id"].isin(unclean)]
+    rounds = machine.adjusted(run.rounds[~run.rounds["request_id"].isin(unclean)])
     if ops.empty:
         raise ValueError(f"{run.folder} holds no operation of an undisturbed request; record it again on free cores.")
     rng = np.random.default_rng(seed)
@@ -213,12 +221,13 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
     drafting, beside = _verify_factors(ops)
     slowed = np.where(ops["is_beside"], drafting * beside, np.where(_is_drafting(ops), drafting, 1.0))
     slowed[ops["actor"] != Actor.TARGET] = 1.0
-    fits = {group: _fit(ops[groups == group], slowed[groups == group], rng) for group in GROUPS if group in groups}
+    fit = partial(_fit, rng=rng, num_resamples=num_resamples)
+    fits = {group: fit(ops[groups == group], slowed[groups == group]) for group in GROUPS if group in groups}
     cold_start, draft_beside = ColdStart(), 1.0
     before = ops.assign(wait_s=np.inf, num_before=0)
     if "draft" in fits and "verify" in fits:
         before = _rounds_before(ops, fits["draft"], fits["verify"], slowed)
-        fits["draft"], cold_start, draft_beside = _fit_draft(before[groups == "draft"], fits["draft"], rng)
+        fits["draft"], cold_start, draft_beside = _fit_draft(before[groups == "draft"], fits["draft"], fit)
         slowed[_is_ahead(ops) & (groups == "draft")] = draft_beside
     waking_s = _waking_seconds(before, cold_start)
     return Calibration(
@@ -231,10 +240,13 @@ def calibrate(run: Run, *, seed: int = 0) -> Calibration:
         beside=beside,
         draft_beside=draft_beside,
         doubt="; ".join(doubts),
+        drift_range=machine.range,
     )
 
 
-def _fit(part: pd.DataFrame, slowed: NDArray[np.float64], rng: np.random.Generator) -> LatencyFit:
+def _fit(
+    part: pd.DataFrame, slowed: NDArray[np.float64], *, rng: np.random.Generator, num_resamples: int
+) -> LatencyFit:
     """The law of some operations of one group. slowed: how much longer each took than it would have alone."""
     is_host = part["group"].iloc[0] == "host"
     return fit_latency(
@@ -245,6 +257,7 @@ def _fit(part: pd.DataFrame, slowed: NDArray[np.float64], rng: np.random.Generat
         part["request_id"],
         least=0 if is_host else 1,
         rng=rng,
+        num_resamples=num_resamples,
     )
 
 
@@ -312,10 +325,13 @@ def _rounds_before(
     )
 
 
-def _fit_draft(draft: pd.DataFrame, rough: LatencyFit, rng: np.random.Generator) -> tuple[LatencyFit, ColdStart, float]:
+def _fit_draft(
+    draft: pd.DataFrame, rough: LatencyFit, fit: Callable[[pd.DataFrame, NDArray[np.float64]], LatencyFit]
+) -> tuple[LatencyFit, ColdStart, float]:
     """Law of a warm forward working alone, cold start, and slow-down beside a verification, from all its forwards.
 
-    rough: their law all together. Without enough warm forwards it stands, and what made it slow cannot be known.
+    rough: their law all together; fit: makes one. Without enough warm forwards the rough one stands, and what made it slow
+    cannot be known.
     """
     is_ahead, is_warm = _is_ahead(draft), (draft["order"] >= NUM_COLD).to_numpy()
     is_single = ((draft["num_tokens"] == 1) & (draft["num_branches"] == 1)).to_numpy()
@@ -329,14 +345,14 @@ def _fit_draft(draft: pd.DataFrame, rough: LatencyFit, rng: np.random.Generator)
     seconds, means = draft["seconds"].to_numpy(), _means(rough, draft)
     beside = slow_down(seconds, is_single & is_warm)
     slowed = np.where(is_ahead, beside, 1.0)
-    law = _fit(draft[is_warm], slowed[is_warm], rng)
+    law = fit(draft[is_warm], slowed[is_warm])
     means = _means(law, draft)
     centred = seconds - (means - means[is_single].mean()) * slowed
     single = draft[is_single]
     cold_start = fit_cold_start(centred[is_single], single["order"], single["wait_s"], single["num_before"])
     warm_s = np.maximum(seconds - _waking_seconds(draft, cold_start), 0.1 * means)
     beside = slow_down(warm_s, is_single)
-    return _fit(draft.assign(seconds=warm_s), np.where(is_ahead, beside, 1.0), rng), cold_start, beside
+    return fit(draft.assign(seconds=warm_s), np.where(is_ahead, beside, 1.0)), cold_start, beside
 
 
 def _waking_seconds(before: pd.DataFrame, cold_start: ColdStart) -> NDArray[np.float64]:

@@ -130,8 +130,9 @@ def fit_latency(
     *,
     least: int = 1,
     rng: np.random.Generator,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> LatencyFit:
-    """Fit the law to measured operations, one entry each; `rng` draws the bootstrap's resamples."""
+    """Fit the law to measured operations, one entry each; `rng` draws the bootstrap's resamples, num_resamples of them."""
     times = np.asarray(seconds, float)
     ids = np.asarray(request_ids)
     if not len(times) or not np.isfinite(times).all():
@@ -145,7 +146,7 @@ def fit_latency(
 
     solution = _solve(grams.sum(0), moments.sum(0), sums.sum(0), totals.sum())
     num_units = len(totals)
-    resampled = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=NUM_RESAMPLES)
+    resampled = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
     draws = np.array(
         [_solve(np.tensordot(m, grams, 1), m @ moments, m @ sums, float(m @ totals)) for m in resampled.astype(float)]
     )

@@ -97,21 +97,6 @@ class Run:
             part._tables[name] = table.filter(pa.compute.is_in(table["request_id"], pa.array(wanted)))
         return part
 
-    def with_times(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Run:
-        """The same run with other times. change: makes them, for each table, from the frame of its columns of seconds; rows
-        keep their order."""
-        other = Run(self.folder, self.config, self.meta, self.summary)
-        other._tables = {name: self._table(name) for name in TABLE_NAMES}
-        for name in MEASURED:
-            table = other._tables[name]
-            columns = [column for column in table.schema.names if column.endswith("_s")]
-            changed = change(table.select(columns).to_pandas())
-            for column in columns:
-                index = table.schema.get_field_index(column)
-                table = table.set_column(index, table.schema.field(index), pa.array(changed[column], pa.float64()))
-            other._tables[name] = table
-        return other
-
     def traces(self) -> list[RequestTrace]:
         """Traces of the requests whose alignment was recorded, in the order in which it was recorded."""
         known = {request.request_id: request for request in records_of(self._table("requests"), RequestRecord)}

@@ -46,7 +46,7 @@ PENALTIES = (
 )  # of steps between knots, in units of a knot's data; the last one is still
 FINE = 32  # steps of the clock between two knots
 MOVED = 0.02  # a range below this is not worth a word
-_FAR_S = 1e6
+_FAR_S = 1e4
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class MachineSpeed:
 
     def clock(self, times_s: ArrayLike) -> Floats:
         """Seconds at the median speed for each time of the run; 0 stays 0."""
+        if not any(self.log_speeds):
+            return np.asarray(times_s, np.float64)  # to the last digit
         grid, passed = self._grid
         mapped: Floats = np.interp(np.asarray(times_s, np.float64), grid, passed) - np.interp(0.0, grid, passed)
         return mapped
@@ -77,7 +79,7 @@ class MachineSpeed:
         """A table of a run (ops, rounds or requests) with its times on this clock."""
         mapped: dict[str, Floats] = {name: self.clock(table[name]) for name in TIMES if name in table}
         for name in SPANS:
-            if name in table:
+            if name in table and any(self.log_speeds):
                 mapped[name] = table[name].to_numpy(float) * self.at((table["start_s"] + table["end_s"]) / 2)
         return table.assign(**mapped)
 

@@ -143,6 +143,23 @@ def mismatched_prompts(requests: pd.DataFrame) -> list[str]:
     return [str(key[0]) for key in counts[counts > 1].index]
 
 
+def same_policy_difference(
+    requests: pd.DataFrame, rounds: pd.DataFrame, *, policy: str = "autoregressive"
+) -> float | None:
+    """How far two measurements of one policy, taken in turns, are apart: |ratio of speeds - 1|, the largest of the
+    temperatures. The two are its even and its odd repeats, on the same prompts; None where it has not both."""
+    table = request_seconds(requests, rounds)
+    table = table[table.policy == policy]
+    differences = []
+    for _, cell in table.assign(half=table.repeat % 2).groupby("temperature"):
+        first, second = (cell[cell.half == half].groupby("prompt_id")[["tokens", "decode_s"]].mean() for half in (0, 1))
+        shared = first.index.intersection(second.index)
+        if len(shared):
+            speeds = [sums.tokens / sums.decode_s for sums in (part.loc[shared].sum() for part in (first, second))]
+            differences.append(abs(float(speeds[0] / speeds[1]) - 1))
+    return max(differences, default=None)
+
+
 def speeds_summary(speeds: Sequence[Speed]) -> list[Mapping[str, object]]:
     """Speeds as plain values for summary.json."""
     return [dict(vars(speed)) for speed in speeds]

@@ -110,6 +110,7 @@ def record(
     from executor.models.settings import EngineSettings, PairSettings, parse_engine, parse_transport
     from executor.recording.recorder import record_run
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
+    from traces.metrics.machine_speed import machine_speed_of
     from traces.metrics.speeds import doubt_of, measured_speeds
 
     defaults = DecodingSettings()
@@ -157,7 +158,9 @@ def record(
         return
     with progress_bar(console, "recording") as report:
         run = record_run(settings, output_dir, progress=report)
-    print_speeds(console, "Measured", measured_speeds(run.requests, run.rounds))
+    machine = machine_speed_of(run.requests, run.rounds)
+    speeds, adjusted = (measured_speeds(run.requests, rounds) for rounds in (run.rounds, machine.adjusted(run.rounds)))
+    print_speeds(console, "Measured", speeds, machine, adjusted)
     verdict = run.summary["tokens_identical"]
     identical = {True: "yes", False: "NO", None: "not claimed, acceptance is synthetic"}
     console.print(f"tokens identical under every policy: {identical[verdict]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis.check.compare import compare, read_comparison
-from analysis.check.validate import read_validation
+from analysis.check.validation import read_validation
 from traces.folder.run import read_run
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.check.compare import COMPARISON, ComparedPolicy, read_comparison
 from analysis.check.reports import write_report
-from analysis.check.validate import VALIDATION, PolicyCheck, Validation, read_validation
+from analysis.check.validation import VALIDATION, PolicyCheck, Validation, read_validation
 from traces.folder.run import RunError
 
 CHECK = PolicyCheck(

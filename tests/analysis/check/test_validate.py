@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from analysis.check.identity import compare_rounds
-from analysis.check.validate import PolicyCheck, _regret, validate_run
+from analysis.check.validate import _regret, validate_run
+from analysis.check.validation import PolicyCheck
 from executor.pair import Session
 from executor.recording.recorder import record_run
 from executor.recording.settings import read_settings
@@ -38,7 +39,21 @@ def test_the_summary_holds_what_was_promised(validated: Path) -> None:
         assert entry["relative_error"] == pytest.approx(
             entry["predicted_tokens_per_s"] / entry["measured_tokens_per_s"] - 1
         )
-        assert entry["relative_error"] == pytest.approx(entry["latency_error"] + entry["acceptance_error"])
+        parts = ("latency_error", "acceptance_error", "machine_error")
+        assert entry["relative_error"] == pytest.approx(sum(entry[part] for part in parts))
+        is_baseline = entry["policy"] == "autoregressive"
+        assert (entry["speedup_error"] is None) == is_baseline
+        if not is_baseline:
+            assert entry["speedup_error"] == pytest.approx(entry["predicted_speedup"] / entry["adjusted_speedup"] - 1)
+            low, high = entry["predicted_speedup_interval"]
+            assert low <= entry["predicted_speedup"] <= high
+    speedup_errors = [abs(entry["speedup_error"]) for entry in found["policies"] if entry["speedup_error"] is not None]
+    assert found["mean_abs_speedup_error"] == pytest.approx(sum(speedup_errors) / len(speedup_errors))
+    assert found["worst_abs_speedup_error"] == max(speedup_errors)
+    assert found["same_policy_difference"] >= 0
+    assert 0 <= found["interval_coverage"] <= 1
+    assert found["drift_range"][0] <= 1 <= found["drift_range"][1]
+    assert found["is_claim"] == (not found["note"])
     errors = [abs(entry["relative_error"]) for entry in found["policies"]]
     assert found["mean_abs_relative_error"] == pytest.approx(sum(errors) / len(errors))
     assert found["worst_abs_relative_error"] == max(errors)
@@ -54,6 +69,10 @@ def test_the_validation_uses_prompts_that_were_not_recorded(recorded: Path, vali
     tested = requests[~requests.prompt_id.isin(old)]
     assert set(tested.policy) == {"autoregressive", "fixed_length:draft_length=3", "pearl:draft_length=5"}
     assert set(requests[requests.prompt_id.isin(old)].policy) == set(read_run(recorded).requests.policy)
+    # The baseline ran twice on each new prompt, and nothing else did.
+    counts = tested.groupby(["prompt_id", "temperature", "policy"]).size()
+    assert set(counts.xs("autoregressive", level="policy")) == {2}
+    assert set(counts.drop("autoregressive", level="policy")) == {1}
 
 
 def test_rounds_that_differ_are_seen(validated: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.check.identity import why_rounds_differ, why_tokens_differ
-from analysis.check.validate import Validation
+from analysis.check.validation import Validation
 from analysis.cli.options import NOT_IDENTICAL
 from tests.analysis.check.test_reports import REPORT, ROW
 from tests.analysis.command import call

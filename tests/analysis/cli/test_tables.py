@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from analysis.check.compare import ComparedPolicy, print_comparison
-from analysis.check.validate import PolicyCheck, Validation
+from analysis.check.validation import PolicyCheck, Validation
 from analysis.cli.tables import print_speeds, print_validation
 from traces.metrics.speeds import Speed
 
@@ -101,10 +101,15 @@ def test_validations_name_their_policies(console: Console) -> None:
             latency_error=0.02,
             acceptance_error=0.01,
             speedup_over_autoregressive=1.234,
-            speedup_interval=None,
+            speedup_interval=(1.1, 1.3),
             predicted_speedup=1.2,
+            adjusted_tokens_per_s=1333.3,
+            adjusted_speedup=1.345,
+            adjusted_speedup_interval=(1.31, 1.38),
+            predicted_speedup_interval=(1.15, 1.25),
+            speedup_error=-0.108 if index else -0.013,
         )
-        for label in LABELS
+        for index, label in enumerate(LABELS)
     ]
     validation = Validation(
         policies=checks,
@@ -120,7 +125,16 @@ def test_validations_name_their_policies(console: Console) -> None:
         contention={},
         is_claim=True,
         note="",
+        mean_abs_speedup_error=0.084,
+        worst_abs_speedup_error=0.108,
+        same_policy_difference=0.014,
+        interval_coverage=0.75,
+        drift_range=(0.74, 1.21),
     )
     print_validation(console, validation)
     names = [label.partition(":")[0] for label in LABELS]
-    _check(_printed(console), names, ["1250.2", "1234.5", "+1.3%", "+2.0%", "1.23"], console.width)
+    _check(_printed(console), names, ["1250", "1234", "1333", "-10.8%", "(-1.3%)", "1.34", "1.20"], console.width)
+    words = " ".join(_printed(console).split())
+    for told in ("mean error 8.4%, worst 10.8%", "differs from itself by 1.4%", "75% of the intervals overlap"):
+        assert told in words
+    assert "moved between 0.74 and 1.21 of its median; adjusted for" in words

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from executor.recording.recorder import record_run
-from executor.recording.schedule import Decoding, interleaved, rotated
+from executor.recording.schedule import in_blocks, interleaved
 from executor.request import Request
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.serial.autoregressive import Autoregressive
@@ -22,14 +22,31 @@ def _requests(*names: str) -> list[Request]:
     return [Request(prompt_id=name, tokens=(1,), max_new_tokens=4, sampling=Sampling()) for name in names]
 
 
-def test_policies_take_turns_on_each_request_and_a_repeat_begins_with_another_one() -> None:
+def test_a_block_is_a_request_under_all_of_its_policies_in_an_order_of_its_own() -> None:
+    requests = _requests(*"abcdefgh")
+    policies = [PLAIN, FIXED, PEARL]
+    blocks = in_blocks(requests, lambda _: policies, repeats=2, seed=1)
+    assert [block[0].request for block in blocks] == requests * 2
+    for index, block in enumerate(blocks):
+        assert {decoding.request for decoding in block} == {block[0].request}
+        assert {decoding.repeat for decoding in block} == {index // len(requests)}
+        assert sorted(decoding.policy.draft_length for decoding in block if decoding.policy != PLAIN) == [3, 4]
+        assert len(block) == 3
+    assert len({tuple(decoding.policy for decoding in block) for block in blocks}) > 3
+    assert blocks == in_blocks(requests, lambda _: policies, repeats=2, seed=1)
+
+
+def test_a_twin_runs_twice_in_every_block_under_two_labels() -> None:
+    blocks = in_blocks(_requests("a", "b"), lambda _: [PLAIN, FIXED], repeats=2, twin=PLAIN)
+    repeats = [sorted(decoding.repeat for decoding in block if decoding.policy == PLAIN) for block in blocks]
+    assert repeats == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [decoding.repeat for block in blocks for decoding in block if decoding.policy == FIXED] == [0, 0, 1, 1]
+
+
+def test_each_request_has_its_own_policies() -> None:
     first, second = _requests("a", "b")
-    assert rotated([first, second], [PLAIN, FIXED, PEARL], repeats=2) == [
-        *(Decoding(first, policy, 0) for policy in (PLAIN, FIXED, PEARL)),
-        *(Decoding(second, policy, 0) for policy in (FIXED, PEARL, PLAIN)),
-        *(Decoding(first, policy, 1) for policy in (FIXED, PEARL, PLAIN)),
-        *(Decoding(second, policy, 1) for policy in (PEARL, PLAIN, FIXED)),
-    ]
+    blocks = in_blocks([first, second], lambda request: [PLAIN] if request is first else [FIXED, PEARL])
+    assert [len(block) for block in blocks] == [1, 2]
 
 
 def test_two_lists_are_interleaved_and_the_longer_one_ends() -> None:

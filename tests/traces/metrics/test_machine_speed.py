@@ -110,19 +110,17 @@ def test_a_sentence_says_how_far_it_moved() -> None:
     assert drift_sentence((0.995, 1.004)) == ""
 
 
-def test_a_whole_run_is_put_on_the_machines_clock() -> None:
+def test_the_tables_of_a_run_are_put_on_the_machines_clock() -> None:
     run = read_run(Path(__file__).parents[2] / "data" / "run_v1")
-    end_s = float(run.rounds.end_s.max())
-    slowing = MachineSpeed((0.0, end_s), (0.2, -0.2))
-    other = run.with_times(slowing.adjusted)
-    for name in ("ops", "rounds", "requests"):
-        before, after = getattr(run, name), getattr(other, name)
+    slowing = MachineSpeed((0.0, float(run.rounds.end_s.max())), (0.2, -0.2))
+    for before in (run.ops, run.rounds, run.requests):
+        after = slowing.adjusted(before)
         assert list(before.columns) == list(after.columns)
         changed = [column for column in before.columns if not before[column].equals(after[column])]
-        assert changed
+        assert len(changed) >= 2
         assert all(column.endswith("_s") for column in changed)
+    ops, rounds = slowing.adjusted(run.ops), slowing.adjusted(run.rounds)
     middle = (run.ops.start_s + run.ops.end_s) / 2
     spans = run.ops.end_s - run.ops.start_s
-    np.testing.assert_allclose(other.ops.end_s - other.ops.start_s, spans * slowing.at(middle), rtol=1e-2, atol=1e-9)
-    np.testing.assert_allclose(other.rounds.verify_s / run.rounds.verify_s, slowing.at(run.rounds.end_s), rtol=0.1)
-    assert other.rounds_of(0) == run.rounds_of(0)
+    np.testing.assert_allclose(ops.end_s - ops.start_s, spans * slowing.at(middle), rtol=1e-2, atol=1e-9)
+    np.testing.assert_allclose(rounds.verify_s / run.rounds.verify_s, slowing.at(run.rounds.end_s), rtol=0.1)
