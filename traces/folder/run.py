@@ -23,7 +23,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import yaml
 
-from traces.folder.checks import MEASURED, problem_of
+from traces.folder.checks import problem_of
 from traces.folder.tables import (
     EXTRA_COLUMNS,
     READABLE_VERSIONS,
