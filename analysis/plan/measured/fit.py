@@ -56,7 +56,8 @@ def fit_server(
     if not benches:
         raise ValueError("a fit needs at least one benchmark of the server.")
     names = sorted({bench.draft for bench in benches})
-    engines = {name: _engine_of([b for b in benches if b.draft == name], engine) for name in names}
+    seen = {name: _seen_engine([b for b in benches if b.draft == name], engine) for name in names}
+    engines = {name: found or engine for name, found in seen.items()}
     target, drafts = _priors(benches)
     steps = StepCostFit(
         target=target.guess,
@@ -65,8 +66,11 @@ def fit_server(
         intervals={},
         residuals=(),
     )
-    for _ in range(NUM_PASSES):
+    for index in range(NUM_PASSES):
         fitted = ServerFit(steps=steps, engines=engines)
+        if index == 1:  # the costs are about right
+            engines |= {name: _likelier_engine(fitted, benches, name, seed) for name in names if seen[name] is None}
+            fitted = ServerFit(steps=steps, engines=engines)
         done = run_tasks(_measurement, [(fitted, bench, seed) for bench in benches], workers or Workers())
         measurements = [measurement for _, measurement in sorted(done, key=lambda pair: pair[0])]
         steps = fit_step_costs(measurements, target, drafts)
@@ -119,15 +123,27 @@ def _intercept(rows: Sequence[tuple[int, float]]) -> float:
     return max(float(at_zero), 0.5 * float(seconds.min()))
 
 
-def _engine_of(benches: Sequence[ServerBench], engine: Engine) -> Engine:
-    """Whether this server plans a step ahead: how many steps a request waits that does not come alone."""
+def _seen_engine(benches: Sequence[ServerBench], engine: Engine) -> Engine | None:
+    """Whether this server plans a step ahead, by the steps that a request waits that does not come alone; None: unknown."""
     alone = {b.draft_length: _ttft_s(b) for b in benches if b.max_concurrency == 1}
     waits = [
         (_ttft_s(bench) - alone[bench.draft_length]) / (bench.mean_tpot_s * bench.mean_acceptance_length)
         for bench in benches
         if 1 < bench.max_concurrency <= MAX_QUIET and bench.draft_length in alone
     ]
-    return replace(engine, schedules_ahead=float(np.mean(waits)) > AHEAD_STEPS) if waits else engine
+    return replace(engine, schedules_ahead=float(np.mean(waits)) > AHEAD_STEPS) if waits else None
+
+
+def _likelier_engine(server: ServerFit, benches: Sequence[ServerBench], name: str, seed: int) -> Engine:
+    """The same, by which of the two gives the measured TTFT."""
+
+    def error(engine: Engine) -> float:
+        tried = replace(server, engines={**server.engines, name: engine})
+        own = [bench for bench in benches if bench.draft == name]
+        return sum(abs(math.log(tried.simulate(b, seed=seed).median_ttft_s / b.median_ttft_s)) for b in own)
+
+    engine = server.engines[name]
+    return min((replace(engine, schedules_ahead=ahead) for ahead in (False, True)), key=error)
 
 
 def _ttft_s(bench: ServerBench) -> float:
