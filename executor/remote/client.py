@@ -199,7 +199,7 @@ class TargetClient:
 
     def _give_up(self) -> NoReturn:
         self._kill()
-        self._fail(f"no answer within {self._pair.timeout_s:g} s, so it was stopped")
+        self._fail(f"no answer in time: it was stopped after {self._pair.timeout_s:g} s")
 
     def _lose(self, error: Exception) -> NoReturn:
         """The connection broke: most likely the worker died, and its end says more."""
