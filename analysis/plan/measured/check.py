@@ -7,6 +7,7 @@ lengths at a few concurrencies (`fit_k`, `fit_concurrency`). Memory and acceptan
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def check_server_table(
     seed: int = 0,
     workers: Workers | None = None,
 ) -> CheckResult:
-    """Check the simulator on a table of server benchmarks; writes `cells.parquet` and `summary.json` to output_dir.
+    """Check the simulator on a table of server benchmarks; writes `cells.parquet`, `summary.json` and the fitted step
+    costs (`costs-DRAFT.json`) to output_dir.
 
     fit_k, fit_concurrency: which benchmarks of each draft are fitted; cut to what it has, and where that leaves fewer than
     two, its smallest and largest. fit_plain_concurrency: of those without speculation; None fits them all.
@@ -73,7 +75,7 @@ def check_server_table(
 
 
 def _write(result: CheckResult, output_dir: Path) -> None:
-    """Cells as a table, errors and costs as JSON."""
+    """Cells as a table, errors and laws as JSON, and a file of step costs for each draft that `specbranch plan --costs` reads."""
     output_dir.mkdir(parents=True, exist_ok=True)
     pd.DataFrame([cell.row() for cell in result.cells]).to_parquet(output_dir / "cells.parquet")
     steps = result.server.steps
@@ -84,6 +86,8 @@ def _write(result: CheckResult, output_dir: Path) -> None:
         "intervals_95": dict(steps.intervals),
         "engines": {name: asdict(engine) for name, engine in result.server.engines.items()},
     }
+    for name in steps.drafts:
+        steps.step_costs(name).write(output_dir / f"costs-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.json")
     (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from analysis.explore.scale_out import Workers
 from analysis.plan.measured.check import CheckResult, check_server_table
 from analysis.plan.measured.errors import Cell, chosen_length, errors_of, has_wrong_sign, regrets
 from tests.analysis.plan.measured.made_up_server import DRAFT, TARGET, write_table
+from traces.fits.step_costs import read_step_costs
 
 SERVING = Path(__file__).parents[4] / ".." / "shared" / "data" / "serving"
 
@@ -60,6 +61,11 @@ def test_the_files_hold_a_row_a_cell_and_the_summary(checked: tuple[CheckResult,
     }
     promised |= {"median_abs_ttft_error", "worst_k_regret", "num_wrong_signs"}
     assert promised <= summary["check"].keys()
+
+
+def test_a_plan_can_be_made_with_the_fitted_costs(checked: tuple[CheckResult, Path]) -> None:
+    result, folder = checked
+    assert read_step_costs(folder / "costs-Small.json") == result.server.steps.step_costs("Small")
 
 
 def test_any_number_of_workers_gives_the_same_digits(
