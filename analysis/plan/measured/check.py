@@ -75,7 +75,7 @@ def check_server_table(
 
 
 def _write(result: CheckResult, output_dir: Path) -> None:
-    """Cells as a table, errors and laws as JSON, and step costs of each draft in a file that `specbranch plan --costs` reads."""
+    """Cells as a table, errors and laws as JSON, and each draft's step costs as `specbranch plan --costs` reads them."""
     output_dir.mkdir(parents=True, exist_ok=True)
     pd.DataFrame([cell.row() for cell in result.cells]).to_parquet(output_dir / "cells.parquet")
     steps = result.server.steps
