@@ -12,119 +12,149 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from analysis.check.precision import Effort
 from analysis.check.validate import validate_run
 from analysis.check.validation import VALIDATION, PolicyCheck, Validation
 from analysis.cli.progress import progress_bar
-from analysis.cli.tables import print_doubt, print_speeds, print_validation, short_label
+from analysis.cli.tables import print_checks, print_doubt, print_reason, short_label, validation_lines
 from analysis.explore.exploration import Exploration, explore_run
 from analysis.study.candidates import default_grid, validated_policies
 from sim.decoding.policies.catalog import parse_policy
 from traces.fits.calibration import calibrate
 from traces.folder.perfetto import write_timeline
 from traces.folder.writer import check_new_folder, write_json
-from traces.metrics.speeds import measured_speeds
 
-SPECULATIVE = ("fixed_length", "pearl", "confidence_stop")
+WIDTH = 100
+SPECULATIVE = ("fixed_length", "confidence_stop", "pearl")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """How much the demo runs."""
+    """How much the demo runs. num_measured: prompts at most; max_s: seconds of measuring on them. num_best: methods whose best
+    setting is measured besides the draft lengths."""
 
     num_recorded: int
     num_measured: int
+    max_s: float
     max_new_tokens: int
     temperatures: tuple[float, ...]
     draft_lengths: tuple[int, ...]
+    num_best: int
 
 
 FULL = DemoSize(
-    num_recorded=32, num_measured=14, max_new_tokens=96, temperatures=(0.0, 1.0), draft_lengths=(1, 2, 4, 6, 8)
+    num_recorded=40,
+    num_measured=60,
+    max_s=110.0,
+    max_new_tokens=96,
+    temperatures=(0.0, 1.0),
+    draft_lengths=(2, 4, 8),
+    num_best=3,
 )
-QUICK = DemoSize(num_recorded=12, num_measured=6, max_new_tokens=64, temperatures=(1.0,), draft_lengths=(2, 4))
+QUICK = DemoSize(
+    num_recorded=20,
+    num_measured=60,
+    max_s=20.0,
+    max_new_tokens=64,
+    temperatures=(1.0,),
+    draft_lengths=(2, 4),
+    num_best=1,
+)
 
 
-def run_demo(console: Console, output_dir: Path | None, *, is_quick: bool, seed: int = 0) -> Validation:
-    """Run the loop and print its results; output_dir gets everything: None is the next runs/demo-N."""
+def run_demo(
+    console: Console, output_dir: Path | None, *, is_quick: bool, precision: float = 0.03, seed: int = 0
+) -> Validation:
+    """Run the loop and print its results; output_dir gets everything: None is the next runs/demo-N.
+
+    precision: measuring ends when every speed-up is known so well, or its time is over (`analysis.check.precision.Effort`).
+    """
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
     folder = output_dir or _next_folder(Path("runs"))
     check_new_folder(folder)
+    effort = Effort(precision=precision, max_s=size.max_s)
+    console = Console(file=console.file, width=min(WIDTH, console.width), record=False)
     _record(console, folder / "recorded", size, seed)
-    explored = _explore(console, folder, size, seed)
-    validation = _validate(console, folder, size, explored, seed)
-    figure = _draw(folder / "speedup.png", validation, size.temperatures)
-    for line in _winners(validation, size.temperatures):
-        console.print(line)
+    explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
+    validation = _validate(console, folder, size, explored, effort, seed)
+    _draw(folder / "speedup.png", validation, size.temperatures)
     wall_s = time.perf_counter() - started
     write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
-    console.print(f"figure {figure}, everything in {folder}, {wall_s:.0f} s")
+    for line in answer(validation, size.temperatures, precision):
+        console.print(line, highlight=False, markup=False)
+    console.print()
+    print_checks(console, validation)
+    console.print()
+    for line in validation_lines(validation):
+        console.print(line, highlight=False, markup=False)
+    print_reason(console, validation.reason)
+    print_doubt(console, validation.note, explored.doubt)
+    console.print(
+        f"{explored.num_policies} policies were explored on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s."
+        f"\nEverything is in {folder} ({wall_s:.0f} s): speedup.png, summary.json, the latencies' fit in calibration.txt, "
+        "and the run folders recorded, explored and validated.",
+        highlight=False,
+    )
     return validation
 
 
-def _winners(validation: Validation, temperatures: Sequence[float]) -> list[str]:
-    """A line for each temperature with the fastest policy measured there; none where the times support no claim."""
-    if validation.note:
-        return []
-    best = [max(_at(validation, t), key=lambda check: check.measured_tokens_per_s) for t in temperatures]
-    return [
-        f"T = {check.temperature:g}: fastest measured is {short_label(check.policy)}, "
-        f"{check.speedup_over_autoregressive or 1:.2f} times autoregressive"
-        for check in best
-    ]
+def answer(validation: Validation, temperatures: Sequence[float], precision: float) -> list[str]:
+    """What the demo found: which method, how much faster, how sure. No winner where the times support no claim."""
+    if not validation.is_claim:
+        return ["No method is called the fastest: the times of this run support no claim (why stands below)."]
+    lines = []
+    for temperature in temperatures:
+        best = max(_at(validation, temperature), key=lambda check: check.speed)
+        low, high = best.best_speedup_interval or (float("nan"), float("nan"))
+        if best.policy == "autoregressive":
+            lines.append(f"T = {temperature:g}: plain decoding is fastest; no method is worth its draft here.")
+            continue
+        lines.append(
+            f"T = {temperature:g}: {short_label(best.policy)} decodes {best.speedup or 1:.2f} times as fast as plain decoding "
+            f"(95%: {low:.2f} to {high:.2f}), predicted {best.predicted_speedup or 1:.2f}."
+        )
+    if (reached := validation.widest_interval) is not None:
+        ended = "as asked" if reached <= precision else f"{precision:.1%} was asked, but the time was over"
+        lines.append(f"Every speed-up is known to within {reached:.1%} ({ended}).")
+    return lines
 
 
 def _record(console: Console, folder: Path, size: DemoSize, seed: int) -> None:
-    """A run folder with its timeline and its calibration."""
+    """A run folder with its timeline and its calibration, whose report stands beside the demo's results."""
     from executor.recording.recorder import record_run
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
-    console.rule("1. record the pair on this machine")
     settings = RecordSettings(
         decoding=DecodingSettings(temperatures=size.temperatures, max_new_tokens=size.max_new_tokens, seed=seed),
         prompts=PromptSettings(num=size.num_recorded),
     )
-    with progress_bar(console, "recording") as report:
+    with progress_bar(console, "recording the pair on this machine", is_transient=True) as report:
         recorded = record_run(settings, folder, progress=report)
-    print_speeds(console, "Measured", measured_speeds(recorded.requests, recorded.rounds))
     write_timeline(recorded.ops, folder / "timeline.json")
-
-    console.rule("2. calibrate the simulator")
     calibration = calibrate(recorded, seed=seed)
     calibration.save(folder / "calibration.json")
-    console.print(calibration.report(), highlight=False, markup=False)
+    (folder.parent / "calibration.txt").write_text(calibration.report() + "\n", encoding="utf-8")
 
 
-def _explore(console: Console, folder: Path, size: DemoSize, seed: int) -> Exploration:
-    console.rule("3. explore policies on the simulator")
-    explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
-    console.print(
-        f"{explored.num_policies} policies on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s"
-    )
-    if explored.doubt:
-        print_doubt(console, explored.doubt)
-    else:
-        print_speeds(console, "Best, predicted", [explored.best_at(t) for t in size.temperatures])
-    return explored
-
-
-def _validate(console: Console, folder: Path, size: DemoSize, explored: Exploration, seed: int) -> Validation:
-    console.rule("4. run the best ones for real, on prompts that were not recorded")
-    best_labels = [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in SPECULATIVE]
+def _validate(
+    console: Console, folder: Path, size: DemoSize, explored: Exploration, effort: Effort, seed: int
+) -> Validation:
+    """The best ones for real, on prompts that were not recorded."""
+    methods = SPECULATIVE[-size.num_best :]
+    best_labels = [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in methods]
     policies = validated_policies(size.draft_lengths, [length for length in size.draft_lengths if length > 1])
     policies += map(parse_policy, best_labels)
-    with progress_bar(console, "measuring") as report:
-        validation = validate_run(
+    with progress_bar(console, "measuring the best policies on other prompts", is_transient=True) as report:
+        return validate_run(
             folder / "recorded",
             folder / "validated",
             policies,
             num_prompts=size.num_measured,
             seed=seed,
+            effort=effort,
             progress=report,
         )
-    console.print("the machine's speed drifts: latencies are fitted anew, to recorded prompts that ran in between")
-    print_validation(console, validation)
-    return validation
 
 
 def _at(validation: Validation, temperature: float) -> list[PolicyCheck]:
@@ -150,11 +180,7 @@ def _draw(path: Path, validation: Validation, temperatures: Sequence[float]) -> 
         )
         measured = pd.DataFrame(
             [
-                (
-                    *_method_and_length(check.policy),
-                    check.speedup_over_autoregressive,
-                    *(check.speedup_interval or (np.nan, np.nan)),
-                )
+                (*_method_and_length(check.policy), check.speedup, *(check.best_speedup_interval or (np.nan, np.nan)))
                 for check in _at(validation, temperature)
             ],
             columns=predicted.columns,

@@ -222,10 +222,9 @@ def _compare_pair(
         )
         blocks = in_blocks(
             make_requests(measuring, session),
-            lambda request: list(dict.fromkeys(families[request.sampling.temperature].values())),
+            lambda request: [Autoregressive(), *dict.fromkeys(families[request.sampling.temperature].values())],
             repeats=repeats,
             seed=decoding.seed,
-            twin=Autoregressive(),
         )
         with progress("measuring") as report:
             measured = record(blocks, measuring, compared_dir, session=session, progress=report)

@@ -12,6 +12,7 @@ from traces.metrics.machine_speed import machine_speed_of
 from traces.metrics.speeds import Speed, measured_speeds
 
 MIN_BLOCKS = 12  # before the first look: fewer prompts cannot tell how much they differ
+FEWEST_BLOCKS = 6  # whatever the time
 GROWTH = 1.2  # from one look to the next, so that looking takes little of the time
 
 
@@ -44,6 +45,8 @@ class Watch:
         """Whether it is enough. tables: requests and rounds up to now."""
         if self._began_s is None:
             self._began_s = self.now()  # one block late, which is shorter than the last one is over time
+        if num_blocks < FEWEST_BLOCKS:
+            return False
         if self.effort.max_s is not None and self.now() - self._began_s >= self.effort.max_s:
             return True
         if self.effort.precision is None or num_blocks < self._next_look:

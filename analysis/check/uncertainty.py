@@ -9,6 +9,7 @@ requests twice, which the fit of a round's cold starts does not understand.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from sim.latency.fitted import FittedLatency
 from sim.sweep.sweep import sweep
-from traces.fits.calibration import calibrate
+from traces.fits.calibration import calibrate, groups_of
 from traces.folder.run import Run
 from traces.metrics.machine_speed import MachineSpeed
 from traces.schema import RequestTrace
@@ -53,10 +54,15 @@ def calibration_spread(
         return UNKNOWN_SPREAD
     policies = list(dict.fromkeys(policies))
     temperatures = sorted({trace.temperature for trace in traces})
-    predicted = []
+    predicted, needed = [], set(groups_of(run.ops))
     for left_out in np.array_split(order, num):
         kept = run.requests.loc[~run.requests.prompt_id.isin(left_out), "request_id"]
-        latency = FittedLatency(calibrate(run.subset(kept), machine=machine, num_resamples=2))
+        rest = run.subset(kept)
+        if set(groups_of(rest.ops)) != needed:
+            return UNKNOWN_SPREAD  # one stretch holds all that there is of some operation
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with the run was said of the whole of it
+            latency = FittedLatency(calibrate(rest, machine=machine, num_resamples=2))
         predicted.append([_log_speeds(policies, traces, temperature, latency) for temperature in temperatures])
     logs = np.array(predicted)  # (stretches, temperatures, policies)
     keys = [(label_of(policy), temperature) for temperature in temperatures for policy in policies]

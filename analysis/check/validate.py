@@ -276,10 +276,9 @@ def _measure(
         new = [request for request in requests if request.prompt_id not in old_prompts]
         blocks = in_blocks(
             interleaved(new, old),
-            lambda request: anchors if request.prompt_id in old_prompts else tested,
+            lambda request: anchors if request.prompt_id in old_prompts else [tested[0], *tested],
             repeats=settings.repeats,
             seed=settings.decoding.seed,
-            twin=tested[0],
         )
         watch = Watch(effort, old_prompts) if effort else None
         return record(blocks, settings, output_dir, session=session, progress=progress, is_enough=watch)

@@ -103,3 +103,9 @@ Widths = Annotated[
     tuple[int, int],
     typer.Option(callback=within(1, MAX_COUNT), help="The two hidden layers have these numbers of units."),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Stop measuring when every speed-up is known this well: half its 95% interval, as a percentage such as 3%."
+    ),
+]

@@ -12,11 +12,11 @@ from traces.progress import Report
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Report]:
+def progress_bar(console: Console, title: str, *, is_transient: bool = False) -> Iterator[Report]:
     """Gives `report(done, total)`; the bar shows counts, time used and time left, from the first report on. It refreshes
-    rarely, to leave the cores to what is measured."""
+    rarely, to leave the cores to what is measured. is_transient: nothing of it is left at the end."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, refresh_per_second=1, transient=False)
+    bar = Progress(*columns, console=console, refresh_per_second=1, transient=is_transient)
     task = bar.add_task(title, total=None)
 
     def report(done: int, total: int) -> None:

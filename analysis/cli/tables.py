@@ -113,7 +113,7 @@ def print_checks(console: Console, validation: Validation) -> None:
     for name in ("policy", "T", "speed-up [95%]", "pred.", "error", "tok/s", "raw", "pred."):
         _add_column(table, name)
     floor = validation.same_policy_difference or 0.0
-    for check in validation.policies:
+    for check in sorted(validation.policies, key=lambda check: (check.temperature, -check.speed)):
         error = check.speedup_error
         told = "" if error is None else f"{error:+.1%}"
         table.add_row(

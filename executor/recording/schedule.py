@@ -77,26 +77,23 @@ def make_requests(settings: RecordSettings, session: Session) -> list[Request]:
 
 
 def in_blocks(
-    requests: Sequence[Request],
-    policies_of: Callable[[Request], Sequence[Policy]],
-    *,
-    repeats: int = 1,
-    seed: int = 0,
-    twin: Policy | None = None,
+    requests: Sequence[Request], policies_of: Callable[[Request], Sequence[Policy]], *, repeats: int = 1, seed: int = 0
 ) -> Blocks:
     """A block for each request: all of its policies in random order, so that what moves the machine's speed meets all of
     them alike and can be told from them (`traces.metrics.machine_speed`). All requests, `repeats` times.
 
-    twin: this policy runs twice in a block, so that a run tells how far two runs of one policy are apart.
+    policies_of: of a request; one that is named twice runs twice, as two repeats, and tells how far two runs of one policy are
+    apart.
     """
     rng = np.random.default_rng(seed)
     blocks = []
     for repeat in range(repeats):
         for request in requests:
-            block = []
-            for policy in policies_of(request):
-                first = 2 * repeat if policy == twin else repeat
-                block += [Decoding(request, policy, first + more) for more in range(2 if policy == twin else 1)]
+            policies = policies_of(request)
+            block = [
+                Decoding(request, policy, repeat * policies.count(policy) + policies[:index].count(policy))
+                for index, policy in enumerate(policies)
+            ]
             blocks.append([block[index] for index in rng.permutation(len(block))])
     return blocks
 

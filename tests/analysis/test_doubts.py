@@ -146,9 +146,13 @@ def test_the_demo_draws_what_its_table_says_and_names_no_winner_in_doubt(tmp_pat
         )
         for length, speedup in ((2, 0.9), (11, 0.55))
     ]
-    sure = replace(REPORT, policies=checks, note="")
-    assert len(demo._winners(sure, [CHECK.temperature])) == 1
-    assert demo._winners(replace(sure, note="busy"), [CHECK.temperature]) == []
+    sure = replace(REPORT, policies=checks, note="", is_claim=True, widest_interval=0.04)
+    first, second = demo.answer(sure, [CHECK.temperature], 0.03)
+    assert "pearl 2 decodes 1.00 times as fast" in first
+    assert "within 4.0% (3.0% was asked" in second
+    (refusal,) = demo.answer(replace(sure, note="busy", is_claim=False), [CHECK.temperature], 0.03)
+    assert NO_CLAIM in refusal
+    assert "pearl" not in refusal
     lines: list[list[float]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda figure, *_, **__: lines.extend(_lines(figure)))

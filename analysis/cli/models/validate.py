@@ -12,6 +12,7 @@ from analysis.cli.options import (
     CalibrationFile,
     OutputDir,
     Policies,
+    Precision,
     Repeats,
     RunDir,
     Seed,
@@ -30,16 +31,22 @@ def validate(
         int, typer.Option(callback=within(1, MAX_COUNT), help="Run this many prompts, none of which the run holds.")
     ] = 16,
     repeats: Repeats = 1,
+    precision: Precision = "",
+    max_seconds: Annotated[
+        float, typer.Option(callback=within(0), help="Measure no longer than this many seconds; 0 is without end.")
+    ] = 0.0,
     seed: Seed = 0,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Run policies for real on prompts that were not recorded, and compare with the prediction."""
+    from analysis.check.precision import Effort, parse_precision
     from analysis.check.validate import validate_run
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_validation
     from analysis.study.candidates import validated_policies
     from sim.decoding.policies.catalog import parse_policies
 
+    effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
     policies = parse_policies(policy) if policy else validated_policies()
     with progress_bar(console, "measuring") as report:
         validation = validate_run(
@@ -51,6 +58,7 @@ def validate(
             repeats=repeats,
             seed=seed,
             trusts_remote_code=trust_remote_code,
+            effort=effort,
             progress=report,
         )
     print_validation(console, validation)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.check.claims import reasons_against
-from analysis.check.precision import MIN_BLOCKS, Effort, Watch, parse_precision
+from analysis.check.precision import FEWEST_BLOCKS, MIN_BLOCKS, Effort, Watch, parse_precision
 from analysis.check.uncertainty import widened
 from tests.analysis.check.test_reports import CHECK
 from tests.traces.metrics.made_up_machine import PATHS, made_up_run
@@ -84,8 +84,8 @@ def test_intervals_that_overlap_are_covered() -> None:
 def test_measuring_ends_when_the_speedups_are_known_or_the_time_is_over() -> None:
     clock = iter(range(1000))
     watch = Watch(Effort(max_s=10.0), now=lambda: float(next(clock)))
-    asked = [watch(block, lambda: pytest.fail("no table is needed")) for block in range(1, 12)]
-    assert asked.index(True) == 9
+    asked = [watch(block, lambda: pytest.fail("no table is needed")) for block in range(1, 40)]
+    assert asked.index(True) == FEWEST_BLOCKS - 1 + 9  # the clock, which ticks when it is read, has gone from 0 to 10
 
     requests, rounds = made_up_run(PATHS["waves"], num_blocks=40)
 
@@ -95,6 +95,9 @@ def test_measuring_ends_when_the_speedups_are_known_or_the_time_is_over() -> Non
     def stopped(precision: float) -> list[bool]:
         watch = Watch(Effort(precision=precision), now=lambda: 0.0)
         return [watch(block, tables) for block in range(1, 30)]
+
+    hurried = Watch(Effort(max_s=1e-9), now=iter(range(1000)).__next__)
+    assert [hurried(block, tables) for block in range(1, 9)].index(True) == FEWEST_BLOCKS - 1
 
     assert stopped(0.2).index(True) == MIN_BLOCKS - 1
     assert not any(stopped(1e-5))

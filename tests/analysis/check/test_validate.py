@@ -69,7 +69,8 @@ def test_the_validation_uses_prompts_that_were_not_recorded(recorded: Path, vali
     tested = requests[~requests.prompt_id.isin(old)]
     assert set(tested.policy) == {"autoregressive", "fixed_length:draft_length=3", "pearl:draft_length=5"}
     assert set(requests[requests.prompt_id.isin(old)].policy) == set(read_run(recorded).requests.policy)
-    # The baseline ran twice on each new prompt, and nothing else did.
+    # The baseline ran twice on each new prompt, and nothing else did, nowhere.
+    assert requests[requests.prompt_id.isin(old)].repeat.max() == 0
     counts = tested.groupby(["prompt_id", "temperature", "policy"]).size()
     assert set(counts.xs("autoregressive", level="policy")) == {2}
     assert set(counts.drop("autoregressive", level="policy")) == {1}

@@ -66,7 +66,8 @@ def test_no_is_an_exit_code_and_a_reason(
         print_validation(console, validation)  # type: ignore[arg-type]
         return validation
 
-    run = SimpleNamespace(requests=requests, rounds=pd.DataFrame(), summary={"tokens_identical": is_identical})
+    rounds = pd.DataFrame({"request_id": [0], "start_s": [0.0], "end_s": [1.0]})
+    run = SimpleNamespace(requests=requests, rounds=rounds, summary={"tokens_identical": is_identical})
     row = replace(ROW, tokens_identical=is_identical, reason=validation.reason)
     monkeypatch.setattr("executor.recording.recorder.record_run", lambda *_, **__: run)
     monkeypatch.setattr("traces.metrics.speeds.measured_speeds", lambda *_, **__: [])

@@ -36,8 +36,8 @@ def test_a_block_is_a_request_under_all_of_its_policies_in_an_order_of_its_own()
     assert blocks == in_blocks(requests, lambda _: policies, repeats=2, seed=1)
 
 
-def test_a_twin_runs_twice_in_every_block_under_two_labels() -> None:
-    blocks = in_blocks(_requests("a", "b"), lambda _: [PLAIN, FIXED], repeats=2, twin=PLAIN)
+def test_a_policy_named_twice_runs_twice_in_every_block_under_two_labels() -> None:
+    blocks = in_blocks(_requests("a", "b"), lambda _: [PLAIN, PLAIN, FIXED], repeats=2)
     repeats = [sorted(decoding.repeat for decoding in block if decoding.policy == PLAIN) for block in blocks]
     assert repeats == [[0, 1], [0, 1], [2, 3], [2, 3]]
     assert [decoding.repeat for block in blocks for decoding in block if decoding.policy == FIXED] == [0, 0, 1, 1]
