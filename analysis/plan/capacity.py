@@ -11,7 +11,7 @@ from scipy import stats
 
 PRECISION, COARSE = 0.02, 0.12  # of the bracket that a bisection ends with; the latter to tell methods apart
 WIDE_STEP, NARROW_STEP = 1.6, 1.1
-_MAX_TRIES = 8
+_MAX_STEP, _MAX_TRIES = 4.0, 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ def highest_factor(
     low, high, factor = 0.0, math.inf, guess
     for _ in range(_MAX_TRIES):
         if holds(factor):
-            low, factor, step = factor, step * factor, step * step
+            low, factor, step = factor, step * factor, min(step * step, _MAX_STEP)
         else:
-            high, factor, step = factor, factor / step, step * step
+            high, factor, step = factor, factor / step, min(step * step, _MAX_STEP)
         if low and high < math.inf:
             break
     if not low:

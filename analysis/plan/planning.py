@@ -21,6 +21,7 @@ from traces.workload import Workload
 
 _LONELY = 1e-4  # of the rate, so that requests hardly meet
 _NUM_LONELY = 60
+_MIN_STAYS, _MAX_LONGER = 4.0, 8  # arrivals last so many stays of a request; runs are made so many times longer
 LEVEL = 0.02  # capacities that differ by less are level
 _MAX_STRETCH = 12  # runs' worth of requests, for a cluster
 
@@ -263,16 +264,42 @@ def _check_objectives(inputs: _Inputs, methods: Sequence[Method]) -> None:
 
 
 def _highest_rate(inputs: _Inputs, method: Method, seed: int, known: float | None) -> float:
-    """Requests a second that one replica holds; about, unless it is known about already."""
-    traffic, settings = inputs.traffic, inputs.settings
+    """Requests a second that one replica holds; about, unless it is known about already.
+
+    A run in which most requests are there at once says nothing of a rate that lasts: then twice as many requests are sent.
+    """
+    if known == 0:
+        return 0.0
+    num_requests = inputs.settings.num_requests
+    while True:
+        rate, num_stays = _rate_of_runs(inputs, method, seed, known, num_requests)
+        workload = inputs.traffic.sample(num_requests, seed)
+        if num_stays >= _MIN_STAYS or num_requests >= _MAX_LONGER * inputs.settings.num_requests:
+            return rate
+        if workload.num_requests < num_requests:  # a recorded traffic has no more
+            return rate
+        num_requests *= 2
+
+
+def _rate_of_runs(
+    inputs: _Inputs, method: Method, seed: int, known: float | None, num_requests: int
+) -> tuple[float, float]:
+    """The highest rate that runs of so many requests hold, and how often a request's stay fits into the arrivals there."""
+    num_stays = 0.0
 
     def holds(rate: float) -> bool:
-        workload = traffic.sample(settings.num_requests, seed, rate_factor=rate / traffic.rate)
-        return inputs.holds(inputs.run(method, workload, seed))
+        nonlocal num_stays
+        workload = inputs.traffic.sample(num_requests, seed, rate_factor=rate / inputs.traffic.rate)
+        result = inputs.run(method, workload, seed)
+        stays = float(workload.arrival_s[-1]) / result.summary.mean_e2el_s
+        is_held = stays > 1 and inputs.holds(result)
+        if is_held:
+            num_stays = stays
+        return is_held
 
     if known is None:
-        return highest_factor(holds, _guess(inputs), step=WIDE_STEP, precision=COARSE)
-    return highest_factor(holds, known, step=NARROW_STEP) if known else 0.0
+        return highest_factor(holds, _guess(inputs), step=WIDE_STEP, precision=COARSE), num_stays
+    return highest_factor(holds, known, step=NARROW_STEP), num_stays
 
 
 def _guess(inputs: _Inputs) -> float:

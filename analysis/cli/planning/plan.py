@@ -73,6 +73,9 @@ def plan(
         str, typer.Option(help="Requests go to replicas by least_outstanding_tokens, round_robin or prefix_aware.")
     ] = "least_outstanding_tokens",
     num_prompts: Annotated[int, typer.Option(help="Each simulated run of a replica has this many requests.")] = 1200,
+    precision: Annotated[
+        float, typer.Option(help="Replicate until the best rate is known to this share of it, eight times at most.")
+    ] = 0.03,
     workers: Annotated[int, typer.Option(help="Simulate in this many processes; the results are the same.")] = 1,
     seed: Seed = 0,
     check: Annotated[
@@ -86,7 +89,9 @@ def plan(
 ) -> None:
     """Plan capacity: the fewest devices that hold a traffic within its objectives, and the draft length at each load."""
     if check is not None:
-        _check(check, output_dir, fit_k, fit_concurrency, workers)
+        from analysis.cli.planning.plan_check import check_measured
+
+        check_measured(check, output_dir, fit_k=fit_k, fit_concurrency=fit_concurrency, workers=workers)
         return
     from analysis.explore.scale_out import Workers
     from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of
@@ -104,6 +109,7 @@ def plan(
         max_length=max_length,
         policies=tuple(policy or ()),
         num_requests=num_prompts,
+        precision=precision,
         scheduler=Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
         router=Router(router),
         seed=seed,
@@ -125,50 +131,6 @@ def plan(
 
     write_plan(result, output_dir)
     _print(result, output_dir)
-
-
-def _check(path: Path, output_dir: Path, fit_k: str, fit_concurrency: str, workers: int) -> None:
-    """Predict a measured table from a part of it, and print the errors of the other cells."""
-    from rich.table import Table
-
-    from analysis.explore.scale_out import Workers
-    from analysis.plan.measured.check import check_server_table
-
-    result = check_server_table(
-        path,
-        output_dir,
-        _whole_numbers("--fit-k", fit_k),
-        _whole_numbers("--fit-concurrency", fit_concurrency),
-        workers=Workers(count=workers),
-    )
-    errors = result.errors
-    predicted = sum(not cell.is_fitted for cell in result.cells)
-    console.print(
-        f"Throughput of {predicted} benchmarks that were not fitted: {errors.mean_abs_throughput_error:.1%} off in the mean, "
-        f"{errors.worst_abs_throughput_error:.1%} at worst; the choice of K costs {errors.worst_k_regret:.1%} at worst.",
-        style="bold",
-        highlight=False,
-    )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("error of")
-    for name in ("mean", "worst"):
-        table.add_column(name, justify="right")
-    table.add_row(
-        "output tokens/s", f"{errors.mean_abs_throughput_error:.1%}", f"{errors.worst_abs_throughput_error:.1%}"
-    )
-    table.add_row("mean TPOT", f"{errors.mean_abs_tpot_error:.1%}", f"{errors.worst_abs_tpot_error:.1%}")
-    if errors.median_abs_ttft_error is not None:
-        table.add_row("median TTFT (the median)", f"{errors.median_abs_ttft_error:.1%}", "")
-    table.add_row("wrong about whether it pays", str(errors.num_wrong_signs), "")
-    console.print(table)
-    console.print(f"a row a benchmark: {output_dir / 'cells.parquet'}", highlight=False)
-
-
-def _whole_numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} {text!r} is not a list of whole numbers; write 1,5.") from None
 
 
 def _print(result: PlanResult, output_dir: Path) -> None:

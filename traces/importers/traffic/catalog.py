@@ -74,6 +74,11 @@ def read_windows(path: str | Path) -> ArrivalWindows:
     return WINDOWS.read(path)
 
 
+def holds_measured(path: str | Path) -> bool:
+    """Whether `read_measured` reads this file. Raises ForeignTraceError where it cannot be opened, or is empty."""
+    return MEASURED_VLLM.recognises(_first_line(Path(path)))
+
+
 def read_measured(path: str | Path, *, sort: bool = False) -> MeasuredRequests:
     """Requests with the times that the server wrote down. Raises ForeignTraceError as `read_traffic`."""
     path = Path(path)

@@ -1,9 +1,9 @@
 """A check against a server whose requests were recorded one by one: calibrated on the first half, the second half predicted.
 
-Without speculation a request's decoding lasts as long as the steps between its first and its last token. Which steps these were
-the simulator tells, and it hardly depends on how long each took: a pass simulates the whole trace with the costs so far (the
-requests' arrivals and lengths are inputs, their times are not), and fits the costs to the first half's measured decoding
-times. What the trace does not say of the engine, its memory, is chosen as what explains the first half best.
+Without speculation a request's decoding lasts as long as the steps between its first and its last token. Which steps these
+were the simulator tells, and it hardly depends on how long each took: a pass simulates the whole trace with the costs so far
+(the requests' arrivals and lengths are inputs, their times are not), and fits the costs to the first half's measured
+decoding times. What the trace does not say of the engine, its memory, is chosen as what explains the first half best.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _simulate(measured: MeasuredRequests, server: Server, costs: StepCosts) -> t
 
 
 def _kinds(steps: Floats) -> Floats:
-    """(steps, 3) tokens, contexts, requests -> (kinds, 4) with their counts; contexts enter the law linearly, so by their mean."""
+    """(steps, 3) tokens, contexts, requests -> (kinds, 4) with counts; contexts enter the law linearly, so by their mean."""
     kinds, which, counts = np.unique(steps[:, [0, 2]], axis=0, return_inverse=True, return_counts=True)
     contexts = np.bincount(which.ravel(), steps[:, 1]) / counts
     return np.column_stack([kinds[:, 0], contexts, kinds[:, 1], counts])

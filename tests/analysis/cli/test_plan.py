@@ -1,0 +1,91 @@
+"""`specbranch plan` as a user meets it: the verdict first, files for programs, nonsense refused in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.analysis.command import call
+
+QUICK = (
+    "plan",
+    "--request-rate", "6",
+    "--prompt-tokens", "64",
+    "--output-tokens", "40",
+    "--num-prompts", "100",
+    "--max-length", "2",
+    "--acceptance", "0.8,0.64",
+    "--goodput", "ttft:500 tpot:7.5",
+    "--precision", "0.9",
+)  # fmt: skip
+
+
+def test_a_plan_says_its_verdict_and_writes_what_an_engine_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "plan"
+    assert call(*QUICK, "--output-dir", str(folder)) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((folder / "summary.json").read_text())["plan"]
+    flat = " ".join(printed.split())
+    for sentence in summary["verdict"]:
+        assert " ".join(sentence.split()) in flat
+    assert flat.startswith("Speculate with K = ")
+    table = json.loads((folder / "vllm.json").read_text())["num_speculative_tokens_per_batch_size"]
+    assert table[0][0] == 1
+    assert all(after[0] == before[1] + 1 for before, after in pairwise(table))
+    methods = pd.read_parquet(folder / "methods.parquet")
+    assert methods.method.tolist()[:3] == ["none", "K = 1", "K = 2"]
+    assert methods.requests_per_s_per_replica.min() > 0
+    for figure in ("goodput_by_rate", "break_even", "lengths_by_load"):
+        assert (folder / f"{figure}.png").stat().st_size > 10_000
+    # The costs it used can be given back to it.
+    again = tmp_path / "again"
+    assert (
+        call(*QUICK, "--costs", str(folder / "step_costs.json"), "--kv-tokens", "400000", "--output-dir", str(again))
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--goodput", "itl:3"), "unknown name 'itl'"),
+        (("--goodput", "ttft:0"), "ttft must be more than 0"),
+        (("--goodput", "ttft:500 tpot:1"), "tpot:1 cannot be met on h100"),
+        (("--hardware", "abacus"), "no device is called 'abacus'"),
+        (("--request-rate", "0"), "arrivals_per_s"),
+        (("--request-rate", "-2"), "arrivals_per_s"),
+        (("--kv-tokens", "32"), "prompt and output, but the memory has"),
+        (("--kv-tokens", "0"), "--kv-tokens must be at least 1"),
+        (("--acceptance", "80,64"), "divide percent by 100"),
+        (("--acceptance", ""), "give --acceptance"),
+        (("--target", "llama-3.1-70b"), "give more devices, fewer bits"),
+        (("--attainment", "2"), "attainment must lie in"),
+        (("--router", "dice"), "unknown router 'dice'"),
+        (("--policy", "pearls"), "unknown policy 'pearls'"),
+        (("--traffic", "nowhere.csv"), "nowhere.csv"),
+        (("--costs", "nowhere.json"), "needs --kv-tokens|give --kv-tokens"),
+        (("--price", "-1"), "price must be more than 0"),
+        (("--max-length", "-1"), "max_length must lie"),
+        (("--workers", "0"), "workers must be at least 1"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*QUICK, *options, "--output-dir", str(tmp_path / "plan")) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors[0].startswith("error: ")
+    assert re.search(message, " ".join(errors)), errors
+
+
+def test_a_folder_with_results_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    assert call(*QUICK, "--output-dir", str(tmp_path)) == 1
+    assert str(tmp_path) in "".join(capsys.readouterr().err.split())
