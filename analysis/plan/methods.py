@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from sim.serving.rounds.base import RoundSource, ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, LengthTable
 from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds, LengthRule
 from sim.serving.rounds.planned import Plan, PlannedRounds
-from sim.serving.rounds.run_lengths import drawn_runs
+from sim.serving.rounds.run_lengths import RunLengths, drawn_runs
 from sim.serving.settings import Placement
 from traces.fits.step_costs import AcceptanceByPosition, StepCosts
 from traces.schema import RequestTrace
@@ -95,13 +96,18 @@ def source_of(
     acceptance is geometric with the mean of `acceptance`. The same seed gives every method the same acceptances.
     """
     if method.rule is not None:
-        rng = np.random.default_rng([seed, 1])
-        table = drawn_runs(acceptance.conditional, workload.num_requests, int(workload.output_tokens.max()), rng)
+        table = _drawn(acceptance.conditional, workload.num_requests, int(workload.output_tokens.max()), seed)
         rule = method.rule
         return lambda: LengthRounds(table, rule)
     assert method.policy is not None
     plan = Plan([parse_policy(method.policy)], list(traces) or drawn_traces(acceptance, seed))
     return lambda: PlannedRounds(plan)
+
+
+@lru_cache(maxsize=4)
+def _drawn(conditional: tuple[float, ...], num_requests: int, max_output_tokens: int, seed: int) -> RunLengths:
+    """Drawn once for all methods and rates."""
+    return drawn_runs(conditional, num_requests, max_output_tokens, np.random.default_rng([seed, 1]))
 
 
 def drawn_traces(acceptance: AcceptanceByPosition, seed: int) -> list[RequestTrace]:
