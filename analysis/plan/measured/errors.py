@@ -9,7 +9,7 @@ from typing import Any
 
 MIN_TTFT_MS = 300.0  # below, TTFT is the client's and the network's as much as the server's
 MIN_GAIN = 0.05  # smaller measured gains of speculation have no sure sign
-TIE = 0.015  # predictions closer than this are equal: about the mean error of predictions on a measured server
+TIE = 0.02  # predictions closer than this are equal: their mean error on a measured server, and the luck of its runs
 
 
 @dataclass(frozen=True, kw_only=True)
