@@ -14,6 +14,7 @@ from analysis.plan.runs import RunResult, Scheduler, run_method
 from analysis.plan.traffic import Traffic
 from sim.serving.cluster import Router
 from sim.serving.rounds.length_rules import LengthTable
+from sim.serving.settings import Placement
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.metrics.serving import Objectives
 from traces.schema import RequestTrace
@@ -117,19 +118,26 @@ class PlanResult:
 
     @property
     def best(self) -> MethodPlan:
-        """The fewest devices; of these the highest rate a replica, or what follows the load where that is level with it."""
+        """The fewest devices; of these the highest rate a device, or what follows the load where that is level with it."""
         fewest = min(self.num_devices(plan) or math.inf for plan in self.finalists)
         least = [plan for plan in self.finalists if (self.num_devices(plan) or math.inf) == fewest]
-        top = max(least, key=lambda plan: plan.capacity.mean)
-        level = [plan for plan in least if plan.capacity.mean >= (1 - LEVEL) * top.capacity.mean]
+        top = max(least, key=self.rate_per_device)
+        level = [plan for plan in least if self.rate_per_device(plan) >= (1 - LEVEL) * self.rate_per_device(top)]
         return next((plan for plan in level if plan.method.name == BY_LOAD), top)
 
     def num_devices(self, plan: MethodPlan) -> int | None:
         """Devices of all replicas, those of drafts included."""
         if plan.num_replicas is None:
             return None
-        own_draft = 0 if plan.method.rule is not None else 1
-        return plan.num_replicas * (self.machine.num_devices + own_draft)
+        return plan.num_replicas * self.devices_per_replica(plan)
+
+    def devices_per_replica(self, plan: MethodPlan) -> int:
+        """The target's, and one for a draft that does not live on them."""
+        return self.machine.num_devices + (plan.method.placement is not Placement.IN_TURN)
+
+    def rate_per_device(self, plan: MethodPlan) -> float:
+        """Requests a second that a replica holds, over its devices."""
+        return plan.capacity.mean / self.devices_per_replica(plan)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

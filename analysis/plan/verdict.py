@@ -50,6 +50,8 @@ def capacity_sentence(plan: PlanResult) -> str:
         )
         return f"For capacity it hardly matters: outputs are {plan.output_share:.0%} of all tokens, and {held}."
     name, sureness = best.method.name, f"{gain:+.0%}, sure to {sure:.0%}"
+    if plan.devices_per_replica(best) > plan.devices_per_replica(plain):
+        name += ", with a device for each draft,"
     if plain_count is None:
         return f"{name}: {_devices(count, plan)}; without speculation no number of replicas that was tried holds it."
     if count is not None and count < plain_count:

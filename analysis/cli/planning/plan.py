@@ -147,7 +147,7 @@ def _print(result: PlanResult, output_dir: Path) -> None:
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("method", min_width=10)
-    for name in ("req/s a replica", "replicas", "$/M tok", "TTFT ms", "TPOT ms", "KV", "tok/round"):
+    for name in ("req/s", "replicas", "$/M tok", "TTFT ms", "TPOT ms", "KV", "tok/round"):
         table.add_column(name, justify="right")
     for each in result.methods:
         low, high = each.capacity.interval
@@ -158,7 +158,7 @@ def _print(result: PlanResult, output_dir: Path) -> None:
         cost, run = cost_per_million_tokens(result, each), each.at_traffic
         table.add_row(
             each.method.name,
-            f"{rate} \\[{low:.3g}, {high:.3g}]",
+            f"{rate} ± {(high - low) / 2:.2g}",
             "-" if each.num_replicas is None else str(each.num_replicas),
             "-" if cost is None else f"{cost:.3g}",
             "-" if run is None else f"{1e3 * run.summary.p50_ttft_s:.0f}, {1e3 * run.summary.p99_ttft_s:.0f}",
@@ -167,5 +167,7 @@ def _print(result: PlanResult, output_dir: Path) -> None:
             "-" if run is None else f"{run.acceptance_length:.2f}",
         )
     console.print(table)
-    console.print("req/s with 95% intervals over replications; TTFT and TPOT as p50, p99 at the traffic.", style="dim")
+    console.print(
+        "req/s: what a replica holds, 95% over replications. TTFT, TPOT: p50, p99 at the traffic.", style="dim"
+    )
     console.print(f"for vLLM, all methods and figures: {output_dir}", highlight=False)

@@ -154,6 +154,13 @@ def test_lookahead_slots_keep_requests_out() -> None:
     assert most_running(32) == 4  # 16 + 8 + 32 tokens are 4 blocks each
 
 
+def test_a_part_of_the_memory_stays_free_when_requests_are_let_in() -> None:
+    steps: list[StepRecord] = []
+    served(workload_of(*[(0, 15, 2)] * 8), kv_tokens=8 * 16, watermark=0.25, max_num_seqs=8, steps=steps)
+    assert len(steps[0].plan.chunks) == 6  # a block each; two of eight stay free
+    assert steps[1].plan.num_running == 6
+
+
 def test_a_request_that_can_never_fit_is_refused_with_its_size() -> None:
     with pytest.raises(
         ValueError, match="request 1 needs 7 blocks of 16 tokens for prompt and output, but the memory has 4"
