@@ -157,12 +157,13 @@ def _check(
     error = predicted.tokens_per_s / measured.tokens_per_s - 1
     latency_error = informed.tokens_per_s / adjusted.tokens_per_s - 1
     acceptance_error = (predicted.tokens_per_s - informed.tokens_per_s) / adjusted.tokens_per_s
-    predicted_speedup_interval = speedup_error = None
+    predicted_speedup_interval = speedup_error = speedup_latency_error = None
     if predicted.speedup and predicted.speedup_interval and adjusted.speedup and measured.policy != BASELINE:
         predicted_speedup_interval = widened(
             predicted.speedup, predicted.speedup_interval, spread.speedups.get(key, 0.0)
         )
         speedup_error = predicted.speedup / adjusted.speedup - 1
+        speedup_latency_error = informed.speedup / adjusted.speedup - 1 if informed.speedup else None
     return PolicyCheck(
         policy=measured.policy,
         temperature=measured.temperature,
@@ -184,6 +185,7 @@ def _check(
         adjusted_speedup_interval=adjusted.speedup_interval,
         predicted_speedup_interval=predicted_speedup_interval,
         speedup_error=speedup_error,
+        speedup_latency_error=speedup_latency_error,
         machine_error=error - latency_error - acceptance_error,
     )
 

@@ -131,13 +131,11 @@ def validation_lines(validation: Validation) -> list[str]:
     """What a validation amounts to, in a sentence each."""
     lines = []
     if validation.mean_abs_speedup_error is not None and validation.worst_abs_speedup_error is not None:
+        alone = [abs(error) for check in validation.policies if (error := check.speedup_latency_error) is not None]
         lines.append(
             f"speed-ups: mean error {validation.mean_abs_speedup_error:.1%}, worst {validation.worst_abs_speedup_error:.1%}"
-            + (
-                f"; {covered:.0%} of the intervals overlap"
-                if (covered := validation.interval_coverage) is not None
-                else ""
-            )
+            + (f" (of latencies alone {sum(alone) / len(alone):.1%})" if alone else "")
+            + (f"; {covered:.0%} agree within 95%" if (covered := validation.interval_coverage) is not None else "")
         )
     if (floor := validation.same_policy_difference) is not None:
         lines.append(

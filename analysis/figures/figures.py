@@ -31,6 +31,7 @@ from traces.fits.acceptance.chain import fit_hazard, fit_markov
 from traces.fits.acceptance.curves import curve_of
 from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
+from traces.metrics.machine_speed import machine_speed_of
 from traces.metrics.speeds import Speed, doubt_of, measured_speeds
 from traces.schema import RequestTrace
 
@@ -152,7 +153,8 @@ def _scenario_of(question: Question, run: Run, measured: Run | None, table: pd.D
         entropies = run.alignment.loc[run.alignment.request_id.isin(ids), list(entropies.columns)]
     speeds: list[Speed] = []
     if is_recorded and timing == Timing() and measured is not None and not measured.rounds.empty:
-        speeds = measured_speeds(measured.requests, measured.rounds)
+        machine = machine_speed_of(measured.requests, measured.rounds)
+        speeds = measured_speeds(measured.requests, machine.adjusted(measured.rounds))
     latency = adjusted(
         question.workload.latency,
         Placement(),  # a pair's cost ratio, and bounds above what a link or a shared device leaves

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from analysis.check.validation import PolicyCheck
+
 NUMBERS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "mean speed-up error": lambda found: found["mean_abs_speedup_error"],
     "worst speed-up error": lambda found: found["worst_abs_speedup_error"],
@@ -52,16 +54,12 @@ def report(summaries: Sequence[dict[str, Any]]) -> str:
             )
     cells = [check for each in found for check in each["policies"] if check["speedup_error"] is not None]
     if cells:
-        covered = [_overlap(check["adjusted_speedup_interval"], check["predicted_speedup_interval"]) for check in cells]
-        lines.append(f"intervals that overlap         {np.mean(covered):.1%} of {len(cells)}")
+        covered = [PolicyCheck(**check).is_covered for check in cells]
+        lines.append(f"agree within 95% intervals     {np.mean([bool(each) for each in covered]):.1%} of {len(cells)}")
     seconds = [summary["wall_s"] for summary in summaries]
     lines.append(f"seconds                        median {np.median(seconds):.0f}, longest {max(seconds):.0f}")
     lines += [f"no claim in run {index}: {each['note']}" for index, each in enumerate(found) if not each["is_claim"]]
     return "\n".join(lines)
-
-
-def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
-    return first[0] <= second[1] and second[0] <= first[1]
 
 
 def main() -> None:

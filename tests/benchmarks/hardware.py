@@ -44,6 +44,7 @@ from sim.decoding.policies.catalog import parse_policy
 from sim.decoding.replay import replay
 from tests.laws.overlap import measure_overlap
 from traces.folder.run import read_run
+from traces.metrics.machine_speed import machine_speed_of
 from traces.metrics.speeds import measured_speeds
 from traces.schema import Sampling
 
@@ -229,7 +230,9 @@ def speeds(settings: RecordSettings, folder: Path, labels: Sequence[str]) -> obj
         found["overlap"] = {"wall_over_bound": overlap.wall_over_bound, "wall_over_serial": overlap.wall_over_serial}
     except ValueError as error:
         found["overlap"] = str(error)
+    machine = machine_speed_of(run.requests, run.rounds)
     found["measured"] = [vars(speed) for speed in measured_speeds(run.requests, run.rounds)]
+    found["adjusted"] = [vars(speed) for speed in measured_speeds(run.requests, machine.adjusted(run.rounds))]
     return found
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from traces.metrics.machine_speed import drift_sentence
+
 NAMES = {"fixed_length": "fixed length", "outcome_hedging": "outcome hedging", "specbranch": "specbranch, no H-RAD"}
 
 
@@ -48,9 +50,9 @@ def render(found: dict[str, Any]) -> str:
             lines.append(
                 f"| {name.replace('_', ' ')} | {entry['num_runs']} runs, {len(entry['different_tokens'])} differ |"
             )
-    if shapes.get("measured"):
+    if speeds := shapes.get("adjusted") or shapes.get("measured"):  # results of older versions have raw ones only
         lines += ["", "| method, synthetic acceptance | tokens/s [95%] | speed-up [95%] |", "|---|---|---|"]
-        for entry in shapes["measured"]:
+        for entry in speeds:
             low, high = entry["interval"]
             gain, (least, most) = entry["speedup"], entry["speedup_interval"]
             lines.append(
@@ -58,6 +60,8 @@ def render(found: dict[str, Any]) -> str:
                 f"| {gain:.2f} [{least:.2f}, {most:.2f}] |"
             )
         lines.append("")
+        if drift := drift_sentence(shapes.get("drift_range") or (1.0, 1.0)):
+            lines.append(f"{drift[0].upper()}{drift[1:]}.")
         lines.append(
             f"Predicted beside measured: mean error {shapes['mean_abs_relative_error']:.1%}, worst "
             f"{shapes['worst_abs_relative_error']:.1%}; {shapes['num_rounds_compared']:,} executed rounds "

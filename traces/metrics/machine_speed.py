@@ -222,15 +222,18 @@ def _knots(start_s: Floats, end_s: Floats, num_requests: int) -> Floats:
 
 def _laws(groups: Ints, covariates: Floats) -> sparse.csr_matrix:
     """(n, terms) a constant for each group, and its slopes over those covariates that vary within it."""
-    columns = []
+    rows, values = [], []
     for group in range(int(groups.max()) + 1):
-        rows = groups == group
-        columns.append(rows.astype(float))
-        for values in covariates.T:
-            spread = float(values[rows].std())
+        here = np.flatnonzero(groups == group)
+        rows.append(here)
+        values.append(np.ones(len(here)))
+        for column in covariates[here].T:
+            spread = float(column.std())
             if spread > 0:
-                columns.append(np.where(rows, (values - values[rows].mean()) / spread, 0.0))
-    return sparse.csr_matrix(np.stack(columns, axis=1))
+                rows.append(here)
+                values.append((column - column.mean()) / spread)
+    terms = np.repeat(np.arange(len(rows)), [len(here) for here in rows])
+    return sparse.csr_matrix((np.concatenate(values), (np.concatenate(rows), terms)), shape=(len(groups), len(rows)))
 
 
 def _hats(times_s: Floats, knots: Floats) -> sparse.csr_matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from analysis.check.claims import reasons_against
 from analysis.check.precision import FEWEST_BLOCKS, MIN_BLOCKS, Effort, Watch, parse_precision
 from analysis.check.uncertainty import widened
+from analysis.check.validation import PolicyCheck
 from tests.analysis.check.test_reports import CHECK
 from tests.traces.metrics.made_up_machine import PATHS, made_up_run
 from traces.metrics.machine_speed import MachineSpeed, machine_speed_of
@@ -72,12 +74,22 @@ def test_an_interval_takes_in_another_error() -> None:
     assert widened(1.5, (1.5, 1.5), 0.05) == pytest.approx((1.5 / 1.103, 1.5 * 1.103), rel=1e-3)
 
 
-def test_intervals_that_overlap_are_covered() -> None:
-    check = replace(
-        CHECK, speedup_error=0.1, predicted_speedup_interval=(1.0, 1.2), adjusted_speedup_interval=(1.19, 1.3)
-    )
-    assert check.is_covered is True
-    assert replace(check, adjusted_speedup_interval=(1.21, 1.3)).is_covered is False
+@pytest.mark.parametrize("is_above", [True, False])
+def test_a_prediction_is_covered_within_both_intervals_together(is_above: bool) -> None:
+    """Half-widths of 3% and 4% make 5% together; overlapping takes 7%."""
+
+    def check(distance: float) -> PolicyCheck:
+        predicted = math.exp(distance if is_above else -distance)
+        return replace(
+            CHECK,
+            predicted_speedup=predicted,
+            predicted_speedup_interval=(predicted * math.exp(-0.03), predicted * math.exp(0.03)),
+            adjusted_speedup=1.0,
+            adjusted_speedup_interval=(math.exp(-0.04), math.exp(0.04)),
+        )
+
+    assert check(0.049).is_covered is True
+    assert check(0.051).is_covered is False
     assert CHECK.is_covered is None
 
 

@@ -108,6 +108,7 @@ def test_validations_name_their_policies(console: Console) -> None:
             adjusted_speedup_interval=(1.31, 1.38),
             predicted_speedup_interval=(1.15, 1.25),
             speedup_error=-0.108 if index else -0.013,
+            speedup_latency_error=-0.02,
         )
         for index, label in enumerate(LABELS)
     ]
@@ -135,6 +136,10 @@ def test_validations_name_their_policies(console: Console) -> None:
     names = [label.partition(":")[0] for label in LABELS]
     _check(_printed(console), names, ["1250", "1234", "1333", "-10.8%", "(-1.3%)", "1.34", "1.20"], console.width)
     words = " ".join(_printed(console).split())
-    for told in ("mean error 8.4%, worst 10.8%", "differs from itself by 1.4%", "75% of the intervals overlap"):
+    for told in (
+        "mean error 8.4%, worst 10.8% (of latencies alone 2.0%)",
+        "differs from itself by 1.4%",
+        "75% agree within 95%",
+    ):
         assert told in words
     assert "moved between 0.74 and 1.21 of its median; adjusted for" in words
