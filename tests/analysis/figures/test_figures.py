@@ -207,7 +207,8 @@ def test_named_latencies_stand_beside_no_measurement(explored: Path, tmp_path: P
         patch.setattr(figures, "FIGURES", {"scenario": lambda axes, scenario: seen.append(scenario.measured == speeds)})
         patch.setattr(figures, "latency_of", lambda run, source: FittedLatency(calibration))
         patch.setattr(figures, "measured_speeds", lambda requests, rounds: speeds)
-        patch.setattr(Run, "rounds", pd.DataFrame({"request_id": [0]}))  # made-up requests were never run
+        made_up = pd.DataFrame({"request_id": [0], "start_s": [0.0], "end_s": [1.0]})
+        patch.setattr(Run, "rounds", made_up)  # the requests were never run
         draw_figures(tmp_path / "explored", tmp_path / "none")
         draw_figures(tmp_path / "explored", tmp_path / "asked", measured_dir=run.folder)
         draw_figures(explored, tmp_path / "own")
