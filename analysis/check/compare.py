@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.check.reports import read_report, write_report
+from analysis.check.reports import read_report, typed_report, write_report
 from analysis.check.uncertainty import UNKNOWN_SPREAD, calibration_spread
 from analysis.check.validate import validate
 from analysis.check.validation import VALIDATION, Validation
@@ -250,11 +250,12 @@ def read_comparison(folder: Path) -> list[ComparedPolicy]:
     """The table in a folder of `compare`, written by this version or by the first. Raises `RunError` if there is none."""
     rows = read_report(folder, COMPARISON)
     unknown = float("nan")  # a rate of nothing, which JSON cannot hold
-    rows = [
-        {key: unknown if key.endswith("_rate") and value is None else value for key, value in row.items()}
-        for row in rows
-    ]
-    return TypeAdapter(list[ComparedPolicy]).validate_python(rows)
+    if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+        rows = [
+            {key: unknown if key.endswith("_rate") and value is None else value for key, value in row.items()}
+            for row in rows
+        ]
+    return typed_report(folder, COMPARISON, rows, TypeAdapter(list[ComparedPolicy]))
 
 
 def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:

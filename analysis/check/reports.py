@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from traces.folder.run import RunError, read_json
 from traces.folder.writer import write_json
+
+ReportT = TypeVar("ReportT")
 
 
 def write_report(folder: Path, name: str, report: object) -> None:
@@ -20,3 +24,15 @@ def read_report(folder: Path, name: str) -> Any:
         if path.exists() and name in (reports := read_json(path)):
             return reports[name]
     raise RunError(f"{folder} holds no {name}; give the folder of the command that makes one.")
+
+
+def typed_report(folder: Path, name: str, values: Any, kind: TypeAdapter[ReportT]) -> ReportT:
+    """Plain values as the records that they stand for. Raises `RunError`."""
+    try:
+        return kind.validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, (name, *first["loc"])))
+        raise RunError(
+            f"{folder} holds no {name} that can be read: {place}: {first['msg']}; run its command again."
+        ) from error

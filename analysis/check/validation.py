@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from analysis.check.reports import read_report
+from analysis.check.reports import read_report, typed_report
 
 VALIDATION = "validation"
 
@@ -130,7 +130,8 @@ class Validation:
 def read_validation(folder: Path) -> Validation:
     """The validation in a run folder, written by this version or by the first. Raises `RunError` if there is none."""
     values = read_report(folder, VALIDATION)
-    for check in values["policies"]:
-        if check["speedup_interval"] == [None, None]:  # as the first version wrote an unknown one
+    checks = values.get("policies") if isinstance(values, dict) else None
+    for check in checks if isinstance(checks, list) else ():
+        if isinstance(check, dict) and check.get("speedup_interval") == [None, None]:  # as the first version wrote it
             check["speedup_interval"] = None
-    return TypeAdapter(Validation).validate_python(values)
+    return typed_report(folder, VALIDATION, values, TypeAdapter(Validation))

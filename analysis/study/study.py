@@ -292,7 +292,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing_argument" or first["type"] == "missing":
         return f"{place} is missing."
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "value_error" else f", but got {first['input']!r}"
+    got = "" if first["type"] == "value_error" else f", but got {first['input']!r:.80}"
     return f"{place + ': ' if place else ''}{message}{got}"
 
 

@@ -35,24 +35,24 @@ def parse_acceptance(label: str, kinds: Mapping[str, Collection[str]]) -> tuple[
     """
     kind, _, text = label.strip().partition(":")
     if kind not in kinds:
-        raise ValueError(f"unknown acceptance {kind!r}; known are {', '.join(kinds)}.")
+        raise ValueError(f"unknown acceptance {kind!r:.80}; known are {', '.join(kinds)}.")
     numbers: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in kinds[kind]:
             known = f"it has only {', '.join(kinds[kind])}" if kinds[kind] else "it has none"
-            raise ValueError(f"acceptance {label!r}: {key!r} is not a setting of {kind}; {known}.")
+            raise ValueError(f"acceptance {label!r:.80}: {key!r:.80} is not a setting of {kind}; {known}.")
         if key in numbers:
-            raise ValueError(f"acceptance {label!r}: {key} is given twice; give it once.")
+            raise ValueError(f"acceptance {label!r:.80}: {key} is given twice; give it once.")
         try:
             numbers[key] = float(value)
         except ValueError:
-            raise ValueError(f"acceptance {label!r}: {value!r} is not a number; write {key}=0.7.") from None
+            raise ValueError(f"acceptance {label!r:.80}: {value!r:.80} is not a number; write {key}=0.7.") from None
     if kind == "geometric" and "alpha" not in numbers:
-        raise ValueError(f"acceptance {label!r} needs its acceptance: write geometric:alpha=0.8.")
+        raise ValueError(f"acceptance {label!r:.80} needs its acceptance: write geometric:alpha=0.8.")
     alpha = numbers.get("alpha", 0.5)
     if not 0 <= alpha <= 1 or (kind != "geometric" and alpha in (0, 1)):  # no chain can be shifted to certainty
-        raise ValueError(f"acceptance {label!r}: alpha must lie between 0 and 1; write {kind}:alpha=0.8.")
+        raise ValueError(f"acceptance {label!r:.80}: alpha must lie between 0 and 1; write {kind}:alpha=0.8.")
     return kind, numbers
 
 

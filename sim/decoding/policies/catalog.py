@@ -70,7 +70,7 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
     """A policy from its name and settings, as a study file gives them; unknown names and settings are refused."""
     kind = POLICIES.get(name)
     if kind is None:
-        raise PolicyError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}.")
+        raise PolicyError(f"unknown policy {name!r:.80}; known are {', '.join(POLICIES)}.")
     known = [field.name for field in dataclasses.fields(kind)]
     for key in settings:
         if key not in known:

@@ -1,0 +1,70 @@
+"""No hostile input ends in an exception that is not meant for a user, or takes long."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.analysis.fuzzing import Case, Fuzzer, Outcome, _problem_of
+
+MAX_S = 10.0  # of the processor, for one case
+NUM_FULL = 20_500
+NUM_COMMANDS = 1_000  # of them
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Fuzzer:
+    return Fuzzer(tmp_path_factory.mktemp("fuzzing"))
+
+
+def _check(outcomes: list[Outcome]) -> None:
+    wrong = [f"{each.case}: {each.problem}" for each in outcomes if each.problem]
+    assert not wrong, f"{len(wrong)} of {len(outcomes)}:\n" + "\n".join(wrong[:25])
+
+
+@pytest.mark.parametrize(
+    "target", ["prompts", "run", "calibration", "study", "served", "settings", "policy", "command line"]
+)
+def test_some_hostile_inputs(fuzzer: Fuzzer, target: str) -> None:
+    outcomes = [fuzzer.run(Case(target, seed)) for seed in range(12 if target == "command line" else 40)]
+    _check(outcomes)
+    assert any(each.is_refused for each in outcomes)
+
+
+def test_a_case_is_the_same_input_again(fuzzer: Fuzzer) -> None:
+    first, again = ([fuzzer.run(Case("calibration", seed)).is_refused for seed in range(20)] for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 2
+
+
+def test_what_is_not_for_users_is_seen() -> None:
+    assert _problem_of(KeyError("x"))
+    assert _problem_of(ValueError(""))
+    assert "library" in _problem_of(_raised(lambda: int("x")))
+    assert not _problem_of(OSError("no such file"))
+
+
+def _raised(call: object) -> Exception:
+    try:
+        call()  # type: ignore[operator]
+    except ValueError as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.slow
+def test_many_hostile_inputs(fuzzer: Fuzzer, capsys: pytest.CaptureFixture[str]) -> None:
+    """At least 20,000: damaged files and values for every reader, and a thousand command lines."""
+    targets = list(fuzzer.targets)
+    shares = dict.fromkeys(targets, (NUM_FULL - NUM_COMMANDS) // (len(targets) - 1)) | {"command line": NUM_COMMANDS}
+    plan = [Case(target, seed) for target, share in shares.items() for seed in range(1000, 1000 + share)]
+    outcomes = [fuzzer.run(case) for case in plan]
+    refused = Counter(each.case.target for each in outcomes if each.is_refused)
+    slowest = max(outcomes, key=lambda each: each.seconds)
+    with capsys.disabled():
+        print(f"\n{len(outcomes)} cases, {sum(refused.values())} refused {dict(refused)}; slowest {slowest}")
+    assert len(outcomes) >= 20_000
+    _check(outcomes)
+    assert slowest.seconds < MAX_S, slowest
+    assert set(refused) == set(targets)
