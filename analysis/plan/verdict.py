@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from analysis.plan.dialects.rows import rows_by_batch
 from analysis.plan.planning import LEVEL, MethodPlan, PlanResult
 from sim.serving.rounds.length_rules import LengthTable
 
@@ -119,19 +120,6 @@ def cost_per_million_tokens(plan: PlanResult, each: MethodPlan) -> float | None:
     return 1e6 * price * count / 3600 / (plan.traffic.rate * plan.traffic.mean_output_tokens)
 
 
-def lengths_for_vllm(table: LengthTable, max_num_seqs: int) -> list[list[int]]:
-    """`num_speculative_tokens_per_batch_size` of vLLM: [first, last, K], closed at the largest batch.
-
-    >>> lengths_for_vllm(LengthTable.of((1, 60, 3), (61, None, 0)), 256)
-    [[1, 60, 3], [61, 256, 0]]
-    """
-    return [
-        [band.first, min(band.last or max_num_seqs, max_num_seqs), band.draft_length]
-        for band in table.bands
-        if band.first <= max_num_seqs
-    ]
-
-
 def summary_of(plan: PlanResult) -> Mapping[str, Any]:
     """What `summary.json` holds under `plan`."""
     best = plan.best
@@ -145,5 +133,5 @@ def summary_of(plan: PlanResult) -> Mapping[str, Any]:
         "num_replicas": best.num_replicas,
         "num_devices": plan.num_devices(best),
         "mean_context_tokens": plan.mean_context,
-        "num_speculative_tokens_per_batch_size": lengths_for_vllm(plan.table, plan.settings.scheduler.max_num_seqs),
+        "num_speculative_tokens_per_batch_size": rows_by_batch(plan.table, plan.settings.scheduler.max_num_seqs),
     }

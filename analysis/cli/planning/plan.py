@@ -49,6 +49,9 @@ def plan(
         str, typer.Option(help="The target has this shape, or that of an id or folder.")
     ] = "llama-3.1-8b",
     draft: Annotated[str, typer.Option(help="The draft has this shape, or that of an id or folder.")] = "llama-3.2-1b",
+    draft_method: Annotated[
+        str, typer.Option(help="Engines name the draft's method so: draft_model, eagle, eagle3, mtp, ngram ...")
+    ] = "draft_model",
     hardware: Annotated[str, typer.Option(help="The target runs on this device: h100, a100-80gb, l40s ...")] = "h100",
     num_devices: Annotated[int, typer.Option(help="This many devices share the target's matrices.")] = 1,
     bits: Annotated[float, typer.Option(help="Each weight takes this many bits.")] = 16.0,
@@ -129,7 +132,7 @@ def plan(
     result = make_plan(wanted, machine, known, settings, traces=traces, workers=Workers(count=workers))
     from analysis.plan.files import write_plan
 
-    write_plan(result, output_dir)
+    write_plan(result, output_dir, draft=draft, draft_method=draft_method)
     _print(result, output_dir)
 
 
@@ -170,4 +173,6 @@ def _print(result: PlanResult, output_dir: Path) -> None:
     console.print(
         "req/s: what a replica holds, 95% over replications. TTFT, TPOT: p50, p99 at the traffic.", style="dim"
     )
-    console.print(f"for vLLM, all methods and figures: {output_dir}", highlight=False)
+    console.print(
+        f"for vLLM, SGLang and TensorRT-LLM (engines.md), all methods and figures: {output_dir}", highlight=False
+    )

@@ -10,6 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.plan.dialects.sglang import read_sglang
+from analysis.plan.dialects.tensorrt_llm import read_tensorrt_llm
+from analysis.plan.dialects.vllm import read_vllm
 from tests.analysis.command import call
 
 QUICK = (
@@ -36,9 +39,21 @@ def test_a_plan_says_its_verdict_and_writes_what_an_engine_reads(
     for sentence in summary["verdict"]:
         assert " ".join(sentence.split()) in flat
     assert flat.startswith("Speculate with K = ")
-    table = json.loads((folder / "vllm.json").read_text())["num_speculative_tokens_per_batch_size"]
-    assert table[0][0] == 1
-    assert all(after[0] == before[1] + 1 for before, after in pairwise(table))
+    rows = summary["num_speculative_tokens_per_batch_size"]
+    assert rows[0][0] == 1
+    assert all(after[0] == before[1] + 1 for before, after in pairwise(rows))
+    for name, read in (("vllm", read_vllm), ("sglang", read_sglang), ("tensorrt_llm", read_tensorrt_llm)):
+        table = read((folder / f"{name}.json").read_text())
+        assert [table.length_at(first, 0) for first, _, _ in rows] == [length for _, _, length in rows], name
+    config = json.loads((folder / "vllm.json").read_text())
+    replay = json.loads((folder / "vllm-replay.json").read_text())
+    assert config["model"] == "llama-3.2-1b"
+    assert replay.pop("rejection_sample_method") == "synthetic"
+    assert replay.pop("synthetic_acceptance_rates") == [0.8, 0.64][: config["num_speculative_tokens"]]
+    assert replay == config
+    notes = (folder / "engines.md").read_text()
+    assert f"| 1 to {rows[0][1]} | {rows[0][2]} | +" in notes
+    assert "issue 49986" in notes
     methods = pd.read_parquet(folder / "methods.parquet")
     assert methods.method.tolist()[:3] == ["none", "K = 1", "K = 2"]
     assert methods.requests_per_s_per_replica.min() > 0
