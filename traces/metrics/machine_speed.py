@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
+from scipy.linalg import solveh_banded
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
@@ -37,12 +38,13 @@ TIMES = ("start_s", "end_s", "arrival_s", "first_token_s", "finish_s")  # column
 SPANS = ("draft_s", "verify_s")  # durations within start_s and end_s
 HUBER = 1.345  # in robust standard deviations: 95% efficient on normal residuals (Huber 1964)
 MIN_REQUESTS = 8  # with fewer nothing is adjusted
-MAX_KNOTS = 250
+MAX_KNOTS = 4000
+RIDGE = 1e-6  # in units of a knot's data
 REQUESTS_PER_KNOT = 1.5
 NUM_FOLDS = 5
 PENALTIES = (
     *10.0 ** np.linspace(-2, 4, 13),
-    1e9,
+    1e7,
 )  # of steps between knots, in units of a knot's data; the last one is still
 FINE = 32  # steps of the clock between two knots
 MOVED = 0.02  # a range below this is not worth a word
@@ -145,69 +147,98 @@ def fit_machine_speed(
     first = pd.Series(middle).groupby(units).min().to_numpy()
     units = np.argsort(np.argsort(first, kind="stable"), kind="stable")[units]  # numbered in order of time
     knots = _knots(start_s, end_s, len(first))
-    laws = _laws(groups, covariates)
-    design = sparse.hstack([laws, _hats(middle, knots)]).tocsr()
     # Every second counts alike, whatever the length of a policy's rounds.
     scale = np.exp(pd.Series(logs).groupby(groups).transform("mean").to_numpy())
-    fit = _Fit(design, logs, scale / scale.mean(), laws.shape[1])
+    fit = _Fit(_laws(groups, covariates), _hats(middle, knots), logs, scale / scale.mean())
     fit.reweight(1.0)
     folds = np.random.default_rng(0).permutation(len(first)) % NUM_FOLDS
     penalty = min(PENALTIES, key=fit.errors(units, folds).__getitem__)
     fit.reweight(penalty)
-    solution = fit.solve(penalty)
-    log_speeds = -solution[laws.shape[1] :]
-    at_work = np.interp(middle, knots, log_speeds)
-    log_speeds = log_speeds - _weighted_median(at_work, end_s - start_s)
-    unexplained = _excess(logs - design @ solution, fit.weights, units)
+    solution = fit.solve(fit.sums(), penalty)
+    log_speeds = -solution[1]
+    log_speeds = log_speeds - _weighted_median(np.interp(middle, knots, log_speeds), end_s - start_s)
+    unexplained = _excess(fit.rest(solution), fit.weights, units)
     return MachineSpeed(tuple(knots.tolist()), tuple(log_speeds.tolist()), unexplained)
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Normal equations of some rows. laws: (p, p). cross: (K, p). bands: (2, K) of the knots' tridiagonal part, as
+    `scipy.linalg.solveh_banded` has its upper form. law_moments: (p,). knot_moments: (K,)."""
+
+    laws: Floats
+    cross: Floats
+    bands: Floats
+    law_moments: Floats
+    knot_moments: Floats
+
+    def minus(self, other: _Sums) -> _Sums:
+        """Those of the rows that the other has not."""
+        return _Sums(*(getattr(self, name) - getattr(other, name) for name in self.__dataclass_fields__))
+
+
 class _Fit:
-    """Penalised least squares of one design, whose last columns are the knots'."""
+    """Penalised least squares of laws and knots together. The knots' part is tridiagonal, so their number costs little."""
 
-    def __init__(self, design: sparse.csr_matrix, logs: Floats, weights: Floats, num_laws: int) -> None:
-        self._design, self._logs, self._base = design, logs, weights
+    def __init__(self, laws: sparse.csr_matrix, hats: sparse.csr_matrix, logs: Floats, weights: Floats) -> None:
+        self._laws, self._hats, self._logs, self._base = laws, hats, logs, weights
         self.weights = weights
-        num_knots = design.shape[1] - num_laws
-        steps = np.diff(np.eye(num_knots), axis=0)
+        num_knots = hats.shape[1]
         self._per_knot = float(weights.sum()) / num_knots
-        self._penalty = np.zeros((design.shape[1],) * 2)
-        self._penalty[num_laws:, num_laws:] = steps.T @ steps
-        # The constant belongs to the laws; and a slope that the data do not tell is none.
-        self._ridge = 1e-6 * self._per_knot * np.eye(design.shape[1])
+        self._steps = np.zeros((2, num_knots))  # bands of the sum of squared steps
+        self._steps[0, 1:] = -1.0
+        self._steps[1] = np.r_[1.0, np.full(num_knots - 2, 2.0), 1.0] if num_knots > 1 else 0.0
 
-    def solve(self, penalty: float, chosen: NDArray[np.bool_] | None = None) -> Floats:
-        """Coefficients from the chosen rows, or all."""
-        weights = self.weights if chosen is None else self.weights * chosen
-        weighted = self._design.multiply(weights[:, None]).tocsr()
-        return self._solved(penalty, (self._design.T @ weighted).toarray(), weighted.T @ self._logs)
+    def sums(self, rows: NDArray[np.bool_] | None = None) -> _Sums:
+        """Of the chosen rows, or all."""
+        chosen = slice(None) if rows is None else rows
+        laws, hats, logs, weights = self._laws[chosen], self._hats[chosen], self._logs[chosen], self.weights[chosen]
+        weighted_laws, weighted_hats = (part.multiply(weights[:, None]).tocsr() for part in (laws, hats))
+        tridiagonal = (hats.T @ weighted_hats).tocsr()
+        bands = np.stack([np.r_[0.0, tridiagonal.diagonal(1)], tridiagonal.diagonal()])
+        return _Sums(
+            (laws.T @ weighted_laws).toarray(),
+            (hats.T @ weighted_laws).toarray(),
+            bands,
+            weighted_laws.T @ logs,
+            weighted_hats.T @ logs,
+        )
 
-    def _solved(self, penalty: float, gram: Floats, moments: Floats) -> Floats:
-        solution: Floats = np.linalg.solve(gram + self._ridge + penalty * self._per_knot * self._penalty, moments)
-        return solution
+    def solve(self, sums: _Sums, penalty: float) -> tuple[Floats, Floats]:
+        """Coefficients of the laws and of the knots; the knots are eliminated first."""
+        ridge = (
+            RIDGE * self._per_knot
+        )  # the constant belongs to the laws; and a slope that the data do not tell is none
+        bands = sums.bands + penalty * self._per_knot * self._steps
+        bands[1] += ridge
+        solved = solveh_banded(bands, np.column_stack([sums.cross, sums.knot_moments]))
+        inner = sums.laws + ridge * np.eye(len(sums.laws)) - sums.cross.T @ solved[:, :-1]
+        laws = np.linalg.solve(inner, sums.law_moments - sums.cross.T @ solved[:, -1])
+        return laws, solved[:, -1] - solved[:, :-1] @ laws
+
+    def rest(self, solution: tuple[Floats, Floats], rows: NDArray[np.bool_] | None = None) -> Floats:
+        """What the chosen rows, or all, are off by."""
+        chosen = slice(None) if rows is None else rows
+        laws, knots = solution
+        left: Floats = self._logs[chosen] - self._laws[chosen] @ laws - self._hats[chosen] @ knots
+        return left
 
     def reweight(self, penalty: float) -> None:
         """Hold outliers of the fit down."""
         for _ in range(5):
-            rest = self._logs - self._design @ self.solve(penalty)
+            rest = self.rest(self.solve(self.sums(), penalty))
             spread = max(1.4826 * float(np.median(np.abs(rest))), 1e-9)
             self.weights = self._base * np.minimum(1.0, HUBER * spread / np.maximum(np.abs(rest), 1e-300))
 
     def errors(self, units: Ints, folds: Ints) -> dict[float, float]:
-        """Mean squared error of left-out units for each penalty. units: (n,); folds: (units,)."""
+        """Sum of squared errors of left-out units for each penalty. units: (n,); folds: (units,)."""
         total = dict.fromkeys(PENALTIES, 0.0)
-        gram_of, moments_of = [], []
+        everything = self.sums()
         for fold in range(NUM_FOLDS):
             rows = folds[units] == fold
-            weighted = self._design[rows].multiply(self.weights[rows][:, None]).tocsr()
-            gram_of.append((self._design[rows].T @ weighted).toarray())
-            moments_of.append(weighted.T @ self._logs[rows])
-        gram, moments = np.sum(gram_of, axis=0), np.sum(moments_of, axis=0)
-        for fold in range(NUM_FOLDS):
-            rows = folds[units] == fold
+            kept = everything.minus(self.sums(rows))
             for penalty in PENALTIES:
-                solution = self._solved(penalty, gram - gram_of[fold], moments - moments_of[fold])
-                rest = self._logs[rows] - self._design[rows] @ solution
+                rest = self.rest(self.solve(kept, penalty), rows)
                 total[penalty] += float((_by_unit(rest, self.weights[rows], units[rows]) ** 2).sum())
         return total
 
