@@ -99,6 +99,8 @@ def _ending() -> Iterator[None]:
     for number, handler in before.items():
         if handler is signal.SIG_DFL:  # what is ignored (nohup) stays ignored
             signal.signal(number, _end)
+    if numbers:
+        before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
@@ -107,6 +109,7 @@ def _ending() -> Iterator[None]:
 
 
 def _end(number: int, _: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C on top would break the closing off
     raise _Ended(128 + number)
 
 

@@ -128,14 +128,18 @@ class HuggingFaceSource:
                 return ResidentEngine(weights, capacity=capacity, num_feature_layers=settings.num_feature_layers)
             engine_class: type[StaticEngine] | type[HuggingFaceEngine]
             engine_class = StaticEngine if kind is EngineKind.STATIC else HuggingFaceEngine
-            return engine_class(
-                self._module(dtype),
-                capacity=capacity,
-                device=device,
-                dtype=dtype,
-                vocab_size=vocab_size,
-                num_feature_layers=settings.num_feature_layers,
-            )
+            module = self._module(dtype)
+            try:
+                return engine_class(
+                    module,
+                    capacity=capacity,
+                    device=device,
+                    dtype=dtype,
+                    vocab_size=vocab_size,
+                    num_feature_layers=settings.num_feature_layers,
+                )
+            except ValueError as error:
+                raise ModelError(f"{self._path}: {error}") from error
 
     def shape(self) -> ModelShape:
         """The numbers that decide a model's time and memory, from its config alone: no weights are read. Those of a model that

@@ -5,6 +5,7 @@ The models are made by a script that lies beside the data of this project; witho
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from executor.roles.draft_side import DraftSide
 from executor.roles.target_side import TargetSide
 from sim.decoding.policies.catalog import parse_policy
 from tests.settings import record_settings
+from traces.folder.run import read_run
 from traces.schema import Sampling
 
 CASES = Path(__file__).parents[3] / ".." / "shared" / "cases"
@@ -44,7 +46,7 @@ POLICIES = (
 NUM_NEW, CAPACITY = 60, 128  # windows of 24 and original lengths of 64 are crossed
 PROMPT = "def first(values):\n    return values[0]\n"
 ALIBI = {"bloom", "mpt", "falcon_alibi"}
-STOP = "\U0001f9ea龘爨麤鱻灪齉"
+STOP = bytes.fromhex("f09fa7aa e4b880 e5b981 e6ba82 e7bb83 e8bc84 e9bd85").decode()  # no byte twice
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not NAMES, reason="the script that makes the models is not here")]
 
@@ -135,12 +137,18 @@ def test_a_stop_of_many_bytes_ends_where_generate_ends(zoo: Path, tmp_path: Path
 @pytest.mark.parametrize("to", ["group", "parent"])
 @pytest.mark.parametrize("seconds", [1, 12])
 def test_ctrl_c_is_130_one_line_and_a_readable_prefix(to: str, seconds: int, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder, command = tmp_path / "run", tmp_path / "bin" / "specbranch"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\nfrom analysis.cli.main import main\nmain()\n")
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": os.getcwd()}
     arguments = [str(CASES / "ctrl_c.py"), str(seconds), to, str(folder)]
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment)
     code, *lines = done.stdout.strip().splitlines()
     assert code == "rc 130", done.stdout
     assert sum("interrupted" in line for line in lines) <= 1
     assert "Traceback" not in done.stdout
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(folder) not in left
+    if (folder / "meta.json").exists():
+        assert not read_run(folder).is_complete
