@@ -25,6 +25,7 @@ from analysis.cli.models.demo import demo
 from analysis.cli.models.record import record
 from analysis.cli.models.train_pair import train_pair
 from analysis.cli.models.validate import validate
+from analysis.cli.planning.advise import advise
 from analysis.cli.planning.calibrate import calibrate
 from analysis.cli.planning.explore import explore
 from analysis.cli.planning.plan import plan
@@ -47,7 +48,20 @@ hrad_app = typer.Typer(
 pair_app = typer.Typer(help="The embedded draft/target pair.", no_args_is_help=True)
 app.add_typer(hrad_app, name="hrad")
 app.add_typer(pair_app, name="pair")
-for _command in (record, calibrate, roofline, simulate, explore, plan, plot, published, validate, compare, demo):
+for _command in (
+    record,
+    calibrate,
+    roofline,
+    simulate,
+    explore,
+    advise,
+    plan,
+    plot,
+    published,
+    validate,
+    compare,
+    demo,
+):
     app.command()(_command)
 for _hrad_command in (collect, train, evaluate, ablate):
     hrad_app.command()(_hrad_command)

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from analysis.plan.machines import Machine, machine_of
+from analysis.plan.numbers import acceptance_from, costs_from
 from analysis.plan.traffic import DrawnTraffic, Traffic, read_recorded
 from analysis.study.planned import Planned
 from sim.decoding.replay import next_mismatches
 from sim.serving.workload.arrivals import GammaArrivals
 from sim.serving.workload.lengths import LognormalLengths
-from traces.fits.step_costs import AcceptanceByPosition, read_step_costs
+from traces.fits.step_costs import AcceptanceByPosition
 from traces.folder.run import read_run
 from traces.folder.writer import check_new_folder
 from traces.schema import RequestTrace
@@ -63,13 +64,7 @@ def acceptance_of(text: str, run_dir: Path | None, max_length: int) -> tuple[Acc
     if run_dir is not None:
         traces = read_run(run_dir).traces()
         return measured_acceptance(traces, max(max_length, 1)), traces
-    try:
-        rates = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--acceptance {text!r} is not a list of numbers; write 0.72,0.51,0.36.") from None
-    if any(rate > 1 for rate in rates):
-        raise ValueError(f"--acceptance {text!r}: shares lie in [0, 1]; divide percent by 100.")
-    return AcceptanceByPosition.from_marginal(rates), []
+    return acceptance_from(text, "--acceptance"), []
 
 
 def measured_acceptance(traces: Sequence[RequestTrace], max_length: int) -> AcceptanceByPosition:
@@ -99,12 +94,7 @@ def machine_from(
         raise ValueError(
             "--costs says nothing of the memory; give --kv-tokens as the engine's log does (GPU KV cache size)."
         )
-    try:
-        known = read_step_costs(costs)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{costs} does not hold step costs: {str(error).splitlines()[0]}") from None
-    if known.draft is None:
-        raise ValueError(f"{costs} has no costs of a draft; fit them to a server that speculates.")
+    known = costs_from(costs)
     machine = Machine(
         name=costs.stem, costs=known, kv_tokens=kv_tokens, kv_tokens_with_draft=kv_tokens, price_per_hour=price_per_hour
     )

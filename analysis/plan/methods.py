@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from analysis.plan.advice import MIN_GAIN
 from sim.decoding.acceptance_models import Geometric
 from sim.decoding.policies.by_load import ByLoad
 from sim.decoding.policies.catalog import label_of, parse_policy
@@ -22,7 +23,6 @@ from traces.schema import RequestTrace
 from traces.workload import Workload
 
 MAX_BATCH = 512
-MIN_GAIN = 0.01  # of a longer draft over a shorter one, so that ties make no bands
 BY_LOAD = "K by load"
 _NUM_DRAWN_TRACES, _DRAWN_TOKENS = 24, 400
 

@@ -1,0 +1,29 @@
+"""Acceptance and step costs from what a user types; it imports little, so that an answer comes at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from traces.fits.step_costs import AcceptanceByPosition, StepCosts, read_step_costs
+
+
+def acceptance_from(text: str, option: str) -> AcceptanceByPosition:
+    """From marginal rates by position, as fractions (0.72,0.51). Raises ValueError where they are not a falling list."""
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text!r} is not a list of numbers; write 0.72,0.51,0.36.") from None
+    if any(rate > 1 for rate in rates):
+        raise ValueError(f"{option} {text!r}: shares lie in [0, 1]; divide percent by 100.")
+    return AcceptanceByPosition.from_marginal(rates)
+
+
+def costs_from(path: Path) -> StepCosts:
+    """Fitted step costs of a target and its draft. Raises ValueError for what cannot be read, and without a draft."""
+    try:
+        known = read_step_costs(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} does not hold step costs: {str(error).splitlines()[0]}") from None
+    if known.draft is None:
+        raise ValueError(f"{path} has no costs of a draft; fit them to a server that speculates.")
+    return known
