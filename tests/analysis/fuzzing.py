@@ -182,8 +182,9 @@ class Fuzzer:
         """A command with some of its options, each with a sensible or a nonsensical value."""
         name = rng.choice(sorted(self._commands))
         out = self._folder / "out"
-        # The grid that is explored by default takes seconds, which are not what is tried here.
-        arguments = [*name.split(), *(["--policy", "pearl"] if name == "explore" else [])]
+        # What is explored by default, and prompts of the standard library, take seconds: that is not what is tried here.
+        given = {"explore": ["--policy", "pearl"], "hrad collect": ["--prompts", str(self._folder / "prompts.jsonl")]}
+        arguments = [*name.split(), *given.get(name, [])]
         for option in self._commands[name]:
             if rng.random() < (0.95 if option.required else 0.2):
                 arguments.append(option.opts[0])
@@ -231,6 +232,7 @@ def _leaves(command: Any, before: str = "") -> Iterator[tuple[str, list[Any]]]:
 @contextlib.contextmanager
 def _without_models() -> Iterator[None]:
     """Whatever would load a model ends there, as a worker that cannot start does."""
+    import analysis.figures.figures
     import executor.hrad.collection
     import executor.pair
 
@@ -241,6 +243,7 @@ def _without_models() -> Iterator[None]:
         (executor.pair, "load_engine", refuse),
         (executor.pair, "TargetClient", refuse),
         (executor.hrad.collection, "load_engine", refuse),
+        (analysis.figures.figures, "FIGURES", {}),  # folders are read, but maps take seconds
         (huggingface_hub.constants, "HF_HUB_OFFLINE", True),  # an invented name is not looked up
     )
     before = [getattr(module, name) for module, name, _ in places]
