@@ -96,7 +96,7 @@ def run_request(
         max_new_tokens=request.max_new_tokens,
         num_prompt_tokens=len(request.tokens),
     )
-    for command, _ in steps:
+    for command in steps:
         if isinstance(command, Close):
             now_s = time.perf_counter()
             if command.round.round == 0:

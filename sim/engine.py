@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 
 from sim.decoding.draft_cache import Forwards, host, prefill
-from sim.decoding.machine import Branch, Close, DraftTokens, Look, Submit
+from sim.decoding.machine import Close, Submit
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import POLICIES, label_of
 from sim.decoding.replay import drive_trace
@@ -25,7 +25,6 @@ from traces.metrics.counts import Summary, summarise_rounds
 from traces.schema import Actor, Op, OpKind, RequestRecord, RequestTrace, Round, RoundTimes, op_of
 
 Process: TypeAlias = Generator[Any, Any, None]
-_DRAFTING = (DraftTokens, Look, Branch)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class _Stage:
         work.close_round(-1)
         first_token_s = start_s = env.now
         num_before = trace.num_prompt_tokens  # of round 0
-        for command, _ in drive_trace(self.policy, trace):
+        for command in drive_trace(self.policy, trace):
             if isinstance(command, Submit):
                 work.verify(command.forwards)
             elif isinstance(command, Close):
@@ -141,7 +140,7 @@ class _Stage:
                     first_token_s = env.now
                 start_s = env.now
                 work.close_round(round_.round)
-            elif isinstance(command, _DRAFTING) and command.forwards.num_forwards:
+            elif command.forwards.num_forwards:
                 yield work.draft(command.forwards).done
         self.run.requests.append(_request_record(trace, self.label, arrival_s, first_token_s, env.now))
 
@@ -157,7 +156,9 @@ class _Work:
 
     def __init__(self, stage: _Stage, request_id: int, durations: Durations) -> None:
         self._stage, self._request_id, self._durations = stage, request_id, durations
-        self._warmth = Warmth(stage.latency.cold_start, takes_turns=stage.takes_turns)
+        cold_start = stage.latency.cold_start
+        self._warmth = Warmth(cold_start, takes_turns=stage.takes_turns) if cold_start.first_s else None
+        self._records = stage.record_ops
         self._jobs: list[tuple[Job, Forwards, list[float]]] = []
         self.draft_s = self.verify_s = 0.0
 
@@ -167,22 +168,30 @@ class _Work:
         for device, actor in ((self._stage.draft, Actor.DRAFT), (self._stage.target, Actor.TARGET)):
             forwards = prefill(actor, num_prompt_tokens)
             times = self._durations.of(forwards)
-            jobs.append(self._submitted(device.submit(sum(times)), forwards, times))
+            jobs.append(device.submit(sum(times)))
+            if self._records:
+                self._jobs.append((jobs[-1], forwards, times))
         return jobs
 
     def verify(self, forwards: Forwards) -> None:
         """The target starts; what the draft does from here on is ahead of the verdict."""
         times = self._durations.of(forwards)
         self.verify_s = times[0]
-        self._warmth.verify(times[0])
-        self.verification = self._submitted(self._stage.target.submit(times[0]), forwards, times)
+        if self._warmth is not None:
+            self._warmth.verify(times[0])
+        self.verification = job = self._stage.target.submit(times[0])
+        if self._records:
+            self._jobs.append((job, forwards, times))
 
     def draft(self, forwards: Forwards) -> Job:
         """Forwards of the draft, the first ones slower after a wait."""
         times = self._durations.of(forwards)
-        spent_s = self._warmth.drafted_s(times)
+        spent_s = sum(times) if self._warmth is None else self._warmth.drafted_s(times)
         self.draft_s += spent_s
-        return self._submitted(self._stage.draft.submit(spent_s), forwards, times)
+        job = self._stage.draft.submit(spent_s)
+        if self._records:
+            self._jobs.append((job, forwards, times))
+        return job
 
     def settle_s(self, forwards: Forwards) -> float:
         """Seconds until the round is over: the verdict, whose time is known, and then the host's own work, at once."""
@@ -191,24 +200,19 @@ class _Work:
         settled_s = settled_s if settled_s > now else now
         times = self._durations.of(forwards)
         host_s = times[0]
-        if host_s > 0 and self._stage.record_ops:
-            self._submitted(Job(self._stage.env, settled_s, settled_s + host_s), forwards, times)
+        if host_s > 0 and self._records:
+            self._jobs.append((Job(self._stage.env, settled_s, settled_s + host_s), forwards, times))
         wait_s: float = settled_s + host_s - now
         return wait_s
 
     def close_round(self, index: int) -> None:
         """After a round, or after the prefill: write it down, and see how cold the draft has become meanwhile."""
-        if self._stage.record_ops:
+        if self._records:
             self._write_down(index)
             self._jobs.clear()
-        if index >= 0:
+        if index >= 0 and self._warmth is not None:
             self._warmth.close_round()
         self.draft_s = 0.0
-
-    def _submitted(self, job: Job, forwards: Forwards, times: list[float]) -> Job:
-        if self._stage.record_ops:
-            self._jobs.append((job, forwards, times))
-        return job
 
     def _write_down(self, index: int) -> None:
         """The round's operations, in the order in which they were submitted."""

@@ -14,7 +14,7 @@ says it: whoever spends time reads it off the command, and nobody counts lags a 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from sim.decoding.draft_cache import DraftCache, Forwards
 from sim.decoding.ledger import Ledger
@@ -70,7 +70,8 @@ class Close(NamedTuple):
 
 
 _SETTLE = Settle()
-Command: TypeAlias = DraftTokens | Submit | Look | Branch | Settle | Keep | Close
+Timed: TypeAlias = DraftTokens | Submit | Look | Branch | Close  # what takes time somewhere
+Command: TypeAlias = Timed | Settle | Keep
 
 
 class Settled(NamedTuple):
@@ -103,7 +104,7 @@ def decode(
     num_prompt_tokens: int = 1,
     class_probs: ClassProbs | None = None,
     load: Load | None = None,
-) -> Generator[Command, Reply, None]:
+) -> Generator[Command, Any, None]:
     """Decode one request: yields commands, is sent their replies, ends after the last `Close`.
 
     DraftTokens is answered by a list of the tokens' signals, Look by a signal, Settle by `Settled`, Close by the server's
@@ -111,6 +112,7 @@ def decode(
     class_probs: H-RAD's prediction after the prefill, if there is one. load: of the server when the first round starts.
     Raises ValueError when the policy hedges more or fewer outcomes than there are.
 
+    (Any: what is sent hangs on the command, `Reply`, and checking it would cost a round a hundredth of its time.)
     One function, long as it is: plan, act and settle in their order are the method, and read best from top to bottom.
     """
     pending: tuple[Signal, ...] = ()
@@ -136,8 +138,7 @@ def decode(
                 more = room
                 if more <= 0:
                     break
-            signals = yield DraftTokens(more, cache.draft(more))
-            assert isinstance(signals, list)
+            signals: list[Signal] = yield DraftTokens(more, cache.draft(more))
             forwards += more if frontier is None else more - 1
             frontier = None
             pending = (*pending, *signals)
@@ -159,9 +160,8 @@ def decode(
             if frontier is None:
                 look = cache.look()
                 look_lag = look.first_tokens
-                law = yield Look(look)
-                assert isinstance(law, Signal)
-                frontier = law
+                frontier = yield Look(look)
+                assert frontier is not None, "a look is answered by a signal"
                 forwards += 1
             fanout, num_steps = _useful(policy.hedge(seen, pending, frontier), num_pending, remaining)
             num_rows = sum(fanout)
@@ -170,8 +170,7 @@ def decode(
                 forwards += num_steps
 
         # Settle.
-        settled = yield _SETTLE
-        assert isinstance(settled, Settled)
+        settled: Settled = yield _SETTLE
         num_accepted, num_emitted, is_finished, next_rank, is_hit, ahead, class_probs = settled
         cache.settle(num_accepted, num_emitted, is_hit)
         submitted, last_submitted = submitted + num_pending, num_pending
@@ -242,9 +241,7 @@ def decode(
             kept,
             is_finished,
         )
-        answer = yield Close(record, ledger)
-        assert answer is None or isinstance(answer, Load)
-        load = answer
+        load = yield Close(record, ledger)
         if is_finished:
             return
 

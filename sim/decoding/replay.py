@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit
+from sim.decoding.machine import Branch, Close, Command, DraftTokens, Look, Reply, Settle, Settled, Submit, Timed
 from sim.decoding.policies.base import Needs, Policy
 from sim.decoding.world import drive
 from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
@@ -42,25 +42,23 @@ class TraceWorld:
         """What came of a command."""
         if isinstance(command, Settle):
             return self._settle()
-        if isinstance(command, DraftTokens):
-            first = self.num_pending
-            self.num_pending += command.num_tokens
-            self._knows_frontier = False
-            return (
-                [UNKNOWN_SIGNAL] * command.num_tokens
-                if self._signals is None
-                else self._signals_at(first, command.num_tokens)
-            )
         if isinstance(command, Submit):
             self._knows_frontier |= command.num_pending < self.num_pending
             self.num_pending = command.num_pending
             self.fanout, self.num_steps = (), 0
+        elif isinstance(command, Close):
+            pass
         elif isinstance(command, Look):
             self._knows_frontier = True
             return self._signals_at(self.num_pending, 1)[0]
         elif isinstance(command, Branch):
             self.fanout, self.num_steps = command.fanout, command.num_steps
-        elif isinstance(command, Keep):
+        elif isinstance(command, DraftTokens):
+            first, count = self.num_pending, command.num_tokens
+            self.num_pending += count
+            self._knows_frontier = False
+            return [UNKNOWN_SIGNAL] * count if self._signals is None else self._signals_at(first, count)
+        else:
             self.num_pending = command.num_kept
             self._knows_frontier = command.num_kept < self.num_steps
         return None
@@ -140,7 +138,7 @@ def check_answers(trace: RequestTrace, needs: Needs) -> None:
         )
 
 
-def drive_trace(policy: Policy, trace: RequestTrace) -> Iterator[tuple[Command, Reply]]:
+def drive_trace(policy: Policy, trace: RequestTrace) -> Iterator[Timed]:
     """`drive` on a recorded request. Raises ValueError where the trace cannot answer the policy's questions."""
     return drive(
         policy,
@@ -153,7 +151,7 @@ def drive_trace(policy: Policy, trace: RequestTrace) -> Iterator[tuple[Command, 
 
 def closed_rounds(policy: Policy, trace: RequestTrace) -> list[Close]:
     """Records and ledgers of the rounds that `policy` runs on a recorded request, without times; see `drive_trace`."""
-    return [command for command, _ in drive_trace(policy, trace) if isinstance(command, Close)]
+    return [command for command in drive_trace(policy, trace) if isinstance(command, Close)]
 
 
 def replay(policy: Policy, trace: RequestTrace) -> list[Round]:

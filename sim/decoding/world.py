@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from sim.decoding.machine import ClassProbs, Command, Reply, decode
+from sim.decoding.machine import ClassProbs, Command, Keep, Reply, Settle, Timed, decode
 from sim.decoding.policies.base import Policy
+
+_UNTIMED = (Settle, Keep)
 
 
 class World(Protocol):
@@ -24,8 +26,8 @@ class World(Protocol):
 
 def drive(
     policy: Policy, world: World, *, request_id: int, max_new_tokens: int, num_prompt_tokens: int = 1
-) -> Iterator[tuple[Command, Reply]]:
-    """Decode one request: each command with the world's answer, given before the machine goes on.
+) -> Iterator[Timed]:
+    """Decode one request: each command that takes time, once the world has answered it and before the machine goes on.
 
     So whoever iterates may spend time, simulated or real, between an answer and the next command.
     """
@@ -44,4 +46,5 @@ def drive(
         except StopIteration:
             return
         reply = answer(command)
-        yield command, reply
+        if not isinstance(command, _UNTIMED):
+            yield command

@@ -12,8 +12,9 @@ from analysis.explore.scale_out import Workers
 from analysis.plan.capacity import Capacity, highest_factor
 from analysis.plan.inputs import acceptance_of, measured_acceptance
 from analysis.plan.machines import Machine
-from analysis.plan.methods import best_lengths
+from analysis.plan.methods import Method, best_lengths, fixed, overlapped, plain
 from analysis.plan.planning import PlanResult, PlanSettings, make_plan
+from analysis.plan.runs import Scheduler, run_method
 from analysis.plan.traffic import DrawnTraffic, RecordedTraffic
 from analysis.plan.verdict import capacity_sentence, length_sentence, rows, summary_of
 from sim.serving.workload.arrivals import GammaArrivals
@@ -128,6 +129,20 @@ def test_objectives_that_nothing_can_meet_are_refused_with_the_reason() -> None:
 def test_a_memory_smaller_than_a_request_is_refused() -> None:
     with pytest.raises(ValueError, match=r"request \d+ needs \d+ blocks of 16 tokens for prompt and output"):
         make_plan(TRAFFIC, replace(MACHINE, kv_tokens=160, kv_tokens_with_draft=160), ACCEPTANCE, SETTINGS)
+
+
+def test_a_draft_beside_the_target_leaves_less_memory_and_one_apart_does_not() -> None:
+    machine = replace(MACHINE, kv_tokens=20_000, kv_tokens_with_draft=800)
+    workload = TRAFFIC.sample(100, 0)
+    scheduler = Scheduler()
+
+    def num_running(method: Method) -> int:
+        run = run_method(method, workload, machine, scheduler, ACCEPTANCE, SETTINGS.objectives, seed=0)
+        assert run.kv_share < 1
+        return run.max_running
+
+    assert num_running(fixed(2)) < 0.5 * num_running(plain())
+    assert num_running(overlapped("pearl:draft_length=2")) > 1.5 * num_running(fixed(2))
 
 
 def test_a_traffic_with_hardly_any_output_says_that_it_hardly_matters() -> None:

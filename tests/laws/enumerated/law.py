@@ -170,7 +170,7 @@ def sequence_law(
         model.restart()
         world = EnumeratedWorld(model, policy.needs, length, classes, eos)
         counts = np.zeros(4)
-        for command, _ in drive(policy, world, request_id=0, max_new_tokens=length):
+        for command in drive(policy, world, request_id=0, max_new_tokens=length):
             if isinstance(command, Close):
                 round_ = command.round
                 counts += (1, round_.num_pending, round_.num_rejected, round_.is_hit)

@@ -64,15 +64,27 @@ def trace_of(ranks: Sequence[int], *, num_beyond: int = 0) -> RequestTrace:
     return RequestTrace(3, "p", 5, len(ranks) + num_beyond, 1.0, reason, tuple(ranks))
 
 
+class Listening(TraceWorld):
+    """Writes down every command."""
+
+    def __init__(self, trace: RequestTrace, needs: Needs) -> None:
+        super().__init__(trace, needs)
+        self.commands: list[Command] = []
+
+    def answer(self, command: Command) -> Reply:
+        self.commands.append(command)
+        return super().answer(command)
+
+
 def commands_of(policy: Policy, trace: RequestTrace) -> list[Command]:
-    steps = drive(
-        policy,
-        TraceWorld(trace, policy.needs),
-        request_id=0,
-        max_new_tokens=trace.max_new_tokens,
-        num_prompt_tokens=trace.num_prompt_tokens,
+    world = Listening(trace, policy.needs)
+    timed = list(
+        drive(
+            policy, world, request_id=0, max_new_tokens=trace.max_new_tokens, num_prompt_tokens=trace.num_prompt_tokens
+        )
     )
-    return [command for command, _ in steps]
+    assert timed == [command for command in world.commands if not isinstance(command, Settle | Keep)]
+    return world.commands
 
 
 def test_serial_rounds_by_hand() -> None:

@@ -143,6 +143,21 @@ def test_the_newest_request_is_preempted_and_reads_its_tokens_again() -> None:
     assert (run.num_output == 8).all()
 
 
+def test_a_preempted_request_waits_in_front_and_its_gap_is_counted_once() -> None:
+    requests = [(0, 4, 8), (0, 4, 8), (0.5, 8, 4)]
+    run = served(workload_of(*requests), kv_tokens=16, block_tokens=4, watermark=0.0, max_num_seqs=4)
+    assert run.replicas[0].num_preemptions >= 1
+    assert run.last_s[0] < run.last_s[1] <= run.last_s[2]  # the third one came last, and ends last
+    assert run.gaps.num_gaps == 7 + 7 + 3  # a gap between any two tokens of a request, whatever happened between them
+    assert run.gaps.quantile_s(0.99) > 3.0  # the preempted one's
+
+
+def test_the_first_token_of_a_round_is_no_gap() -> None:
+    run = served(workload_of((0, 10, 5)), prefill_emits=False, delivers_after_drafting=False)
+    assert run.first_s.tolist() == [2.0]
+    assert run.gaps.num_gaps == 4
+
+
 def test_lookahead_slots_keep_requests_out() -> None:
     def most_running(lookahead: int) -> int:
         run = served(
