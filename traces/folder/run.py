@@ -195,8 +195,8 @@ def _check_version(path: Path, version: Any) -> int:
         if str(version) == str(readable):
             return readable
     raise RunError(
-        f"{path} was written with schema version {version!s:.40}, but this code reads {' and '.join(map(str, READABLE_VERSIONS))}; "
-        "read it with the version that wrote it, or record it again."
+        f"{path} was written with schema version {version!s:.40}, but this code reads "
+        f"{' and '.join(map(str, READABLE_VERSIONS))}; read it with the version that wrote it, or record it again."
     )
 
 
