@@ -28,6 +28,7 @@ from analysis.cli.models.validate import validate
 from analysis.cli.planning.advise import advise
 from analysis.cli.planning.calibrate import calibrate
 from analysis.cli.planning.explore import explore
+from analysis.cli.planning.import_files import import_files
 from analysis.cli.planning.plan import plan
 from analysis.cli.planning.plot import plot
 from analysis.cli.planning.published import published
@@ -63,6 +64,7 @@ for _command in (
     demo,
 ):
     app.command()(_command)
+app.command("import")(import_files)
 for _hrad_command in (collect, train, evaluate, ablate):
     hrad_app.command()(_hrad_command)
 pair_app.command("train")(train_pair)

@@ -52,7 +52,8 @@ def traffic_of(
 
 
 def acceptance_of(text: str, run_dir: Path | None, max_length: int) -> tuple[AcceptanceByPosition, list[RequestTrace]]:
-    """From marginal rates as engines print them (fractions; one alone holds at every position), or from a recorded run.
+    """From marginal rates as engines print them (fractions; one alone holds at every position), from the acceptance.json of
+    `specbranch import`, or from a recorded run.
 
     Raises ValueError where neither or both are given, and for what is not a falling list of shares.
     """

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from traces.fits.step_costs import AcceptanceByPosition, StepCosts, read_step_costs
+from traces.importers.engines.records import AcceptanceRecord, read_acceptance
 
 
 def acceptance_from(text: str, option: str) -> AcceptanceByPosition:
-    """From marginal rates by position, as fractions (0.72,0.51). Raises ValueError where they are not a falling list."""
+    """From marginal rates by position, as fractions (0.72,0.51), or from the acceptance.json of `specbranch import`.
+
+    Warns where that says no more than a mean length. Raises ValueError for a list that does not fall, and a file that cannot
+    be read.
+    """
+    if text.endswith(".json"):
+        record = read_acceptance(Path(text))
+        if not record.marginal:
+            warnings.warn(
+                f"{text} says a mean acceptance length of {record.mean_acceptance_length:.3g} alone; all positions are taken "
+                "to be alike.",
+                stacklevel=2,
+            )
+        return record.acceptance()
     try:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
@@ -16,6 +31,12 @@ def acceptance_from(text: str, option: str) -> AcceptanceByPosition:
     if any(rate > 1 for rate in rates):
         raise ValueError(f"{option} {text!r}: shares lie in [0, 1]; divide percent by 100.")
     return AcceptanceByPosition.from_marginal(rates)
+
+
+def mean_alone(text: str) -> AcceptanceRecord | None:
+    """The record of a file that says a mean length and no positions, so that only bounds can be told; None otherwise."""
+    record = read_acceptance(Path(text)) if text.endswith(".json") else None
+    return record if record is not None and not record.marginal else None
 
 
 def costs_from(path: Path) -> StepCosts:

@@ -9,7 +9,7 @@ median_tpot_ms, p99_tpot_ms. Other columns are left alone.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +55,7 @@ class _Line:
 
 
 _LINE = TypeAdapter(_Line)
-_COLUMNS = tuple(field.name for field in fields(_Line))
+COLUMNS = tuple(field.name for field in fields(_Line))
 _NEEDED = ("method", "draft", *(field.name for field in fields(_Line) if field.default is MISSING))
 
 
@@ -122,7 +122,7 @@ def read_server_bench(path: str | Path) -> list[ServerBench]:
         cells = _cells(where, line)
         if len(cells) != len(header):
             raise ForeignTraceError(f"{where}: {len(cells)} cells under {len(header)} columns; the line is damaged.")
-        rows.append(_row(where, dict(zip(header, cells, strict=True))))
+        rows.append(bench_of(where, dict(zip(header, cells, strict=True))))
     if not rows:
         raise ForeignTraceError(f"{path} has a header and no rows; give one benchmark a row.")
     methods: dict[str, set[str]] = {}
@@ -134,6 +134,14 @@ def read_server_bench(path: str | Path) -> list[ServerBench]:
     ]
 
 
+def write_server_bench(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Cells by column as a table that `read_server_bench` reads; what a row does not say stays empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _cells(where: str, line: bytes) -> list[str]:
     try:
         return next(csv.reader([line.decode("utf-8")]))
@@ -141,9 +149,12 @@ def _cells(where: str, line: bytes) -> list[str]:
         raise ForeignTraceError(f"{where} is no text in UTF-8 with comma-separated cells: {error}.") from None
 
 
-def _row(where: str, cells: dict[str, str]) -> ServerBench:
-    """A row, checked."""
-    given = {name: cells[name].strip() for name in _COLUMNS if cells.get(name, "").strip()}
+def bench_of(where: str, cells: Mapping[str, str]) -> ServerBench:
+    """A row, checked. where: what ends in its number, as "FILE, line 3". cells: by column.
+
+    Raises ForeignTraceError as `read_server_bench` does.
+    """
+    given = {name: cells[name].strip() for name in COLUMNS if cells.get(name, "").strip()}
     try:
         row = _LINE.validate_python(given)
     except ValidationError as error:

@@ -48,8 +48,8 @@ def advise(
     ] = None,
 ) -> None:
     """Say which draft length is best for one request, and for a batch where step costs are known."""
-    from analysis.plan.advice import ConstantTimes, advise_one_request
-    from analysis.plan.numbers import acceptance_from, costs_from
+    from analysis.plan.advice import ConstantTimes, advise_one_request, best_length
+    from analysis.plan.numbers import acceptance_from, costs_from, mean_alone
 
     acceptance = acceptance_from(per_position, "--per-position")
     model: SummedModel
@@ -61,9 +61,20 @@ def advise(
         raise ValueError("give --target-ms and --draft-ms, or --costs FILE of `specbranch plan`.")
     else:
         model = ConstantTimes(1e-3 * target_ms, 1e-3 * draft_ms)
-    longest = max_length or min(len(acceptance.conditional) + 2, 32)
+    only_mean = mean_alone(per_position)
+    known = len(acceptance.conditional) if only_mean is None else only_mean.draft_length or 1
+    longest = max_length or min(known + 2, 32)
     rows = advise_one_request(model, acceptance, max_length=longest, context=context)
     _print_one(rows)
+    if only_mean is not None:
+        low, high = (
+            best_length(advise_one_request(model, bound, max_length=known, context=context)).draft_length
+            for bound in only_mean.bounds()
+        )
+        console.print(
+            f"A mean length leaves the best K open: it may be {min(low, high)} to {max(low, high)}, by where drafts fail.",
+            highlight=False,
+        )
     if costs is not None:
         from analysis.plan.advice import advise_batches
 

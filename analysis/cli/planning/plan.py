@@ -39,7 +39,8 @@ def plan(
     acceptance: Annotated[
         str,
         typer.Option(
-            help="Share of drafts accepted at positions 1, 2, ... as engines print them, such as 0.72,0.51,0.36."
+            help="Share of drafts accepted at positions 1, 2, ... as engines print them, such as 0.72,0.51,0.36, or the "
+            "acceptance.json of `specbranch import`."
         ),
     ] = "",
     run: Annotated[
