@@ -97,6 +97,6 @@ def machine_from(
         )
     known = costs_from(costs)
     machine = Machine(
-        name=costs.stem, costs=known, kv_tokens=kv_tokens, kv_tokens_with_draft=kv_tokens, price_per_hour=price_per_hour
+        name="server", costs=known, kv_tokens=kv_tokens, kv_tokens_with_draft=kv_tokens, price_per_hour=price_per_hour
     )
     return replace(machine, num_devices=planned.num_devices)

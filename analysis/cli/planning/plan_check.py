@@ -44,6 +44,10 @@ def _check_benches(path: Path, output_dir: Path, fit_k: list[int], fit_concurren
     table.add_row("wrong about whether it pays", str(errors.num_wrong_signs), "")
     console.print(table)
     console.print(f"a row a benchmark: {output_dir / 'cells.parquet'}", highlight=False)
+    for name in sorted(path.name for path in output_dir.glob("costs-*.json")):
+        console.print(
+            f"next: specbranch plan --costs {output_dir / name} --kv-tokens ...", highlight=False, soft_wrap=True
+        )
 
 
 def _check_requests(path: Path, output_dir: Path, workers: int) -> None:
