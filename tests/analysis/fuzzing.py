@@ -41,10 +41,12 @@ from sim.decoding.acceptance_models import parse_acceptance
 from sim.decoding.policies.catalog import POLICIES, parse_policy
 from tests.analysis.check.test_reports import REPORT, ROW
 from tests.analysis.made_up_run import write_run
+from tests.traces.importers.engines import engine_files
 from tests.traces.importers.test_vllm_responses import response
 from traces.fits.calibration import calibrate
 from traces.folder.run import read_run
 from traces.importers.catalog import read_foreign
+from traces.importers.engines.catalog import read_engine_files
 
 ROOT = Path(__file__).parents[2]
 MAX_MESSAGE = 1000
@@ -89,6 +91,17 @@ PROMPT_ROWS = (
 )
 
 
+ENGINE_FILES = {
+    "vllm_runs.jsonl": f"{json.dumps(engine_files.VLLM_RUN)}\n{json.dumps(engine_files.VLLM_SPEC)}",
+    "sglang_run.jsonl": json.dumps(engine_files.SGLANG_RUN),
+    "report.log": engine_files.REPORT,
+    "server.log": engine_files.SERVER_LOG,
+    "page.txt": engine_files.page(100, (90, 80)),
+    "guidellm.json": json.dumps(engine_files.guidellm(), indent=1),
+    "responses.jsonl": json.dumps(engine_files.response([8, 0, 6, 6], 60)),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One input: what it is for, and the seed that it follows from."""
@@ -118,6 +131,8 @@ class Fuzzer:
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         (folder / "served.jsonl").write_text(f"{json.dumps(response([2, 0, 3], [3, 3, 3]))}\n" * 3)
         (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in PROMPT_ROWS))
+        for name, text in ENGINE_FILES.items():
+            (folder / name).write_text(text)
         write_report(folder, VALIDATION, REPORT)
         write_report(folder, "comparison", [ROW])
         with warnings.catch_warnings():
@@ -133,6 +148,9 @@ class Fuzzer:
             "roofline": lambda rng: self._damaged(rng, "roofline.json", read_latency),
             "study": lambda rng: self._damaged(rng, "study.yaml", read_study),
             "study values": lambda rng: make_study(_with_nasty(rng, STUDY)),
+            "engine files": lambda rng: self._damaged(
+                rng, rng.choice(sorted(ENGINE_FILES)), lambda path: read_engine_files([path])
+            ),
             "served": lambda rng: self._damaged(rng, "served.jsonl", lambda path: read_foreign(path).traces()),
             "validation": lambda rng: self._damaged(rng, "validation.json", lambda path: read_validation(path.parent)),
             "comparison": lambda rng: self._damaged(rng, "comparison.json", lambda path: read_comparison(path.parent)),

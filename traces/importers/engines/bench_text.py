@@ -190,10 +190,13 @@ def _of_intervals(path: Path, intervals: list[tuple[float, tuple[float, ...]]]) 
         )
     (length,), total = lengths, sum(drafts for drafts, _ in intervals) or 1.0
     marginal = tuple(sum(drafts * rates[position] for drafts, rates in intervals) / total for position in range(length))
-    return AcceptanceRecord(
-        source=f"{path}, {len(intervals)} lines of acceptance",
-        draft_length=length,
-        mean_acceptance_length=1 + sum(marginal),
-        marginal=marginal,
-        num_drafts=total,
-    )
+    try:
+        return AcceptanceRecord(
+            source=f"{path}, {len(intervals)} lines of acceptance",
+            draft_length=length,
+            mean_acceptance_length=1 + sum(marginal),
+            marginal=marginal,
+            num_drafts=total,
+        )
+    except ValueError as error:
+        raise ForeignTraceError(str(error)) from None

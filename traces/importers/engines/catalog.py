@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -15,10 +16,12 @@ from traces.importers.engines.json_runs import read_objects
 from traces.importers.engines.metrics_page import read_metrics
 from traces.importers.engines.prometheus import Scrape, is_prometheus, read_scrape
 from traces.importers.engines.records import THE_MEMORY, EngineFile, Served
+from traces.importers.engines.request_lines import is_request_line, read_request_lines
 
 KNOWN = (
     "results of vllm bench serve or SGLang's bench_serving (JSON, JSON lines, or their console in a log), GuideLLM's "
-    "benchmarks.json, a log of vLLM's server, a metrics page of vLLM or SGLang"
+    "benchmarks.json, a log of vLLM's server, its responses or AIPerf's records with their acceptance, a metrics page of vLLM "
+    "or SGLang"
 )
 MAX_FIRST_LINES = 100_000  # of a log, in which a report or the memory must have been met
 
@@ -59,6 +62,8 @@ def read_engine_files(paths: Sequence[str | Path], served: Served | None = None)
 def _read(path: Path, served: Served) -> EngineFile | Scrape:
     first = _first_line(path)
     if first.startswith(("{", "[")):
+        if _is_requests(first):
+            return read_request_lines(path)
         objects = read_objects(path)
         where, whole = objects[0]
         if "benchmarks" in whole:
@@ -70,6 +75,15 @@ def _read(path: Path, served: Served) -> EngineFile | Scrape:
     elif is_bench_text([line.decode("utf-8", "replace") for _, line in islice(raw_lines(path), MAX_FIRST_LINES)]):
         return read_bench_text(path, served)
     raise ForeignTraceError(f"{path}, line 1 begins no format that we know; known are {KNOWN}.")
+
+
+def _is_requests(first: str) -> bool:
+    """Whether a file's first line is a request with its acceptance."""
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and is_request_line(value)
 
 
 def _first_line(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from traces.importers.base import ForeignTraceError, numbered_lines
 
+MAX_NUMBER = 1e18  # of tokens, requests or milliseconds
 Objects = list[tuple[str, Mapping[str, Any]]]
 
 
@@ -24,10 +25,12 @@ def read_objects(path: Path) -> Objects:
             objects.append((where, _object(where, json.loads(line))))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return _whole(path, lines, objects, error)
+    except RecursionError:
+        raise ForeignTraceError(f"{lines[len(objects)][0]} is nested too deeply for a benchmark's result.") from None
     return objects
 
 
-def _whole(path: Path, lines: list[tuple[str, bytes]], objects: Objects, error: ValueError) -> Objects:
+def _whole(path: Path, lines: list[tuple[str, bytes]], objects: Objects, error: Exception) -> Objects:
     """The file as one object, where its lines are none."""
     where = lines[len(objects)][0]
     if not objects:
@@ -35,8 +38,8 @@ def _whole(path: Path, lines: list[tuple[str, bytes]], objects: Objects, error: 
             return [(lines[0][0], _object(lines[0][0], json.loads(b"\n".join(line for _, line in lines))))]
         except json.JSONDecodeError as whole:
             where, error = lines[min(whole.lineno, len(lines)) - 1][0], whole
-        except UnicodeDecodeError as whole:
-            error = whole
+        except (UnicodeDecodeError, RecursionError) as whole:
+            where, error = lines[0][0], whole
     text = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     raise ForeignTraceError(f"{where} is not JSON: {text}; was the file cut, or written twice?")
 
@@ -48,7 +51,7 @@ def _object(where: str, value: Any) -> Mapping[str, Any]:
 
 
 def number(where: str, given: Mapping[str, Any], name: str, *, needed: bool = True) -> float | None:
-    """A number of 0 or more, or infinity, which some tools write as text. Raises ForeignTraceError otherwise.
+    """A number of 0 or more; a rate may be infinite, which some tools write as text. Raises ForeignTraceError otherwise.
 
     needed: refuse absence and null, which are None otherwise.
     """
@@ -57,9 +60,9 @@ def number(where: str, given: Mapping[str, Any], name: str, *, needed: bool = Tr
         if needed:
             raise ForeignTraceError(f"{where}: {name} is missing; is the result whole?")
         return None
-    if value == "inf":
+    if name.endswith("rate") and value in ("inf", math.inf):
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_NUMBER:
         raise ForeignTraceError(f"{where}: {name} must be a number of at least 0, but got {value!r:.60}.")
     return float(value)
 

@@ -115,6 +115,23 @@ def guidellm(**changes: Any) -> dict[str, Any]:
     return {"metadata": {"version": 1}, "benchmarks": [benchmark | changes]}
 
 
+def response(histogram: list[int] | dict[str, int], drafted: int, **more: Any) -> dict[str, Any]:
+    """A response of vLLM with its acceptance, with K = 3."""
+    spec = {"acceptance_histogram": histogram, "num_draft_tokens": drafted, "num_spec_tokens": 3}
+    return {"id": "cmpl-1", "metrics": {"speculative_decoding": spec | more}}
+
+
+def aiperf(histogram: dict[str, int], drafted: int, **metadata: Any) -> dict[str, Any]:
+    """A record of AIPerf of the same."""
+    spec = response(histogram, drafted)["metrics"]["speculative_decoding"]
+    return {
+        "metadata": {"request_start_ns": 10**18, "was_cancelled": False, "benchmark_phase": "profiling"} | metadata,
+        "metrics": {"request_latency": {"value": 5.0, "unit": "ms"}},
+        "spec_decode_acceptance": spec | {"engine": "vllm"},
+        "error": None,
+    }
+
+
 def write(path: Path, *objects: Mapping[str, Any], indent: int | None = None) -> Path:
     path.write_text("\n".join(json.dumps(each, indent=indent) for each in objects) + "\n")
     return path

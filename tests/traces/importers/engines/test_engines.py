@@ -16,8 +16,10 @@ from tests.traces.importers.engines.engine_files import (
     SGLANG_RUN,
     VLLM_RUN,
     VLLM_SPEC,
+    aiperf,
     guidellm,
     page,
+    response,
     write,
 )
 from traces.importers.base import ForeignTraceError
@@ -197,10 +199,39 @@ def test_guidellm_mixes_seconds_and_milliseconds_and_its_tpot_is_the_inter_token
         read_one(write(path, sampled))
 
 
+def test_requests_with_histograms_dense_and_sparse_give_marginal_rates(tmp_path: Path) -> None:
+    """Of 20 steps 12 accept at least 1 and 2 tokens, 6 all 3."""
+    sparse = {"0": 8, "2": 6, "3": 6}
+    files = [
+        write(tmp_path / "dense.jsonl", response([8, 0, 6, 6], 60)),
+        write(tmp_path / "sparse.jsonl", response(sparse, 60), {"id": "2", "metrics": {"speculative_decoding": None}}),
+        write(
+            tmp_path / "aiperf.jsonl",
+            aiperf({"0": 100}, 300, benchmark_phase="warmup"),
+            aiperf(sparse, 58),  # the last step was cut
+            aiperf({"0": 100}, 300, was_cancelled=True),
+        ),
+    ]
+    for path in files:
+        (record,) = read_one(path).acceptance
+        assert record.marginal == pytest.approx((0.6, 0.6, 0.3))
+        assert (record.draft_length, record.num_drafts) == (3, 20)
+    assert any(sentence.startswith("2 requests") for sentence in read_one(files[2]).unknown)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         ("", "is empty"),
+        (json.dumps(response([8, 0, 6, 6], 30)), "K varied"),
+        (json.dumps(response({"0": 8, "7": 6}, 42)), "K varied or is wrong"),
+        (json.dumps(response([8, -1], 24)), "must hold whole numbers"),
+        (json.dumps(response({"none": 8}, 24)), "count steps by accepted tokens"),
+        (json.dumps(aiperf({"0": 8}, 24, was_cancelled=True)), "no request with an acceptance"),
+        (json.dumps(response([8, 0, 6, 6], 60)) + "\n{", "line 2 is not JSON"),
+        (json.dumps(VLLM_RUN | {"duration": math.inf}), "line 1: duration must be a number"),
+        ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ('{"a":\n' + "[" * 100_000, "line 1 is not JSON"),
         ("a,b\n1,2\n", "line 1 begins no format"),
         ("\x00\x01\x02", "line 1 begins no format"),
         ('{"a": 1}\n', "line 1 begins no format"),
