@@ -25,6 +25,7 @@ class Scheduler:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     client_s: float = 0.0
+    prefix_caching: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ def run_method(
         delivers_after_drafting=is_shared,
         joins_draft_prefill=is_shared,
         client_s=scheduler.client_s,
+        prefix_caching=scheduler.prefix_caching,
     )
     run = serve(
         workload,

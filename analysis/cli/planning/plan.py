@@ -76,11 +76,19 @@ def plan(
     router: Annotated[
         str, typer.Option(help="Requests go to replicas by least_outstanding_tokens, round_robin or prefix_aware.")
     ] = "least_outstanding_tokens",
+    prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-caching", help="Known beginnings of prompts are not read again; a Mooncake file has them."
+        ),
+    ] = False,
     num_prompts: Annotated[int, typer.Option(help="Each simulated run of a replica has this many requests.")] = 1200,
     precision: Annotated[
         float, typer.Option(help="Replicate until the best rate is known to this share of it, eight times at most.")
     ] = 0.03,
     workers: Annotated[int, typer.Option(help="Simulate in this many processes; the results are the same.")] = 1,
+    backend: Annotated[str, typer.Option(help="Work in processes of this machine, or on dask.")] = "processes",
+    scheduler: Annotated[str | None, typer.Option(help="The Dask scheduler has this address.")] = None,
     seed: Seed = 0,
     check: Annotated[
         Path | None,
@@ -105,6 +113,7 @@ def plan(
     from sim.serving.cluster import Router
     from traces.metrics.serving import Objectives
 
+    where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     if router not in list(Router):
         raise ValueError(f"unknown router {router!r}; known are {', '.join(Router)}.")
     settings = PlanSettings(
@@ -114,7 +123,9 @@ def plan(
         policies=tuple(policy or ()),
         num_requests=num_prompts,
         precision=precision,
-        scheduler=Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
+        scheduler=Scheduler(
+            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, prefix_caching=prefix_caching
+        ),
         router=Router(router),
         seed=seed,
     )
@@ -130,7 +141,7 @@ def plan(
         length_cv=length_cv,
     )
     new_folder(output_dir)
-    result = make_plan(wanted, machine, known, settings, traces=traces, workers=Workers(count=workers))
+    result = make_plan(wanted, machine, known, settings, traces=traces, workers=where)
     from analysis.plan.files import write_plan
 
     write_plan(result, output_dir, draft=draft, draft_method=draft_method)
