@@ -42,7 +42,7 @@ def drawn_runs(
     holds from there on. Of engines' marginal rates these are the ratios of neighbours. Rounds are independent of each
     other and alike for all requests: what a server's counters tell. Raises ValueError where a chance is not one.
 
-    >>> drawn_runs([1.0], 1, 10, np.random.default_rng(0)).runs[0] == LONGEST_RUN
+    >>> int(drawn_runs([1.0], 1, 10, np.random.default_rng(0)).runs[0]) == LONGEST_RUN
     True
     """
     chances = np.asarray(conditional_acceptance, float)
