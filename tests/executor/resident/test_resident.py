@@ -199,12 +199,12 @@ def test_a_sweep_times_its_whole_grid_and_can_be_calibrated(device: str, tmp_pat
     assert counts["branch", True, 1, 3].sum() == counts["branch", False, 1, 3].sum() == 2 * 30 * 2
     assert (run.ops.end_s >= run.ops.start_s).all()
     assert {"verify", "draft"} <= set(calibrate(run).fits)
-    with pytest.raises(ValueError, match="raise --capacity"):
+    with pytest.raises(ValueError, match="needs a capacity of 402 tokens, but got 384"):
         record_sweep(settings, tmp_path / "other", Grid(contexts=(380,)))
 
 
 def test_random_weights_need_the_resident_engine_and_a_known_shape() -> None:
-    with pytest.raises(ModelError, match="--engine resident"):
+    with pytest.raises(ModelError, match="only the resident engine makes"):
         load("random:tiny")
     with pytest.raises(ModelError, match=r"llama-3\.1-8b"):
         load("random:colossus", engine="resident")
