@@ -43,7 +43,7 @@ class PlanSettings:
     policies: tuple[str, ...] = ()
     num_requests: int = 1200
     num_replications: int = 3
-    max_replications: int = 8
+    max_replications: int = 6
     precision: float = 0.03
     max_replicas: int = 256
     scheduler: Scheduler = field(default_factory=Scheduler)

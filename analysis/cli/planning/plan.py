@@ -84,7 +84,7 @@ def plan(
     ] = False,
     num_prompts: Annotated[int, typer.Option(help="Each simulated run of a replica has this many requests.")] = 1200,
     precision: Annotated[
-        float, typer.Option(help="Replicate until the best rate is known to this share of it, eight times at most.")
+        float, typer.Option(help="Replicate until the best rate is known to this share of it, six times at most.")
     ] = 0.03,
     workers: Annotated[int, typer.Option(help="Simulate in this many processes; the results are the same.")] = 1,
     backend: Annotated[str, typer.Option(help="Work in processes of this machine, or on dask.")] = "processes",
