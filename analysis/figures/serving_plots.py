@@ -51,9 +51,8 @@ def break_even_map(axes: Axes, plan: PlanResult) -> Axes:
     gains = np.array(
         [
             [
-                max(rule.goodput(load, length) for length in range(1, rule.max_length + 1)) / rule.goodput(load, 0)
+                max(rule.gain(ServerLoad.alike(batch, context), length) for length in range(1, rule.max_length + 1))
                 for batch in _BATCHES
-                for load in [ServerLoad(batch, 0, 0.0, batch * context)]
             ]
             for context in _CONTEXTS
         ]
@@ -80,10 +79,7 @@ def lengths_by_load(axes: Axes, plan: PlanResult) -> Axes:
     rule = GoodputRule(plan.machine.costs, plan.acceptance.marginal(max(plan.settings.max_length, 1)))
     colours = [matplotlib.colormaps["viridis"](share) for share in np.linspace(0.85, 0.1, rule.max_length)]
     for length, colour in zip(range(1, rule.max_length + 1), colours, strict=True):
-        gains = []
-        for batch in _BATCHES:
-            load = ServerLoad(batch, 0, 0.0, round(batch * plan.mean_context))
-            gains.append(rule.goodput(load, length) / rule.goodput(load, 0))
+        gains = [rule.gain(ServerLoad.alike(batch, plan.mean_context), length) for batch in _BATCHES]
         axes.plot(_BATCHES, gains, color=colour, label=f"K = {length}")
     axes.axhline(1.0, color="k", linewidth=0.8)
     bottom, top = axes.get_ylim()

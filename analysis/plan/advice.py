@@ -149,7 +149,7 @@ def advise_batches(
     rule = GoodputRule(model, acceptance.marginal(min(max_length, len(acceptance.conditional))))
     rows = []
     for batch in batches:
-        load = ServerLoad(batch, 0, 0.0, batch * context)
+        load = ServerLoad.alike(batch, context)
         length = rule.best_length(load, min_gain=MIN_GAIN)
-        rows.append(BatchAdvice(batch, length, rule.goodput(load, length) / rule.goodput(load, 0)))
+        rows.append(BatchAdvice(batch, length, rule.gain(load, length)))
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +94,11 @@ def machine_from(
         raise ValueError(
             "--costs says nothing of the memory; give --kv-tokens as the engine's log does (GPU KV cache size)."
         )
-    known = costs_from(costs)
-    machine = Machine(
-        name="server", costs=known, kv_tokens=kv_tokens, kv_tokens_with_draft=kv_tokens, price_per_hour=price_per_hour
+    return Machine(
+        name="server",
+        costs=costs_from(costs),
+        kv_tokens=kv_tokens,
+        kv_tokens_with_draft=kv_tokens,
+        num_devices=planned.num_devices,
+        price_per_hour=price_per_hour,
     )
-    return replace(machine, num_devices=planned.num_devices)

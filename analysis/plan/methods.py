@@ -10,7 +10,6 @@ import numpy as np
 
 from analysis.plan.advice import MIN_GAIN
 from sim.decoding.acceptance_models import Geometric
-from sim.decoding.policies.by_load import ByLoad
 from sim.decoding.policies.catalog import label_of, parse_policy
 from sim.serving.rounds.base import RoundSource, ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, LengthTable
@@ -31,13 +30,14 @@ _NUM_DRAWN_TRACES, _DRAWN_TOKENS = 24, 400
 class Method:
     """A way to decode, as the planner compares them.
 
-    rule: of serial drafts, whose length is one for the batch; or policy: the label of a method of the catalog, which runs on
-    traces. name: for tables.
+    rule: of serial drafts, whose length is one for the batch; or policy: the label of a method of the catalog. plan: its
+    rounds on recorded requests; without one they are planned on drawn ones. name: for tables.
     """
 
     name: str
     rule: LengthRule | None = None
     policy: str | None = None
+    plan: Plan | None = None
     placement: Placement = Placement.IN_TURN
 
     @property
@@ -61,11 +61,18 @@ def by_load(table: LengthTable) -> Method:
     return Method(name=BY_LOAD, rule=table)
 
 
-def overlapped(label: str) -> Method:
-    """A method of the catalog, its draft on a device of its own."""
+def overlapped(label: str, traces: Sequence[RequestTrace] = ()) -> Method:
+    """A method of the catalog, its draft on a device of its own. traces: recorded requests that it runs on.
+
+    Raises ValueError for an unknown method, and where the traces cannot answer its questions.
+    """
     policy = parse_policy(label)
-    assert not isinstance(policy, ByLoad)
-    return Method(name=label.partition(":")[0], policy=label_of(policy), placement=Placement.OWN_DEVICE)
+    return Method(
+        name=label.partition(":")[0],
+        policy=label_of(policy),
+        plan=Plan([policy], traces) if traces else None,
+        placement=Placement.OWN_DEVICE,
+    )
 
 
 def best_lengths(
@@ -76,32 +83,34 @@ def best_lengths(
         return LengthTable.of((1, None, 0))
     rule = GoodputRule(costs, acceptance.marginal(max_length))
     rows: list[tuple[int, int | None, int]] = []
-    previous = None
+    longest = max_length  # a jump of the step's cost must not lengthen drafts again
     for batch in range(1, MAX_BATCH + 1):
-        length = rule.best_length(ServerLoad(batch, 0, 0.0, round(batch * mean_context)), min_gain=MIN_GAIN)
-        if previous is not None and length > previous:
-            length = previous  # a jump of the step's cost must not lengthen drafts again
-        if length != previous:
-            if rows:
-                rows[-1] = (rows[-1][0], batch - 1, rows[-1][2])
-            rows.append((batch, None, length))
-            previous = length
-    return LengthTable.of(*rows)
+        length = rule.best_length(ServerLoad.alike(batch, mean_context), min_gain=MIN_GAIN)
+        longest = min(longest, length)
+        rows.append((batch, batch if batch < MAX_BATCH else None, longest))
+    return LengthTable.merged(rows)
 
 
 def source_of(
-    method: Method, acceptance: AcceptanceByPosition, workload: Workload, seed: int, traces: Sequence[RequestTrace] = ()
+    method: Method, acceptance: AcceptanceByPosition, workload: Workload, seed: int
 ) -> Callable[[], RoundSource]:
-    """Rounds of a workload. traces: recorded requests; without them a method of the catalog runs on drawn ones, whose
-    acceptance is geometric with the mean of `acceptance`. The same seed gives every method the same acceptances.
+    """Rounds of a workload; the same seed gives every method the same acceptances.
+
+    A method of the catalog without a plan runs on drawn requests, whose acceptance is geometric with the mean of `acceptance`.
     """
     if method.rule is not None:
         table = _drawn(acceptance.conditional, workload.num_requests, int(workload.output_tokens.max()), seed)
         rule = method.rule
         return lambda: LengthRounds(table, rule)
     assert method.policy is not None
-    plan = Plan([parse_policy(method.policy)], list(traces) or drawn_traces(acceptance, seed))
+    plan = method.plan or _planned_on_drawn(method.policy, acceptance, seed)
     return lambda: PlannedRounds(plan)
+
+
+@lru_cache(maxsize=4)
+def _planned_on_drawn(policy: str, acceptance: AcceptanceByPosition, seed: int) -> Plan:
+    """Planned once for all rates."""
+    return Plan([parse_policy(policy)], drawn_traces(acceptance, seed))
 
 
 @lru_cache(maxsize=4)

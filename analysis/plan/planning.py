@@ -148,7 +148,6 @@ class _Inputs:
     machine: Machine
     acceptance: AcceptanceByPosition
     settings: PlanSettings
-    traces: tuple[RequestTrace, ...]
 
     def run(self, method: Method, workload: Workload, seed: int, num_replicas: int = 1) -> RunResult:
         settings = self.settings
@@ -162,7 +161,6 @@ class _Inputs:
             seed=seed,
             num_replicas=num_replicas,
             router=settings.router,
-            traces=self.traces,
         )
 
     def holds(self, result: RunResult) -> bool:
@@ -191,8 +189,8 @@ def make_plan(
     methods = [plain(), *(fixed(length) for length in range(1, settings.max_length + 1))]
     if len(table.bands) > 1:
         methods.append(by_load(table))
-    methods += [overlapped(label) for label in settings.policies]
-    inputs = _Inputs(traffic=traffic, machine=machine, acceptance=acceptance, settings=settings, traces=tuple(traces))
+    methods += [overlapped(label, traces) for label in settings.policies]
+    inputs = _Inputs(traffic=traffic, machine=machine, acceptance=acceptance, settings=settings)
     _check_objectives(inputs, methods)
 
     coarse = [(inputs, method, settings.seed, None) for method in methods]

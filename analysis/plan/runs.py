@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,6 @@ from sim.serving.costs import SummedCosts
 from sim.serving.settings import Placement, Server
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.metrics.serving import Objectives, RequestTimes, ServingSummary, summarise_requests
-from traces.schema import RequestTrace
 from traces.workload import Workload
 
 
@@ -32,8 +30,8 @@ class Scheduler:
 class RunResult:
     """A run in numbers. mean_running: requests in the batch, over the steps; kv_share: of the memory, over the busy time.
 
-    acceptance_length: tokens a request and round. busy_s_per_token: of all devices that the replicas hold, for each output
-    token (an energy proxy). draft_share: of the busy time in which the draft worked.
+    acceptance_length: tokens a request and round. busy_s_per_token: of the replicas, for each output token, whatever devices
+    they are made of. draft_share: of the busy time in which the draft worked.
     """
 
     summary: ServingSummary
@@ -59,12 +57,11 @@ def run_method(
     seed: int,
     num_replicas: int = 1,
     router: Router = Router.LEAST_OUTSTANDING_TOKENS,
-    traces: Sequence[RequestTrace] = (),
 ) -> RunResult:
     """Serve the workload once. Raises ValueError where a request does not fit the memory."""
     is_shared = method.placement is Placement.IN_TURN
     kv_tokens = machine.kv_tokens_with_draft if method.drafts and is_shared else machine.kv_tokens
-    source = source_of(method, acceptance, workload, seed, traces)
+    source = source_of(method, acceptance, workload, seed)
     server = Server(
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
@@ -84,10 +81,10 @@ def run_method(
         placement=method.placement,
         router=router,
     )
-    return _result(run, objectives, kv_tokens, method)
+    return _result(run, objectives, kv_tokens)
 
 
-def _result(run: ServedRun, objectives: Objectives, kv_tokens: int, method: Method) -> RunResult:
+def _result(run: ServedRun, objectives: Objectives, kv_tokens: int) -> RunResult:
     times = RequestTimes(sent_s=run.sent_s, first_s=run.first_s, last_s=run.last_s, num_output=run.num_output)
     summary = summarise_requests(times, objectives)
     steps = sum(totals.num_steps for totals in run.replicas)
@@ -99,7 +96,6 @@ def _result(run: ServedRun, objectives: Objectives, kv_tokens: int, method: Meth
         for name in ("ttft_s", "tpot_s", "e2el_s")
         if (limit := getattr(objectives, name)) is not None
     }
-    num_parts = 1 if method.placement is Placement.IN_TURN else 2
     return RunResult(
         summary=summary,
         itl_s=(run.gaps.quantile_s(0.5), run.gaps.quantile_s(0.9), run.gaps.quantile_s(0.99)),
@@ -108,7 +104,7 @@ def _result(run: ServedRun, objectives: Objectives, kv_tokens: int, method: Meth
         kv_share=sum(totals.kv_token_s for totals in run.replicas) / max(busy_s * kv_tokens, 1e-12),
         acceptance_length=sum(totals.num_emitted for totals in run.replicas) / max(request_steps, 1),
         num_preemptions=sum(totals.num_preemptions for totals in run.replicas),
-        busy_s_per_token=num_parts * busy_s / max(int(np.sum(run.num_output)), 1),
+        busy_s_per_token=busy_s / max(int(np.sum(run.num_output)), 1),
         draft_share=draft_s / max(busy_s, 1e-12),
         meets_each=each,
     )

@@ -107,7 +107,7 @@ def _row(plan: PlanResult, each: MethodPlan) -> dict[str, Any]:
         "cost_per_million_tokens": cost_per_million_tokens(plan, each),
         "joules_per_token": None
         if plan.machine.watts is None
-        else plan.machine.watts * plan.machine.num_devices * run.busy_s_per_token,
+        else plan.machine.watts * plan.devices_per_replica(each) * run.busy_s_per_token,
     }
     return row
 

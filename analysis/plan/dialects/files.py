@@ -42,8 +42,7 @@ class ServedTable:
         if not length:
             return 0.0
         rule = GoodputRule(self.costs, self.acceptance.marginal(length))
-        load = ServerLoad(batch, 0, 0.0, round(batch * self.mean_context))
-        return rule.goodput(load, length) / rule.goodput(load, 0) - 1
+        return rule.gain(ServerLoad.alike(batch, self.mean_context), length) - 1
 
 
 def write_engines(served: ServedTable, folder: Path) -> list[str]:

@@ -46,16 +46,6 @@ def rows_by_batch(table: LengthTable, max_num_seqs: int) -> list[Row]:
     return rows
 
 
-def table_of(rows: list[tuple[int, int | None, int]]) -> LengthTable:
-    """Rows as a table whose neighbours differ."""
-    kept: list[tuple[int, int | None, int]] = []
-    for row in rows:
-        if kept and kept[-1][2] == row[2]:
-            row = (kept.pop()[0], *row[1:])
-        kept.append(row)
-    return LengthTable.of(*kept)
-
-
 def read_object(text: str, what: str) -> Mapping[str, Any]:
     """The JSON object of a text. Raises ValueError, in one line, where it is none. what: for the message."""
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from analysis.plan.dialects.rows import batch_key, read_object, speculating_rows, table_of, whole_number
+from analysis.plan.dialects.rows import batch_key, read_object, speculating_rows, whole_number
 from sim.serving.rounds.length_rules import LengthTable
 
 _SETTINGS = {"strategy": "ema", "ema_alpha": 0.2, "warmup_batches": 10, "update_interval": 5}
@@ -49,7 +49,9 @@ def read_sglang(text: str) -> LengthTable:
         raise ValueError(f'{what} needs an entry by batch size, such as "1": {{"candidate_steps": [3]}}.')
     starts = sorted(firsts)
     ends = [*(start - 1 for start in starts[1:]), None]
-    return table_of([(start if index else 1, ends[index], firsts[start]) for index, start in enumerate(starts)])
+    return LengthTable.merged(
+        [(start if index else 1, ends[index], firsts[start]) for index, start in enumerate(starts)]
+    )
 
 
 def _length(key: str, entry: Any) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from analysis.plan.dialects.rows import batch_key, read_object, speculating_rows, table_of, whole_number
+from analysis.plan.dialects.rows import batch_key, read_object, speculating_rows, whole_number
 from sim.serving.rounds.length_rules import LengthTable
 
 DECODING_TYPES = {
@@ -69,7 +69,7 @@ def read_tensorrt_llm(text: str) -> LengthTable:
     rows: list[tuple[int, int | None, int]] = [
         (first, last, lengths[last]) for first, last in zip(firsts, lasts, strict=False)
     ]
-    return table_of([*rows, (firsts[-1], None, 0)])
+    return LengthTable.merged([*rows, (firsts[-1], None, 0)])
 
 
 def _up_to(length: int, max_concurrency: Any) -> LengthTable:
@@ -77,4 +77,4 @@ def _up_to(length: int, max_concurrency: Any) -> LengthTable:
     if max_concurrency is None:
         return LengthTable.of((1, None, length))
     last = whole_number(max_concurrency, "max_concurrency", minimum=1)
-    return table_of([(1, last, length), (last + 1, None, 0)])
+    return LengthTable.merged([(1, last, length), (last + 1, None, 0)])

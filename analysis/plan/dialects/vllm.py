@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from analysis.plan.dialects.rows import read_object, speculating_rows, table_of, whole_number
+from analysis.plan.dialects.rows import read_object, speculating_rows, whole_number
 from sim.serving.rounds.length_rules import LengthTable
 
 _TABLE = "num_speculative_tokens_per_batch_size"
@@ -81,7 +81,7 @@ def read_vllm(text: str) -> LengthTable:
             raise ValueError(f"{_TABLE} must be sorted and without overlap, but {first} follows {last}.")
     firsts = [first for first, _, _ in rows]
     ends = [*(first - 1 for first in firsts[1:]), None]
-    return table_of([(first, end, length) for (first, _, length), end in zip(rows, ends, strict=True)])
+    return LengthTable.merged([(first, end, length) for (first, _, length), end in zip(rows, ends, strict=True)])
 
 
 def _range(entry: Any, longest: int) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from analysis.explore.scale_out import Workers, run_tasks
 from analysis.plan.measured.benches import Engine
 from analysis.plan.measured.errors import Cell, CheckErrors, errors_of
 from analysis.plan.measured.fit import ServerFit, fit_server
+from traces.folder.writer import check_new_folder
 from traces.importers.base import ForeignTraceError
 from traces.importers.server_bench import ServerBench, read_server_bench
 
@@ -57,8 +58,7 @@ def check_server_table(
     ValueError where output_dir holds something, or a request does not fit the memory that the table gives.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} already holds something, and results are never overwritten; name a new folder.")
+    check_new_folder(output_dir)
     workers = workers or Workers()
     benches = read_server_bench(path)
     fitted = _fitted(benches, fit_k, fit_concurrency, fit_plain_concurrency)

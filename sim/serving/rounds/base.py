@@ -24,6 +24,11 @@ class ServerLoad(NamedTuple):
     kv_share: float
     context_tokens: int
 
+    @classmethod
+    def alike(cls, num_running: int, context: float) -> ServerLoad:
+        """A batch whose requests have this context in the mean, with nobody waiting and room in the memory."""
+        return cls(num_running, 0, 0.0, round(num_running * context))
+
 
 class Details(NamedTuple):
     """Rounds that differ from request to request, (running,) each; see `sim.sweep.lockstep.RoundArrays` for the words.

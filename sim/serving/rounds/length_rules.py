@@ -60,6 +60,20 @@ class LengthTable:
         """
         return cls(tuple(Band(*row) for row in rows), hysteresis)
 
+    @classmethod
+    def merged(cls, rows: Sequence[tuple[int, int | None, int]]) -> LengthTable:
+        """A table from rows [first, last, K], of which neighbours of one length become one band.
+
+        >>> [band.first for band in LengthTable.merged([(1, 1, 3), (2, 2, 3), (3, None, 0)]).bands]
+        [1, 3]
+        """
+        kept: list[tuple[int, int | None, int]] = []
+        for row in rows:
+            if kept and kept[-1][2] == row[2]:
+                row = (kept.pop()[0], *row[1:])
+            kept.append(row)
+        return cls.of(*kept)
+
     @property
     def max_length(self) -> int:
         return max(band.draft_length for band in self.bands)
@@ -164,6 +178,10 @@ class GoodputRule:
             emitted += min(1.0, scale * self.acceptance[position])
             drafted_s += self.model.draft_s(running, context + running * position, running)
         return emitted / (drafted_s + self.model.target_s(running * (length + 1), context, running))
+
+    def gain(self, load: ServerLoad, length: int) -> float:
+        """Goodput of this length over that of plain decoding."""
+        return self.goodput(load, length) / self.goodput(load, 0)
 
     def best_length(self, load: ServerLoad, scale: float = 1.0, *, min_gain: float = 0.0) -> int:
         """The shortest length whose goodput is within min_gain of the best one."""

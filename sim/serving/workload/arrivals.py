@@ -24,8 +24,16 @@ class Arrivals(Protocol):
         ...
 
 
+class _OpenLoop:
+    """Requests come whatever the server does, so that nothing bounds how many are in it."""
+
+    @property
+    def max_concurrency(self) -> None:
+        return None
+
+
 @dataclass(frozen=True)
-class GammaArrivals:
+class GammaArrivals(_OpenLoop):
     """Gaps are Gamma with mean 1 / arrivals_per_s and shape `burstiness`, as `vllm bench serve --burstiness` defines it.
 
     burstiness: 1 is Poisson, less is burstier, infinity is constant gaps. The coefficient of variation of the gaps, by which
@@ -46,16 +54,12 @@ class GammaArrivals:
             raise ValueError(f"gap_cv must be a number of at least 0, but got {gap_cv}.")
         return cls(arrivals_per_s, gap_cv**-2 if gap_cv else math.inf)
 
-    @property
-    def max_concurrency(self) -> None:
-        return None
-
     def draw_s(self, num_requests: int, rng: np.random.Generator) -> Floats:
         return np.cumsum(_gamma_gaps(num_requests, self.arrivals_per_s, self.burstiness, rng))
 
 
 @dataclass(frozen=True)
-class PoissonArrivals:
+class PoissonArrivals(_OpenLoop):
     """Gaps are exponential: requests do not know of each other."""
 
     arrivals_per_s: float
@@ -63,16 +67,12 @@ class PoissonArrivals:
     def __post_init__(self) -> None:
         _check_above_0(arrivals_per_s=self.arrivals_per_s)
 
-    @property
-    def max_concurrency(self) -> None:
-        return None
-
     def draw_s(self, num_requests: int, rng: np.random.Generator) -> Floats:
         return np.cumsum(rng.standard_exponential(num_requests) / self.arrivals_per_s)
 
 
 @dataclass(frozen=True)
-class WeibullArrivals:
+class WeibullArrivals(_OpenLoop):
     """Gaps are Weibull with mean 1 / arrivals_per_s; a shape of 1 is Poisson, less is burstier.
 
     Their coefficient of variation is sqrt(G(1 + 2 / shape) / G(1 + 1 / shape) ** 2 - 1), with G the gamma function.
@@ -84,27 +84,19 @@ class WeibullArrivals:
     def __post_init__(self) -> None:
         _check_above_0(arrivals_per_s=self.arrivals_per_s, shape=self.shape)
 
-    @property
-    def max_concurrency(self) -> None:
-        return None
-
     def draw_s(self, num_requests: int, rng: np.random.Generator) -> Floats:
         scale_s = 1 / (self.arrivals_per_s * math.gamma(1 + 1 / self.shape))
         return np.cumsum(scale_s * rng.weibull(self.shape, num_requests))
 
 
 @dataclass(frozen=True)
-class ConstantArrivals:
+class ConstantArrivals(_OpenLoop):
     """A request every 1 / arrivals_per_s seconds, the first after one such gap."""
 
     arrivals_per_s: float
 
     def __post_init__(self) -> None:
         _check_above_0(arrivals_per_s=self.arrivals_per_s)
-
-    @property
-    def max_concurrency(self) -> None:
-        return None
 
     def draw_s(self, num_requests: int, rng: np.random.Generator) -> Floats:
         return np.arange(1, num_requests + 1) / self.arrivals_per_s
