@@ -1,4 +1,4 @@
-"""The README's hardware table, made from a file of results of `hardware.py`.
+"""The hardware table of docs/measured.md, made from a file of results of `hardware.py`.
 
 python tests/benchmarks/hardware_table.py tests/benchmarks/results/h100_2026-11-27.json
 """
