@@ -17,6 +17,7 @@ from executor.models.loading import check_vocabularies, eos_token_ids, follow_ru
 from executor.models.names import check_drafter, resolve_model, resolve_predictor
 from executor.models.settings import EngineKind, PairSettings, Transport
 from executor.models.sources.base import resolve_device
+from executor.models.stored.gguf_files import local_path
 from executor.noise import noise_of
 from executor.remote.client import TargetClient
 from executor.remote.transport import check_transport
@@ -190,7 +191,8 @@ def resolve_pair(settings: PairSettings) -> PairSettings:
     # Devices with their numbers: the current GPU of another process may be another one.
     places = [resolve_device(engine.device) for engine in (settings.engine, settings.target_engine)]
     check_transport(settings.transport, (places[0], places[1]))
-    target, draft = resolve_model(settings.target, "target"), resolve_model(settings.draft, "draft")
+    target = str(local_path(resolve_model(settings.target, "target")))
+    draft = str(local_path(resolve_model(settings.draft, "draft")))
     hrad = resolve_predictor(settings.hrad)
     if hrad:
         check_pair(read_card(hrad), target, draft)

@@ -22,6 +22,7 @@ from analysis.cli.hrad.evaluate import evaluate
 from analysis.cli.hrad.train import train
 from analysis.cli.models.compare import compare
 from analysis.cli.models.demo import demo
+from analysis.cli.models.fetch_pair import fetch_pair
 from analysis.cli.models.record import record
 from analysis.cli.models.train_pair import train_pair
 from analysis.cli.models.validate import validate
@@ -46,7 +47,7 @@ app = typer.Typer(
 hrad_app = typer.Typer(
     help="H-RAD: predict from the target's features how much of a draft will be accepted.", no_args_is_help=True
 )
-pair_app = typer.Typer(help="The embedded draft/target pair.", no_args_is_help=True)
+pair_app = typer.Typer(help="Draft/target pairs: train one, fetch a pretrained one.", no_args_is_help=True)
 app.add_typer(hrad_app, name="hrad")
 app.add_typer(pair_app, name="pair")
 for _command in (
@@ -68,6 +69,7 @@ app.command("import")(import_files)
 for _hrad_command in (collect, train, evaluate, ablate):
     hrad_app.command()(_hrad_command)
 pair_app.command("train")(train_pair)
+pair_app.command("fetch")(fetch_pair)
 INTERRUPTED = 130
 
 

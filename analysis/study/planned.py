@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from executor.models.names import FETCHED, resolve_model
 from sim.decoding.model_shapes import SHAPES, ModelShape, named_shape
 from sim.latency.roofline import Hardware, RooflineLatency, check_memory
 
@@ -58,8 +59,10 @@ class Planned:
 
 def shape_of_model(name: str, *, trusts_remote_code: bool = False) -> ModelShape:
     """A shape by its short name, or of a Hugging Face id or folder by its config."""
-    if name in SHAPES or ("/" not in name and not Path(name).exists()):
+    if name in SHAPES or ("/" not in name and name not in FETCHED and not Path(name).exists()):
         return named_shape(name)
     from executor.models.sources.hugging_face import HuggingFaceSource
+    from executor.models.stored.gguf_files import local_path
 
-    return HuggingFaceSource(name, trusts_remote_code=trusts_remote_code).shape()
+    folder = local_path(resolve_model(name, "target"))
+    return HuggingFaceSource(folder, trusts_remote_code=trusts_remote_code).shape()

@@ -1,4 +1,4 @@
-"""Load a target and a draft by name: any Hugging Face id or folder, random:SHAPE or prompt_lookup, over one vocabulary."""
+"""Load a target and a draft by name: any Hugging Face id or folder, GGUF file, random:SHAPE or lookup, over one vocabulary."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from executor.models.sources.base import ModelError, Source
 from executor.models.sources.hugging_face import HuggingFaceSource
 from executor.models.sources.lookup import LookupSource
 from executor.models.sources.random_shape import RandomSource
+from executor.models.stored.gguf_files import local_path
 from executor.resident.engine import ResidentEngine
 
 MIN_SHARED = 0.9  # of the target's tokens: two models of one family differ in a few special ones
@@ -38,13 +39,13 @@ def source_of(path: str | Path, *, trusts_remote_code: bool = False) -> Source:
         return LookupSource(str(path), model)
     if isinstance(model, RandomShape):
         return RandomSource(str(path), model)
-    return HuggingFaceSource(model, trusts_remote_code=trusts_remote_code)
+    return HuggingFaceSource(local_path(model), trusts_remote_code=trusts_remote_code)
 
 
 def load_engine(path: str | Path, settings: EngineSettings) -> Engine:
     """A model's weights behind the engine interface, without its tokenizer. Raises `ModelError`.
 
-    path: folder, or id on the Hugging Face hub; random:SHAPE; or prompt_lookup, which needs its vocab_size
+    path: folder, id on the Hugging Face hub, or GGUF file; random:SHAPE; or prompt_lookup, which needs its vocab_size
     (`check_vocabularies`). An architecture that the static engine does not know runs on the hugging_face engine, with a
     warning.
     """

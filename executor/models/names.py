@@ -1,6 +1,8 @@
 """Names of models, as users write them; this is the only place that parses them. Nothing heavy is imported here.
 
 embedded, embedded_small            the shipped pair's models; the second is another, larger draft
+smollm2                             a pretrained target, once `specbranch pair fetch smollm2` has brought it
+FILE.gguf                           a GGUF file, dequantised (`executor.models.stored.gguf_files`)
 prompt_lookup:max_ngram=3           a draft without weights (`executor.models.engines.prompt_lookup`)
 random:llama-3.1-8b                 random weights of a named shape (`sim.decoding.model_shapes.SHAPES`)
 anything else                       a folder written by save_pretrained, or an id of the Hugging Face hub
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from executor.models.stored.places import fetched_folder
 from sim.decoding.model_shapes import ModelShape, named_shape
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.serial.prompt_lookup import PromptLookup
@@ -24,6 +27,7 @@ _FOLDERS: dict[str, dict[Role, str]] = {
     EMBEDDED: {"target": "target", "draft": "draft"},
     "embedded_small": {"target": "target", "draft": "draft_small"},
 }
+FETCHED = ("smollm2",)
 _LOOKUP, _RANDOM = "prompt_lookup", "random"
 
 
@@ -58,7 +62,10 @@ class RandomShape:
 
 
 def resolve_model(name: str, role: Role) -> str:
-    """The name of a model with `embedded` and `embedded_small` replaced by the folders that are shipped."""
+    """The name of a model, replaced by its folder where it is shipped or fetched. Raises ValueError if it is yet to be
+    fetched."""
+    if name in FETCHED:
+        return str(fetched_folder(name))
     return str(_SHIPPED / _FOLDERS[name][role]) if name in _FOLDERS else name
 
 
