@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from traces.fits.acceptance.chain import AcceptanceChain, fit_counts, run_counts, well_observed_ages
+from traces.fits.acceptance.chain import AcceptanceChain, RoundLaw, fit_counts, run_counts, well_observed_ages
+from traces.fits.acceptance.informed import InformedLaw, OutcomeMoments, fit_moments, outcome_moments
 from traces.schema import RequestTrace
 
 Floats = NDArray[np.float64]
@@ -95,12 +97,12 @@ def assess_acceptance(traces: Sequence[RequestTrace], *, seed: int = 0) -> Accep
         )
     if len({trace.temperature for trace in traces}) > 1:
         raise ValueError("the traces differ in temperature; test the models at one at a time.")
-    counts = run_counts(traces, well_observed_ages(traces))
+    recorded = _Recorded(run_counts(traces, well_observed_ages(traces)), outcome_moments(traces))
     emitted, rounds = replayed_lengths(traces, LENGTHS)
     measured = emitted.sum(axis=0) / rounds.sum(axis=0)
     rng = np.random.default_rng(seed)
     drawn = [rng.integers(len(traces), size=len(traces)) for _ in range(NUM_RESAMPLES)]
-    models = [_tested(name, law, counts, emitted, rounds, LENGTHS, drawn) for name, law in _MODELS.items()]
+    models = [_tested(name, law, recorded, emitted, rounds, LENGTHS, drawn) for name, law in _MODELS.items()]
     models.append(
         ModelFit(
             name="replay of the recorded requests",
@@ -148,57 +150,83 @@ def _num_rounds(is_right: NDArray[np.bool_], num_tokens: NDArray[np.int64], leng
     return rounds
 
 
-def _end_effects(chains: Sequence[AcceptanceChain], shares: Floats, num_tokens: int, lengths: Sequence[int]) -> Floats:
+class _RoundsLaw(Protocol):
+    """What every model here can say: rounds in the long run, and requests."""
+
+    def round_law(self, draft_length: int) -> RoundLaw: ...
+
+    def sample_many(self, num_requests: int, num_tokens: int, rng: np.random.Generator) -> NDArray[np.bool_]: ...
+
+
+def _end_effects(laws: Sequence[_RoundsLaw], shares: Floats, num_tokens: int, lengths: Sequence[int]) -> Floats:
     """(lengths,) tokens per target forward of requests of a given length over those in the long run.
 
     A request starts and ends somewhere, which moves its mean by up to some percent: measured on sampled requests.
     """
     rng = np.random.default_rng(0)
     samples = [
-        chain.sample_many(max(1, round(NUM_SAMPLED * share)), num_tokens, rng)
-        for chain, share in zip(chains, shares / shares.sum(), strict=True)
+        law.sample_many(max(1, round(NUM_SAMPLED * share)), num_tokens, rng)
+        for law, share in zip(laws, shares / shares.sum(), strict=True)
     ]
     is_right = np.concatenate(samples)
     all_tokens = np.full(len(is_right), num_tokens)
     finite = [num_tokens * len(is_right) / _num_rounds(is_right, all_tokens, length).sum() for length in lengths]
-    return np.array(finite) / _long_run(chains, shares, lengths)
+    return np.array(finite) / _long_run(laws, shares, lengths)
 
 
-def _long_run(chains: Sequence[AcceptanceChain], shares: Floats, lengths: Sequence[int]) -> Floats:
-    """(lengths,) tokens per target forward, requests of all chains emitting equally many tokens."""
-    tokens = np.array([[chain.round_law(length).tokens_per_forward for length in lengths] for chain in chains])
+def _long_run(laws: Sequence[_RoundsLaw], shares: Floats, lengths: Sequence[int]) -> Floats:
+    """(lengths,) tokens per target forward, requests of all laws emitting equally many tokens."""
+    tokens = np.array([[law.round_law(length).tokens_per_forward for length in lengths] for law in laws])
     pooled: Floats = shares.sum() / (shares @ (1 / tokens))
     return pooled
 
 
+class _Recorded(NamedTuple):
+    """What the models are fitted to, one row a request: `run_counts` and `outcome_moments`."""
+
+    counts: NDArray[np.int64]
+    moments: OutcomeMoments
+
+    def of(self, rows: NDArray[np.int64]) -> _Recorded:
+        return _Recorded(self.counts[rows], self.moments.of(rows))
+
+
 @dataclass(frozen=True)
 class _Law:
-    """A fitted model: chains and their shares of the requests."""
+    """A fitted model: laws and their shares of the requests."""
 
-    chains: tuple[AcceptanceChain, ...]
+    laws: tuple[_RoundsLaw, ...]
     shares: Floats
     num_parameters: int
     log_likelihood: float | None
 
 
-_Fit = Callable[[NDArray[np.int64], AcceptanceChain | None], _Law]
+_Fit = Callable[[_Recorded, _RoundsLaw | None], _Law]
 
 
 def _chain_law(name: str, num_ages: int | None, has_effect: bool) -> _Fit:
-    def fit(counts: NDArray[np.int64], near: AcceptanceChain | None) -> _Law:
-        chain = fit_counts(name, _merged(counts, num_ages), has_effect=has_effect, near=near)
+    def fit(recorded: _Recorded, near: _RoundsLaw | None) -> _Law:
+        start = near if isinstance(near, AcceptanceChain) else None
+        chain = fit_counts(name, _merged(recorded.counts, num_ages), has_effect=has_effect, near=start)
         return _Law((chain,), np.ones(1), chain.num_parameters, chain.log_likelihood)
 
     return fit
 
 
-def _empirical_law(counts: NDArray[np.int64], near: AcceptanceChain | None) -> _Law:
+def _empirical_law(recorded: _Recorded, near: _RoundsLaw | None) -> _Law:
     """`traces.fits.acceptance.joint`: thirds of the requests by their own acceptance, the last outcome in each."""
+    counts = recorded.counts
     of_request = counts.sum(axis=2)
     order = np.argsort(of_request[:, 1] / of_request.sum(axis=1), kind="stable")
     thirds = np.array_split(order, 3)
     chains = [fit_counts("third", _merged(counts[third], 2), has_effect=False) for third in thirds]
     return _Law(tuple(chains), np.array([float(len(third)) for third in thirds]), 6, None)
+
+
+def _informed_law(recorded: _Recorded, near: _RoundsLaw | None) -> _Law:
+    """`traces.fits.acceptance.informed`: a logit that drifts. Draft lengths do not hang on how much of it the draft sees."""
+    law = fit_moments(recorded.moments, near=near if isinstance(near, InformedLaw) else None)
+    return _Law((law,), np.ones(1), 3, None)
 
 
 _MODELS: dict[str, _Fit] = {
@@ -209,13 +237,14 @@ _MODELS: dict[str, _Fit] = {
     "Markov with a request effect": _chain_law("Markov", 2, True),
     "hazard by run length with a request effect": _chain_law("hazard", None, True),
     "empirical (signal and rank, thirds)": _empirical_law,
+    "informed (a logit that drifts)": _informed_law,
 }
 
 
 def _tested(
     name: str,
     fit: _Fit,
-    counts: NDArray[np.int64],
+    recorded: _Recorded,
     emitted: Floats,
     rounds: Floats,
     lengths: Sequence[int],
@@ -223,18 +252,18 @@ def _tested(
 ) -> ModelFit:
     """One model fitted, and its differences from replay held against their scatter."""
     measured = emitted.sum(axis=0) / rounds.sum(axis=0)
-    law = fit(counts, None)
-    ends = _end_effects(law.chains, law.shares, round(float(emitted[:, 0].mean())), lengths)
+    law = fit(recorded, None)
+    ends = _end_effects(law.laws, law.shares, round(float(emitted[:, 0].mean())), lengths)
 
     def tokens(of: _Law) -> Floats:
-        per_forward: Floats = _long_run(of.chains, of.shares, lengths) * ends
+        per_forward: Floats = _long_run(of.laws, of.shares, lengths) * ends
         return per_forward
 
     predicted = tokens(law)
     difference = predicted - measured
     scatter = np.array(
         [
-            tokens(fit(counts[rows], law.chains[0])) - emitted[rows].sum(axis=0) / rounds[rows].sum(axis=0)
+            tokens(fit(recorded.of(rows), law.laws[0])) - emitted[rows].sum(axis=0) / rounds[rows].sum(axis=0)
             for rows in drawn
         ]
     )
