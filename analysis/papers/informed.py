@@ -60,7 +60,7 @@ class Knowledge:
         return ClassConfusion.knowing(self.known, self.boldness)
 
 
-# By `specbranch published --fit`.
+# Close to what `specbranch published --fit` gives.
 FITTED = Knowledge(confidence_sd=2.5, persistence=0.5, confidence_shift=-1.4, known=0.8, boldness=0.3)
 
 
@@ -128,12 +128,16 @@ class InformedTables:
         return float(np.mean([abs(ratio.error) for ratio in self.ratios if ratio.is_fitted is is_fitted]))
 
 
-def informed_tables(effort: Effort, knowledge: Knowledge = FITTED) -> InformedTables:
+def informed_tables(effort: Effort, knowledge: Knowledge = FITTED, *, progress: Report = silent) -> InformedTables:
     """The paper's cells, ablation, sweep of epsilon and rollback under fitted knowledge."""
-    points = {(point.pair, point.dataset): point for point in published_points() if "specbranch" in point.reported}
+    points = _points()
+    ratios = []
+    for point in points.values():
+        ratios.append(_ratio(point, knowledge, effort))
+        progress(len(ratios), len(points))
     return InformedTables(
         knowledge=knowledge,
-        ratios=tuple(_ratio(point, knowledge, effort) for point in points.values()),
+        ratios=tuple(ratios),
         ablation=_ablation(points[ABLATED], knowledge, effort),
         rollback=_rollback(points[ROLLED_BACK], knowledge, effort),
     )
@@ -142,7 +146,7 @@ def informed_tables(effort: Effort, knowledge: Knowledge = FITTED) -> InformedTa
 def fit_knowledge(effort: Effort, *, max_trials: int = 120, progress: Report = silent) -> Knowledge:
     """The knowledge that explains the cells of FITTED_DATASET and the shape of Table 4 best (least squares of relative
     errors, Nelder and Mead from FITTED). The other cells and the ablation's speed-ups are not looked at."""
-    points = {(point.pair, point.dataset): point for point in published_points() if "specbranch" in point.reported}
+    points = _points()
     fitted = [point for (_, dataset), point in points.items() if dataset == FITTED_DATASET]
     gain = TABLE_4["H-RAD"][0] / TABLE_4["confidence only"][0]
     kept = TABLE_4["H-RAD"][1] / TABLE_4["H-RAD"][0]
@@ -160,6 +164,11 @@ def fit_knowledge(effort: Effort, *, max_trials: int = 120, progress: Report = s
     options = {"maxfev": max_trials, "xatol": 0.01, "fatol": 1e-5}
     best = minimize(loss, _to_free(FITTED), method="Nelder-Mead", options=options)
     return _from_free(best.x)
+
+
+def _points() -> dict[tuple[str, str], OperatingPoint]:
+    """The paper's cells by pair and data set."""
+    return {(point.pair, point.dataset): point for point in published_points() if "specbranch" in point.reported}
 
 
 def _to_free(knowledge: Knowledge) -> Floats:

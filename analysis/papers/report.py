@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.figures.plots import NAMES, break_even_map
+from analysis.papers.informed import FITTED, InformedTables, Knowledge, informed_tables
+from analysis.papers.informed_report import informed_record, informed_rows, informed_verdicts
 from analysis.papers.maps import winners
 from analysis.papers.published import METHODS, Effort, PublishedRow, as_record, map_of_methods, simulate_published
 from traces.folder.writer import RunWriter, check_new_folder
@@ -31,26 +33,30 @@ def write_published(
     *,
     alphas: Sequence[float] = ALPHAS,
     cost_ratios: Sequence[float] = COST_RATIOS,
+    knowledge: Knowledge = FITTED,
     progress: Stages = silent_stages,
-) -> list[PublishedRow]:
-    """Simulate everything and write a new folder; ValueError if it holds something."""
+) -> tuple[list[PublishedRow], InformedTables]:
+    """Simulate everything and write a new folder; ValueError if it holds something. knowledge: of the informed tables."""
     check_new_folder(output_dir)
     with progress("published points") as report:
         rows = simulate_published(effort, progress=report)
+    with progress("with informed signals") as report:
+        informed = informed_tables(effort, knowledge, progress=report)
     with progress("over speed ratio and acceptance") as report:
         tables = map_of_methods(alphas, cost_ratios, effort, branch_costs=tuple(BRANCH_COSTS.values()), progress=report)
     maps = dict(zip(BRANCH_COSTS, tables, strict=True))
     config = {**asdict(effort), "alphas": list(alphas), "cost_ratios": list(cost_ratios)}
     with RunWriter(output_dir, config=config, meta={"kind": "published"}) as writer:
-        (output_dir / "published.md").write_text(published_page(rows, maps), encoding="utf-8")
+        (output_dir / "published.md").write_text(published_page(rows, maps, informed), encoding="utf-8")
         draw_maps(output_dir / "where_each_wins.png", maps)
         writer.finish(
             {
                 "published": [as_record(row) for row in rows],
+                "informed": informed_record(informed),
                 "where_each_wins": {title: table.to_dict("records") for title, table in maps.items()},
             }
         )
-    return rows
+    return rows, informed
 
 
 def print_published(console: Console, rows: Sequence[PublishedRow]) -> None:
@@ -63,7 +69,9 @@ def print_published(console: Console, rows: Sequence[PublishedRow]) -> None:
     console.print(table)
 
 
-def published_page(rows: Sequence[PublishedRow], maps: Mapping[str, pd.DataFrame]) -> str:
+def published_page(
+    rows: Sequence[PublishedRow], maps: Mapping[str, pd.DataFrame], informed: InformedTables | None = None
+) -> str:
     """Everything that was simulated. maps: title -> table of `analysis.papers.published.map_of_methods`."""
     head = ("pair", "data", "c", "alpha", *(NAMES.get(method, method) for method in SPECULATIVE))
     lines = [
@@ -79,6 +87,10 @@ def published_page(rows: Sequence[PublishedRow], maps: Mapping[str, pd.DataFrame
         "## What explains the differences",
         *(f"- {row.point.pair}, {row.point.dataset}: {row.explained}" for row in rows),
     ]
+    if informed is not None:
+        lines += ["", "## SpecBranch with informed signals", *(f"- {text}" for text in informed_verdicts(informed))]
+        for title, (names, cells) in informed_rows(informed).items():
+            lines += ["", f"### {title}", *_markdown(names, cells)]
     for title, table in maps.items():
         lines += [
             "",

@@ -82,7 +82,9 @@ class ClassConfusion:
         """
         most = cls.knowing(1.0).nats(shares)
         if not 0 <= nats <= most:
-            raise ValueError(f"classes with shares {shares} hold {most:.3f} nats, so that {nats} cannot be told.")
+            raise ValueError(
+                f"classes with shares {np.asarray(shares).tolist()} hold {most:.3f} nats; {nats} cannot be told."
+            )
         return cls.knowing(float(brentq(lambda known: cls.knowing(known).nats(shares) - nats, 0.0, 1.0)))
 
 
@@ -118,9 +120,13 @@ class Informed:
         of_law, of_ranks, of_tails, of_classes = rng.spawn(4)
         is_right, seen = (values[0] for values in self.law.draw(1, num_tokens, of_law))
         ranks = np.where(is_right, 0, of_ranks.geometric(1 - self.rank_decay, num_tokens))
-        ends = np.append(np.flatnonzero(ranks), num_tokens)
-        steps = of_tails.standard_normal((num_tokens + 1, self.tail_depth))[ends]
-        tails = self.law.drift(steps, before=seen[np.minimum(ends, num_tokens - 1)])
+        tails: dict[int, tuple[Signal, ...]] = {}
+        if self.tail_depth:
+            ends = np.append(np.flatnonzero(ranks), num_tokens)
+            steps = of_tails.standard_normal((num_tokens + 1, self.tail_depth))[ends]
+            along = self._signals(self.law.drift(steps, before=seen[np.minimum(ends, num_tokens - 1)]).ravel())
+            depth = self.tail_depth
+            tails = {end: along[row * depth : (row + 1) * depth] for row, end in enumerate(ends.tolist())}
         return RequestTrace(
             request_id=request_id,
             prompt_id=f"informed-{request_id}",
@@ -130,7 +136,7 @@ class Informed:
             finish_reason=FinishReason.MAX_TOKENS,
             ranks=tuple(ranks.tolist()),
             signals=self._signals(seen),
-            tails={position: self._signals(tail) for position, tail in zip(ends.tolist(), tails, strict=True)},
+            tails=tails,
             tail_depth=self.tail_depth,
             class_probs=self._class_probs(tuple(ranks.tolist()), of_classes) if self.classes else (),
         )

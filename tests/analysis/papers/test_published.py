@@ -122,9 +122,11 @@ def test_the_command_writes_a_page_a_figure_and_a_summary(tmp_path: Path) -> Non
     write_published(folder, Effort(num_requests=2, num_tokens=40), alphas=[0.5, 0.8], cost_ratios=[2.0, 8.0])
     summary = json.loads((folder / "summary.json").read_text())
     assert len(summary["published"]) == 14
+    assert len(summary["informed"]["ratios"]) == 12
     assert all(len(rows) == 4 * len(METHODS) for rows in summary["where_each_wins"].values())
     page = (folder / "published.md").read_text()
     assert page.count("## Where each method wins") == 2
+    assert "## SpecBranch with informed signals" in page
     assert "| alpha | c = 2 | c = 8 |" in page
     assert (folder / "where_each_wins.png").stat().st_size > 10_000
     won = winners(pd.DataFrame(next(iter(summary["where_each_wins"].values()))))

@@ -15,12 +15,13 @@ spreads 0 it is the textbook's constant acceptance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
+from scipy.signal import lfilter
 from scipy.special import expit, factorial
 
 from traces.fits.acceptance.chain import RoundLaw
@@ -118,13 +119,10 @@ class InformedLaw:
     def drift(self, steps: Floats, *, before: Floats | None = None) -> Floats:
         """(rows, tokens) u along as many positions, from independent standard normal steps of that shape. before: (rows,)
         u at the position before the first, where there is one."""
-        values = steps.copy()
-        spread = np.sqrt(1 - self.persistence**2)
-        for position in range(steps.shape[1]):
-            last = values[:, position - 1] if position else before
-            if last is not None:
-                values[:, position] = self.persistence * last + spread * steps[:, position]
-        return values
+        kept, spread = self.persistence, np.sqrt(1 - self.persistence**2)
+        first = steps[:, :1] if before is None else kept * before[:, None] + spread * steps[:, :1]
+        later = lfilter([spread], [1.0, -kept], steps[:, 1:], axis=1, zi=kept * first)[0]
+        return np.concatenate([first, later], axis=1)
 
 
 class OutcomeMoments(NamedTuple):
@@ -190,13 +188,21 @@ def fit_informed(traces: Sequence[RequestTrace], *, signal: str = "margin") -> I
     fit = fit_signal(traces, signal)
     values, _ = signal_and_acceptance(traces, signal)
     explained = float(expit(fit.intercept + fit.slope * values).var())
+    drifting = fit_moments(outcome_moments(traces))
 
-    def unexplained(confidence_sd: float) -> float:
-        chance = expit(_mean_of(fit.acceptance, confidence_sd) + confidence_sd * _NODES)
+    def unexplained(confidence_sd: float, total_sd: float) -> float:
+        hidden_sd = float(np.sqrt(max(0.0, total_sd**2 - confidence_sd**2)))
+        law = InformedLaw(mean=_mean_of(fit.acceptance, total_sd), confidence_sd=confidence_sd, hidden_sd=hidden_sd)
+        chance = law.confidence(_NODES)
         return float(chance**2 @ _WEIGHTS) - float(chance @ _WEIGHTS) ** 2 - explained
 
-    confidence_sd = MAX_SD if unexplained(MAX_SD) < 0 else float(brentq(unexplained, 0.0, MAX_SD))
-    return fit_moments(outcome_moments(traces), confidence_sd=confidence_sd)
+    total_sd = drifting.total_sd
+    if unexplained(total_sd, total_sd) >= 0:
+        confidence_sd = float(brentq(unexplained, 0.0, total_sd, args=(total_sd,)))
+        return replace(drifting, confidence_sd=confidence_sd, hidden_sd=float(np.sqrt(total_sd**2 - confidence_sd**2)))
+    # The signal tells more than hangs together along the requests: then nothing is hidden.
+    alone = MAX_SD if unexplained(MAX_SD, MAX_SD) < 0 else brentq(lambda sd: unexplained(sd, sd), 0.0, MAX_SD)
+    return fit_moments(outcome_moments(traces), confidence_sd=float(alone))
 
 
 def _within_bounds(parameters: Floats, least_sd: float) -> tuple[float, float]:
