@@ -10,7 +10,7 @@ from sim.decoding.policies.overlapped.outcome_hedging import Choice, OutcomeHedg
 from sim.decoding.policies.serial.confidence_stop import ConfidenceSignal
 from sim.sweep.class_arrays import ClassOverrule
 from sim.sweep.guess_arrays import accept_probabilities
-from sim.sweep.lockstep import Bools, Floats, HedgeArrays, Ints, Lanes, TraceArrays
+from sim.sweep.lockstep import Floats, HedgeArrays, Ints, Lanes, TraceArrays
 
 
 class OutcomeHedgingRule:
@@ -84,28 +84,34 @@ class OutcomeHedgingRule:
     def _heaviest(self, row: Ints, position: Ints, num_pending: Ints, width: int) -> Ints:
         """(lanes, accepted) outcomes hedged at each number of accepted tokens."""
         betas = self.betas[self.curve[row], position, :width]
-        accepted = _outcomes(betas, num_pending, self.rank_law[row])
-        lane, chosen = np.nonzero(np.arange(accepted.shape[1]) < self.max_branches[row, None])
-        cells = lane * width + accepted[lane, chosen]
-        return np.bincount(cells, minlength=len(row) * width).reshape(len(row), width)
+        return _counts(betas, num_pending, self.rank_law[row], self.max_branches[row])
 
 
-def _outcomes(betas: Floats, num_pending: Ints, rank_law: Floats) -> Ints:
-    """(lanes, branches) numbers accepted of the likeliest outcomes, best first, as `OutcomeHedging.outcomes` gives them.
+def _counts(betas: Floats, num_pending: Ints, rank_law: Floats, max_branches: Ints) -> Ints:
+    """(lanes, accepted) how many of the max_branches likeliest outcomes have each number accepted, as
+    `OutcomeHedging.outcomes` orders them.
 
-    betas: (lanes, accepted). Rank 0 is an outcome at the end of the pending tokens only. A rank beyond a policy's own
-    max_branches, whose weight is 0 here, is never chosen: the lower ranks of the same number accepted come first.
+    betas: (lanes, accepted). At one number accepted the weights fall with the rank, so that the next outcome is the heaviest
+    of each number's next one: a merge of sorted lists. The last column is rank 0, an outcome at the end of the pending tokens
+    only. Of equals the smaller number comes first, as in the policy's stable sort. A rank beyond a policy's own max_branches
+    is never reached.
     """
-    columns, pending = np.arange(betas.shape[1]), num_pending[:, None]
-    is_end, may = columns == pending, columns <= pending
-    is_hedged: Bools = np.concatenate([is_end[..., None], np.repeat(may[..., None], rank_law.shape[1], axis=2)], axis=2)
+    every, columns, pending = np.arange(len(betas)), np.arange(betas.shape[1]), num_pending[:, None]
     reached = np.cumprod(np.concatenate([np.ones((len(betas), 1)), betas[:, :-1]], axis=1), axis=1)
-    of_rank = (reached * (1 - betas))[..., None] * rank_law[:, None, :]
-    weights = np.concatenate([(reached * betas)[..., None], of_rank], axis=2)
-    flat = np.where(is_hedged, weights, -np.inf).reshape(len(betas), -1)
-    order = np.argsort(-flat, axis=1, kind="stable")[:, : rank_law.shape[1]]
-    accepted: Ints = order // (1 + rank_law.shape[1])
-    return accepted
+    of_number = np.where(columns <= pending, reached * (1 - betas), -np.inf)
+    best = (reached * betas)[every, num_pending]
+    following = np.concatenate([of_number * rank_law[:, :1], best[:, None]], axis=1)
+    laws = np.concatenate([rank_law, np.zeros((len(betas), 1))], axis=1)
+    counts = np.zeros_like(following, dtype=np.int64)
+    for turn in range(int(max_branches.max(initial=0))):
+        chosen = np.argmax(following, axis=1)
+        counts[every, chosen] += turn < max_branches
+        is_rank = chosen < len(columns)
+        number = np.where(is_rank, chosen, 0)
+        further = of_number[every, number] * laws[every, counts[every, number]]
+        following[every, chosen] = np.where(is_rank, further, -np.inf)
+    counts[every, num_pending] += counts[:, -1]
+    return counts[:, :-1]
 
 
 def _num_sure(policy: OutcomeHedging, betas: Floats) -> Ints:
