@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.explore.engine_runs import simulated_requests
-from analysis.study.candidates import typical_context
+from analysis.tuning.measured import typical_context
 from sim.decoding.policies.base import Policy
 from sim.latency.base import Conditions, LatencyModel
 from sim.latency.placement import Placement, adjusted

@@ -20,9 +20,10 @@ from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of
 from analysis.figures import plots
 from analysis.papers.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
 from analysis.papers.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
-from analysis.study.candidates import mapped_policies, typical_context
+from analysis.study.candidates import mapped_policies
 from analysis.study.questions import Question, make_questions, traces_of
 from analysis.study.study import make_study
+from analysis.tuning.measured import typical_context
 from sim.decoding.acceptance_models import Chained
 from sim.decoding.policies.catalog import parse_policy
 from sim.latency.base import LatencyModel

@@ -14,8 +14,9 @@ import numpy as np
 
 from analysis.explore.evaluation import Packed, Timing, Workload
 from analysis.study.alignments import aligned_traces
-from analysis.study.candidates import measured_settings, typical_context
+from analysis.study.candidates import measured_settings
 from analysis.study.study import Family, Study, StudyError
+from analysis.tuning.measured import typical_context
 from executor.models.names import check_drafter
 from sim.decoding.policies.base import Needs, Policy
 from sim.decoding.policies.catalog import POLICIES, label_of

@@ -25,7 +25,7 @@ import huggingface_hub.constants
 import typer
 import yaml
 
-from analysis.check.compare import read_comparison
+from analysis.check.comparison import read_comparison
 from analysis.check.reports import write_report
 from analysis.check.validation import VALIDATION, read_validation
 from analysis.cli.main import _is_expected, app

@@ -48,7 +48,7 @@ def compare(
 ) -> None:
     """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
     from analysis.check.compare import compare as compare_methods
-    from analysis.check.compare import print_comparison
+    from analysis.check.comparison import print_comparison
     from analysis.cli.progress import progress_bar
 
     rows = compare_methods(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.check.compare import compare, read_comparison
+from analysis.check.compare import compare
+from analysis.check.comparison import read_comparison
 from analysis.check.validation import read_validation
 from traces.folder.run import read_run
 

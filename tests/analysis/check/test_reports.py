@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.check.compare import COMPARISON, ComparedPolicy, read_comparison
+from analysis.check.comparison import COMPARISON, ComparedPolicy, read_comparison
 from analysis.check.reports import write_report
 from analysis.check.validation import VALIDATION, PolicyCheck, Validation, read_validation
 from traces.folder.run import RunError

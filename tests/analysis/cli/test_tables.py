@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from analysis.check.compare import ComparedPolicy, print_comparison
+from analysis.check.comparison import ComparedPolicy, print_comparison
 from analysis.check.validation import PolicyCheck, Validation
 from analysis.cli.tables import print_speeds, print_validation
 from traces.metrics.speeds import Speed

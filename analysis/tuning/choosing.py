@@ -1,0 +1,102 @@
+"""The choice of each method's settings for one pair, on the simulator: by search, or (`auto`) from a short list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.tuning.families import families
+from analysis.tuning.measured import Measured
+from analysis.tuning.search import MAX_TRIED, Axis, Chosen, Family, tune
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.overlapped.pearl import Pearl
+from sim.decoding.policies.overlapped.specbranch import OnMiss, SpecBranch
+from sim.decoding.policies.reductions import as_outcome_hedging
+from sim.decoding.policies.serial.autoregressive import Autoregressive
+from sim.decoding.policies.serial.prompt_lookup import PromptLookup
+from sim.latency.base import LatencyModel
+from sim.sweep.lockstep import TraceArrays
+from sim.sweep.sweep import sweep
+from traces.progress import Report, silent
+from traces.schema import RequestTrace
+
+AUTO_TRIED = 120  # policies of a family, for a choice in a moment
+LOOKUP_LENGTHS = (1, 2, 3, 4, 6, 8, 10)
+
+
+def choose_policies(
+    traces: Sequence[RequestTrace], latency: LatencyModel, *, max_tried: int = MAX_TRIED, progress: Report = silent
+) -> dict[str, Chosen]:
+    """The fastest policy of each family on traces of one temperature, each with the same effort.
+
+    max_tried: policies of a family whose speeds are predicted, starts apart. What a method contains is among its starts, so
+    that it is never behind it: PEARL in SpecBranch, all of them in outcome hedging, which comes last.
+    """
+    measure = measure_on(traces, latency)
+    every = families(Measured.of(traces, latency))
+    chosen: dict[str, Chosen] = {}
+    for index, (name, family) in enumerate(every.items()):
+        family = with_contained(family, [choice.policy for choice in chosen.values()])
+        chosen[name] = tune(family, measure, max_tried=max_tried)
+        progress(index + 1, len(every))
+    return chosen
+
+
+def choose_lookup(
+    traces: Sequence[RequestTrace], latency: LatencyModel, *, progress: Report = silent
+) -> dict[str, Chosen]:
+    """Prompt lookup at the longest draft with the highest predicted speed, on traces of a lookup, and the baseline."""
+    lengths = Axis.of("max_length", LOOKUP_LENGTHS)
+    starts = {"autoregressive": (Autoregressive(),), "prompt_lookup": tuple(map(PromptLookup, LOOKUP_LENGTHS))}
+    measure = measure_on(traces, latency)
+    chosen = {
+        name: tune(Family(starts=policies, axes=(lengths,) if name == "prompt_lookup" else ()), measure)
+        for name, policies in starts.items()
+    }
+    progress(1, 1)
+    return chosen
+
+
+def with_contained(family: Family, others: Sequence[Policy]) -> Family:
+    """A family with the choices of methods that it contains among its starts."""
+    reduced = [contained_in(family.starts[0], policy) for policy in others]
+    return replace(family, starts=(*family.starts, *(policy for policy in reduced if policy is not None)))
+
+
+def contained_in(container: Policy, policy: Policy) -> Policy | None:
+    """The same rounds as a policy of the container's kind; None where there are none. SpecBranch contains PEARL where
+    confidence decides: one branch, a window without a threshold, and pre-verification after a miss."""
+    kind = type(container)
+    if isinstance(container, SpecBranch):
+        if not isinstance(policy, Pearl) or container.uses_hrad or policy.draft_length < 2:
+            return None
+        return replace(
+            container,
+            draft_length=policy.draft_length - 1,
+            max_branches=1,
+            epsilon=0.0,
+            on_miss=OnMiss.OVERLAP,
+            prior_length=0,
+        )
+    reduced = as_outcome_hedging(policy)
+    return reduced if type(reduced) is kind else None
+
+
+def measure_on(traces: Sequence[RequestTrace], latency: LatencyModel) -> partial[NDArray[np.float64]]:
+    """(policies) -> (policies,) predicted tokens/s on these traces."""
+    return partial(_speeds, traces=traces, latency=latency, arrays=TraceArrays(traces))
+
+
+def _speeds(
+    policies: Sequence[Policy], traces: Sequence[RequestTrace], latency: LatencyModel, arrays: TraceArrays
+) -> NDArray[np.float64]:
+    return sweep(policies, traces, latency, arrays=arrays).decode_tokens_per_s
+
+
+def policies_of(chosen: Mapping[str, Chosen]) -> dict[str, Policy]:
+    """Family -> policy."""
+    return {name: choice.policy for name, choice in chosen.items()}
