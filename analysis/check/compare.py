@@ -87,7 +87,8 @@ def compare(
         ),
         prompts=PromptSettings(num=num_prompts),
     )
-    check_prompts(replace(settings, prompts=PromptSettings(num=2 * num_prompts)))  # both halves
+    both = check_prompts(replace(settings, prompts=replace(settings.prompts, num=2 * num_prompts)))
+    settings = replace(settings, prompts=replace(settings.prompts, form=both.prompts.form))
     lookup = replace(
         settings,
         pair=replace(settings.pair, draft="prompt_lookup", hrad=""),

@@ -88,6 +88,14 @@ Capacity = Annotated[
 ]
 
 HeldOutPrompts = Annotated[str, typer.Option(help="Use these prompts: `held_out`, or a .jsonl file.")]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--raw",
+        help="Give texts to the model as a user's messages in its chat template, or as they stand; by default as messages "
+        "where the model has a template and all texts are questions or turns.",
+    ),
+]
 NumPrompts = Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Use this many prompts.")]
 SkipPrompts = Annotated[
     int, typer.Option(callback=within(0, MAX_COUNT), help="Leave out this many prompts at the beginning.")
@@ -96,6 +104,14 @@ MaxNewTokens = Annotated[
     int, typer.Option(callback=within(1, MAX_TOKENS), help="End each answer after this many tokens.")
 ]
 Repeats = Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Run every prompt this many times.")]
+
+
+def prompt_form(chat: bool | None) -> Any:
+    """The form of prompts that --chat or --raw, or neither, asks for."""
+    from executor.recording.settings import PromptForm
+
+    return PromptForm.AUTO if chat is None else PromptForm.CHAT if chat else PromptForm.RAW
+
 
 DataDir = Annotated[Path, typer.Option("--data", help="Read this folder of `specbranch hrad collect`.")]
 NumEpochs = Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Go through the data this many times.")]

@@ -25,7 +25,7 @@ from executor.models.engines.base import Engine
 from executor.models.loading import fingerprint, load_engine, load_tokenizer, source_of
 from executor.models.names import resolve_model
 from executor.models.settings import PairSettings
-from executor.recording.prompts import encode_prompt, load_prompts
+from executor.recording.prompts import encode_prompt, load_prompts, settled_form
 from executor.recording.recorder import record_run
 from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 from traces.folder.run import Run
@@ -96,6 +96,7 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
     target, draft = resolve_model(settings.pair.target, "target"), resolve_model(settings.pair.draft, "draft")
     tokenizer = load_tokenizer(target, trusts_remote_code=settings.pair.engine.trusts_remote_code)
     prompts = load_prompts(settings.prompts.source, settings.prompts.num, skip=settings.prompts.skip)
+    form = settled_form(settings.prompts.form, tokenizer, prompts)
     index_of = {prompt.prompt_id: index for index, prompt in enumerate(prompts)}
     generated = {
         int(str(request_id)): rows.token.astype(int).tolist()
@@ -107,7 +108,7 @@ def dataset_of(run: Run, engine: Engine, settings: CollectSettings) -> Dataset:
         num_rows, prompt = len(num_accepted), prompts[index_of[trace.prompt_id]]
         if not num_rows:
             continue
-        prompt_tokens = list(encode_prompt(tokenizer, prompt))
+        prompt_tokens = list(encode_prompt(tokenizer, prompt, form))
         tokens = [*prompt_tokens, *generated[trace.request_id]]
         inputs = torch.cat(list(class_inputs_along(engine, tokens, len(prompt_tokens))))[:num_rows]
         rows = {

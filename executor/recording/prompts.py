@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from executor.embedded_pair.corpus import held_out_prompts, training_prompts
+from executor.recording.settings import PromptForm
 
+QUESTION_FIELDS = ("question", "turns")  # their texts are said to somebody, those of the others are to be continued
 FIELDS = ("prompt", "text", "question", "turns", "messages")
 MAX_LINE_BYTES = 32 << 20  # a file without line ends is not a prompt
 _HINT = 'write one JSON object a line, such as {"prompt": "def one():"}'
@@ -21,12 +23,14 @@ class PromptText(NamedTuple):
 
     text: as given; of tokens and messages their JSON form. tokens: of a prompt that is given in tokens.
     messages: of a conversation, (role, content) each, which the model's chat template turns into text.
+    is_question: whether a text stood in a field of questions or turns.
     """
 
     prompt_id: str
     text: str
     tokens: tuple[int, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
+    is_question: bool = False
 
 
 def load_prompts(source: str, num: int, *, skip: int = 0) -> list[PromptText]:
@@ -50,10 +54,20 @@ def load_prompts(source: str, num: int, *, skip: int = 0) -> list[PromptText]:
     return prompts
 
 
-def encode_prompt(tokenizer: Any, prompt: PromptText) -> tuple[int, ...]:
+def settled_form(form: PromptForm, tokenizer: Any, prompts: Sequence[PromptText]) -> PromptForm:
+    """Chat or raw, also where the choice is left to us."""
+    if form is not PromptForm.AUTO:
+        return form
+    texts = [prompt for prompt in prompts if not prompt.tokens and not prompt.messages]
+    is_chat = _template_of(tokenizer) and texts and all(prompt.is_question for prompt in texts)
+    return PromptForm.CHAT if is_chat else PromptForm.RAW
+
+
+def encode_prompt(tokenizer: Any, prompt: PromptText, form: PromptForm) -> tuple[int, ...]:
     """Token ids, at least one. tokenizer: a transformers tokenizer; for messages one with a chat template.
 
-    Raises ValueError where the tokenizer cannot make tokens of the prompt.
+    form: chat or raw, of a prompt that is a text (`settled_form`). Raises ValueError where the tokenizer cannot make tokens of
+    the prompt.
     """
     if prompt.tokens:
         num_tokens = max(tokenizer.get_vocab().values()) + 1
@@ -63,7 +77,10 @@ def encode_prompt(tokenizer: Any, prompt: PromptText) -> tuple[int, ...]:
                 "with another tokenizer?"
             )
         return prompt.tokens
-    tokens = tuple(_encode_messages(tokenizer, prompt) if prompt.messages else tokenizer.encode(prompt.text))
+    messages = prompt.messages or ((("user", prompt.text),) if form is PromptForm.CHAT else ())
+    tokens = tuple(
+        _encode_messages(tokenizer, prompt.prompt_id, messages) if messages else tokenizer.encode(prompt.text)
+    )
     if not tokens:
         raise ValueError(
             f"{prompt.prompt_id}: the prompt is empty, and this tokenizer adds no first token: give a text."
@@ -71,18 +88,22 @@ def encode_prompt(tokenizer: Any, prompt: PromptText) -> tuple[int, ...]:
     return tokens
 
 
-def _encode_messages(tokenizer: Any, prompt: PromptText) -> list[int]:
-    if not getattr(tokenizer, "chat_template", None):
+def _template_of(tokenizer: Any) -> Any:
+    return getattr(tokenizer, "chat_template", None)
+
+
+def _encode_messages(tokenizer: Any, prompt_id: str, messages: Sequence[tuple[str, str]]) -> list[int]:
+    if not _template_of(tokenizer):
         raise ValueError(
-            f"{prompt.prompt_id}: the prompt is made of messages, but the target's tokenizer has no chat template: give "
-            "plain text, or a model that was trained to chat."
+            f"{prompt_id}: the prompt is given as messages, but the target's tokenizer has no chat template: give plain text "
+            "(raw), or a model that was trained to chat."
         )
-    messages = [{"role": role, "content": content} for role, content in prompt.messages]
+    turns = [{"role": role, "content": content} for role, content in messages]
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return list(tokenizer.encode(text, add_special_tokens=False))  # the template writes them itself
     except Exception as error:  # a template is code of the model's: it refuses in many ways
-        raise ValueError(f"{prompt.prompt_id}: the model's chat template refuses these messages ({error}).") from error
+        raise ValueError(f"{prompt_id}: the model's chat template refuses these messages ({error}).") from error
 
 
 def _read_file(path: Path, num: int) -> list[PromptText]:
@@ -148,7 +169,8 @@ def _prompt_of(line: str, place: str, prompt_id: str) -> PromptText:
     if field == "turns" and isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
         value = value[0]
     if isinstance(value, str):
-        return PromptText(prompt_id, _checked(value, f"{place}, field {field}"))
+        text = _checked(value, f"{place}, field {field}")
+        return PromptText(prompt_id, text, is_question=field in QUESTION_FIELDS)
     if isinstance(value, list) and value and all(isinstance(token, int) for token in value):
         if any(isinstance(token, bool) or token < 0 for token in value):
             raise ValueError(f"{place}, field {field}: token ids are whole numbers from 0 on.")

@@ -19,7 +19,7 @@ from executor.models.loading import fingerprint
 from executor.models.names import check_drafter, resolve_model
 from executor.pair import Session
 from executor.recording.contention import ContentionMeter
-from executor.recording.schedule import Blocks, check_prompts, in_blocks, make_requests
+from executor.recording.schedule import Blocks, check_prompts, in_blocks, make_requests, settled
 from executor.recording.settings import RecordSettings, config_of
 from executor.recording.synthetic import SyntheticAcceptance
 from executor.request import Request
@@ -59,8 +59,9 @@ def record_run(
     if settings.decoding.acceptance:
         SyntheticAcceptance(settings.decoding.acceptance)
     if session is None:
-        check_prompts(settings)
+        settings = check_prompts(settings)
     with nullcontext(session) if session is not None else Session(settings.pair) as session:
+        settings = settled(settings, session.tokenizer)
         blocks = in_blocks(
             make_requests(settings, session), lambda _: policies, repeats=settings.repeats, seed=settings.decoding.seed
         )

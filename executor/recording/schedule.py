@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from executor.models.loading import load_tokenizer
 from executor.models.names import resolve_model
 from executor.pair import Session
-from executor.recording.prompts import PromptText, encode_prompt, load_prompts
-from executor.recording.settings import RecordSettings
+from executor.recording.prompts import PromptText, encode_prompt, load_prompts, settled_form
+from executor.recording.settings import PromptForm, RecordSettings
 from executor.request import Request
 from sim.decoding.policies.base import Policy
 from traces.schema import Sampling
@@ -30,15 +31,33 @@ class Decoding(NamedTuple):
 Blocks: TypeAlias = Sequence[Sequence[Decoding]]
 
 
-def check_prompts(settings: RecordSettings) -> None:
-    """Refuse prompts that cannot be read, encoded or held, before any weights are loaded. Raises ValueError."""
+def check_prompts(settings: RecordSettings) -> RecordSettings:
+    """Refuse prompts that cannot be read, encoded or held, before any weights are loaded. Raises ValueError.
+
+    Returns the settings with the form of the prompts settled.
+    """
     pair, prompts = settings.pair, settings.prompts
     found = load_prompts(prompts.source, prompts.num, skip=prompts.skip)
     tokenizer = load_tokenizer(resolve_model(pair.target, "target"), trusts_remote_code=pair.engine.trusts_remote_code)
+    settings = _settled(settings, tokenizer, found)
     for prompt in found:
-        tokens = encode_prompt(tokenizer, prompt)
+        tokens = encode_prompt(tokenizer, prompt, settings.prompts.form)
         if pair.engine.capacity is not None:
             _check_length(prompt, len(tokens), settings, pair.engine.capacity)
+    return settings
+
+
+def settled(settings: RecordSettings, tokenizer: Any) -> RecordSettings:
+    """The settings with the form of the prompts settled. Raises ValueError for prompts that cannot be read."""
+    prompts = settings.prompts
+    if prompts.form is not PromptForm.AUTO:
+        return settings
+    return _settled(settings, tokenizer, load_prompts(prompts.source, prompts.num, skip=prompts.skip))
+
+
+def _settled(settings: RecordSettings, tokenizer: Any, found: Sequence[PromptText]) -> RecordSettings:
+    form = settled_form(settings.prompts.form, tokenizer, found)
+    return replace(settings, prompts=replace(settings.prompts, form=form))
 
 
 def _check_length(prompt: PromptText, num_tokens: int, settings: RecordSettings, capacity: int) -> None:
@@ -57,8 +76,10 @@ def make_requests(settings: RecordSettings, session: Session) -> list[Request]:
     """
     decoding, prompts = settings.decoding, settings.prompts
     requests = []
-    for prompt in load_prompts(prompts.source, prompts.num, skip=prompts.skip):
-        tokens = encode_prompt(session.tokenizer, prompt)
+    found = load_prompts(prompts.source, prompts.num, skip=prompts.skip)
+    form = settled_form(prompts.form, session.tokenizer, found)
+    for prompt in found:
+        tokens = encode_prompt(session.tokenizer, prompt, form)
         _check_length(prompt, len(tokens), settings, session.capacity)
         for temperature in decoding.temperatures:
             requests.append(

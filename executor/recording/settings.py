@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,13 +18,25 @@ MAX_TOKENS = 1 << 20
 MAX_TAIL_DEPTH = 1024
 
 
+class PromptForm(enum.StrEnum):
+    """How a prompt that is a text is given to the model; messages always go through the chat template, token ids never do."""
+
+    AUTO = "auto"  # chat where the target has a chat template and every text is a question or a turn, else raw
+    CHAT = "chat"  # as a user's message in the target's chat template
+    RAW = "raw"  # as it stands
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """Which prompts: `num` of a source (`executor.recording.prompts.load_prompts`), after the first `skip`."""
+    """Which prompts: `num` of a source (`executor.recording.prompts.load_prompts`), after the first `skip`.
+
+    form: a recorded run's config says which of chat and raw it was.
+    """
 
     source: str = "held_out"
     num: int = 16
     skip: int = 0
+    form: PromptForm = PromptForm.AUTO
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.skip < 0:
@@ -114,6 +127,9 @@ def read_settings(config: Mapping[str, Any], *, where: object = "config.yaml") -
         if not {"target", "draft"} & set(config):
             return None
         config = _nested(config)
+    prompts = config.get("prompts")
+    if isinstance(prompts, Mapping) and "form" not in prompts:  # runs of before there was a choice
+        config = {**config, "prompts": {**prompts, "form": PromptForm.RAW}}
     try:
         return _ADAPTER.validate_python({name: config[name] for name in _NAMES if name in config})
     except ValidationError as error:

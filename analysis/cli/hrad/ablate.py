@@ -12,6 +12,7 @@ from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
     AllowVocabDifference,
     Capacity,
+    Chat,
     DataDir,
     Device,
     DraftModel,
@@ -29,6 +30,7 @@ from analysis.cli.options import (
     TrustRemoteCode,
     Widths,
     console,
+    prompt_form,
     within,
 )
 
@@ -43,6 +45,7 @@ def ablate(
     target: Target = "embedded",
     draft: DraftModel = "embedded",
     prompts: HeldOutPrompts = "held_out",
+    chat: Chat = None,
     num_prompts: NumPrompts = 60,
     skip_prompts: SkipPrompts = 0,
     max_new_tokens: MaxNewTokens = 96,
@@ -83,7 +86,7 @@ def ablate(
             allow_vocab_difference=allow_vocab_difference,
             trust_remote_code=trust_remote_code,
         ),
-        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts, form=prompt_form(chat)),
         decoding=DecodingSettings(temperatures=training.meta.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=training.meta.draft_length,
         num_feature_layers=max(wanted),

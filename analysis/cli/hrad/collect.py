@@ -10,6 +10,7 @@ from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
     AllowVocabDifference,
     Capacity,
+    Chat,
     Device,
     DraftModel,
     DType,
@@ -24,6 +25,7 @@ from analysis.cli.options import (
     Temperatures,
     TrustRemoteCode,
     console,
+    prompt_form,
     within,
 )
 
@@ -33,6 +35,7 @@ def collect(
     target: Target = "embedded",
     draft: DraftModel = "embedded",
     prompts: Annotated[str, typer.Option(help="Use these prompts: `training`, or a .jsonl file.")] = "training",
+    chat: Chat = None,
     num_prompts: NumPrompts = 120,
     skip_prompts: SkipPrompts = 0,
     temperature: Temperatures = None,
@@ -72,7 +75,7 @@ def collect(
             allow_vocab_difference=allow_vocab_difference,
             trust_remote_code=trust_remote_code,
         ),
-        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts, form=prompt_form(chat)),
         decoding=DecodingSettings(
             temperatures=tuple(temperature or CollectSettings().decoding.temperatures),
             max_new_tokens=max_new_tokens,

@@ -13,6 +13,7 @@ from analysis.cli.hrad.pair import pair_of
 from analysis.cli.options import (
     AllowVocabDifference,
     Capacity,
+    Chat,
     DataDir,
     Device,
     DraftModel,
@@ -28,6 +29,7 @@ from analysis.cli.options import (
     Target,
     TrustRemoteCode,
     console,
+    prompt_form,
 )
 
 
@@ -38,6 +40,7 @@ def evaluate(
     target: Target = "embedded",
     draft: DraftModel = "embedded",
     prompts: HeldOutPrompts = "held_out",
+    chat: Chat = None,
     num_prompts: NumPrompts = 60,
     skip_prompts: SkipPrompts = 0,
     max_new_tokens: MaxNewTokens = 96,
@@ -82,7 +85,7 @@ def evaluate(
             allow_vocab_difference=allow_vocab_difference,
             trust_remote_code=trust_remote_code,
         ),
-        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts, form=prompt_form(chat)),
         decoding=DecodingSettings(temperatures=loaded.card.temperatures, max_new_tokens=max_new_tokens, seed=seed),
         draft_length=loaded.card.draft_length,
         num_feature_layers=loaded.card.num_feature_layers,

@@ -11,6 +11,7 @@ from analysis.cli.options import (
     NOT_IDENTICAL,
     AllowVocabDifference,
     Capacity,
+    Chat,
     Draft,
     DType,
     Hrad,
@@ -26,6 +27,7 @@ from analysis.cli.options import (
     Temperatures,
     TrustRemoteCode,
     console,
+    prompt_form,
     within,
 )
 
@@ -46,6 +48,7 @@ def record(
     prompts: Annotated[
         str, typer.Option(help="Use these prompts: `held_out`, `training`, or a .jsonl file.")
     ] = "held_out",
+    chat: Chat = None,
     num_prompts: NumPrompts = 16,
     skip_prompts: SkipPrompts = 0,
     max_new_tokens: MaxNewTokens = 96,
@@ -144,7 +147,7 @@ def record(
             ignore_eos=ignore_eos,
             acceptance=acceptance,
         ),
-        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts),
+        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts, form=prompt_form(chat)),
         repeats=repeats,
         tail_depth=tail_depth,
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from executor.recording.prompts import encode_prompt, load_prompts
+from executor.recording.prompts import encode_prompt, load_prompts, settled_form
+from executor.recording.settings import PromptForm
 
 CASES = Path(__file__).parents[3] / ".." / "shared" / "cases" / "prompts"
 
@@ -54,7 +55,42 @@ LONGER = [{"role": "system", "content": "be brief"}, *MESSAGES, {"role": "assist
 )
 def test_messages_go_through_the_chat_template(tmp_path: Path, row: object, text: str) -> None:
     (prompt,) = load_prompts(_file(tmp_path, row), 1)
-    assert encode_prompt(_Tokenizer(), prompt) == tuple(map(ord, text))
+    assert encode_prompt(_Tokenizer(), prompt, PromptForm.RAW) == tuple(map(ord, text))
+
+
+QUESTIONS = [{"question": "5?"}, {"turns": ["a", "b"]}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "has_template", "form"),
+    [
+        (QUESTIONS, True, PromptForm.CHAT),
+        (QUESTIONS, False, PromptForm.RAW),
+        ([*QUESTIONS, {"prompt": [1, 2]}, {"messages": MESSAGES}], True, PromptForm.CHAT),
+        ([*QUESTIONS, {"prompt": "def one():"}], True, PromptForm.RAW),
+        ([{"text": "once"}], True, PromptForm.RAW),
+        ([{"messages": MESSAGES}], True, PromptForm.RAW),
+    ],
+)
+def test_questions_are_chat_where_the_model_has_a_template(
+    tmp_path: Path, rows: list[object], has_template: bool, form: PromptForm
+) -> None:
+    tokenizer = _Tokenizer()
+    tokenizer.chat_template = "a template" if has_template else None
+    prompts = load_prompts(_file(tmp_path, *rows), len(rows))
+    assert settled_form(PromptForm.AUTO, tokenizer, prompts) is form
+    for asked in (PromptForm.CHAT, PromptForm.RAW):
+        assert settled_form(asked, tokenizer, prompts) is asked
+
+
+def test_a_text_is_a_message_of_the_user_where_chat_is_asked_for(tmp_path: Path) -> None:
+    text, tokens = load_prompts(_file(tmp_path, {"text": "ab"}, {"prompt": [7, 8]}), 2)
+    assert encode_prompt(_Tokenizer(), text, PromptForm.CHAT) == tuple(map(ord, "<user>ab<assistant>"))
+    assert encode_prompt(_Tokenizer(), tokens, PromptForm.CHAT) == (7, 8)
+    mute = _Tokenizer()
+    mute.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_prompt(mute, text, PromptForm.CHAT)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +107,7 @@ def test_messages_go_through_the_chat_template(tmp_path: Path, row: object, text
 )
 def test_tokens_are_tokens_and_texts_are_texts(tmp_path: Path, row: object, tokens: tuple[int, ...]) -> None:
     (prompt,) = load_prompts(_file(tmp_path, row), 1)
-    assert encode_prompt(_Tokenizer(), prompt) == tokens
+    assert encode_prompt(_Tokenizer(), prompt, PromptForm.RAW) == tokens
 
 
 @pytest.mark.parametrize(
@@ -164,7 +200,7 @@ def test_what_the_model_cannot_take_is_refused_by_the_prompts_name(tmp_path: Pat
         (_Tokenizer(), alone, "p.jsonl:4: .*refuses these messages .roles must alternate"),
     ]:
         with pytest.raises(ValueError, match=reason):
-            encode_prompt(tokenizer, prompt)
+            encode_prompt(tokenizer, prompt, PromptForm.RAW)
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the inputs of issue 10 are not on this machine")

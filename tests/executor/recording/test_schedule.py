@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from executor.recording.recorder import record_run
 from executor.recording.schedule import in_blocks, interleaved
+from executor.recording.settings import PromptForm
 from executor.request import Request
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.serial.autoregressive import Autoregressive
@@ -70,3 +72,10 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(
     with pytest.raises(ValueError, match=message):
         record_run(record_settings(**settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_how_its_prompts_were_given(session: object, tmp_path: Path) -> None:
+    settings = record_settings(capacity=512, num_prompts=1, max_new_tokens=2, policies=("autoregressive",))
+    settings = replace(settings, prompts=replace(settings.prompts, form=PromptForm.AUTO))
+    run = record_run(settings, tmp_path / "run", session=session)
+    assert run.config["prompts"]["form"] == "raw"

@@ -10,6 +10,7 @@ import yaml
 from executor.models.settings import EngineKind, EngineSettings, PairSettings, Transport
 from executor.recording.settings import (
     DecodingSettings,
+    PromptForm,
     PromptSettings,
     RecordSettings,
     config_of,
@@ -42,7 +43,7 @@ UNUSUAL = RecordSettings(
         ignore_eos=True,
         acceptance="geometric:alpha=0.5",
     ),
-    prompts=PromptSettings(source="x.jsonl", num=2, skip=1),
+    prompts=PromptSettings(source="x.jsonl", num=2, skip=1, form=PromptForm.RAW),
     repeats=2,
     aligns=False,
     tail_depth=4,
@@ -118,3 +119,11 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(config: dict[str, obje
     with pytest.raises(ValueError, match=message) as caught:
         read_settings(config, where="run/config.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_prompts_of_runs_before_there_was_a_choice_stand_as_they_are() -> None:
+    config = config_of(RecordSettings())
+    assert config["prompts"].pop("form") == "auto"
+    settings = read_settings(config)
+    assert settings is not None
+    assert settings.prompts.form is PromptForm.RAW
