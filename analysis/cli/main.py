@@ -35,6 +35,7 @@ from analysis.cli.planning.plot import plot
 from analysis.cli.planning.published import published
 from analysis.cli.planning.roofline import roofline
 from analysis.cli.planning.simulate import simulate
+from analysis.cli.reporting.report import report
 from traces.processes import safe_children
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ for _command in (
     validate,
     compare,
     demo,
+    report,
 ):
     app.command()(_command)
 app.command("import")(import_files)

@@ -18,6 +18,7 @@ from analysis.explore.evaluation import Timing
 from analysis.explore.exploration import LATENCIES
 from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of
 from analysis.figures import plots
+from analysis.figures.acceptance import acceptance_by_place
 from analysis.papers.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
 from analysis.papers.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
 from analysis.study.candidates import mapped_policies
@@ -29,7 +30,6 @@ from sim.decoding.policies.catalog import parse_policy
 from sim.latency.base import LatencyModel
 from sim.latency.placement import Placement, adjusted, cost_ratio_of
 from traces.fits.acceptance.chain import fit_hazard, fit_markov
-from traces.fits.acceptance.curves import curve_of
 from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
 from traces.metrics.machine_speed import machine_speed_of
@@ -269,28 +269,14 @@ def _with_this_pair(axes: Axes, scenario: Scenario, how: str, free: str) -> Axes
 
 def _acceptance(axes: Axes, scenario: Scenario) -> Axes | None:
     """Acceptance by position in the round, and the lines that it departs from or follows."""
-    longest = min(NUM_POSITIONS, max(trace.num_tokens for trace in scenario.traces) - 1)
-    if longest < 1 or scenario.acceptance in (0.0, 1.0):
+    measured = acceptance_by_place(scenario.traces, NUM_POSITIONS)
+    if measured is None:
         return None
-    curve = curve_of(scenario.traces, longest)
-    rates = np.array(curve.conditional)
-    reached = curve.num_rounds * np.concatenate([[1.0], np.cumprod(rates)[:-1]])
-    # Wilson's interval, which holds for few rounds and for rates near 1
-    middle = (rates + 1.96**2 / (2 * reached)) / (1 + 1.96**2 / reached)
-    half = 1.96 * np.sqrt(rates * (1 - rates) / reached + 1.96**2 / (4 * reached**2)) / (1 + 1.96**2 / reached)
-    measured = pd.DataFrame(
-        {
-            "position": range(1, len(rates) + 1),
-            "acceptance": rates,
-            "low": np.minimum(middle - half, rates),
-            "high": np.maximum(middle + half, rates),
-        }
-    )
     chains = {"hazard by run length": fit_hazard(scenario.traces), "Markov": fit_markov(scenario.traces)}
     plots.acceptance_by_position(
         axes,
         measured,
-        {name: chain.round_law(len(rates)).conditional for name, chain in chains.items()},
+        {name: chain.round_law(len(measured)).conditional for name, chain in chains.items()},
         label="sampled" if scenario.is_sampled else "measured",
     )
     return scenario.add_title(axes, "is acceptance the same at every position?", is_timed=False)

@@ -1,0 +1,160 @@
+"""The verdict of an arm, from the best source that it has: a comparison, a validation, measured speeds, an exploration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from analysis import verdict
+from analysis.explore.flips import Prices, vary_prices
+from analysis.report.charts import method_of
+from analysis.report.material import Arm, Explored
+from analysis.verdict import PROBE, Contender, Verdict, name_of
+from executor.models.names import check_drafter
+from executor.recording.settings import draft_of
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import parse_policy
+from sim.decoding.replay import check_answers
+from traces.metrics.speeds import doubt_of
+
+NUM_CONTENDERS = 12
+
+
+class Answers:
+    """What an arm's sections share: computed once, when first asked for."""
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm = arm
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """What speaks against the arm's times or its completeness, in sentences without a full stop."""
+        return doubts_of(self.arm)
+
+    @cached_property
+    def prices(self) -> dict[float, Prices]:
+        """The contenders at other prices, by temperature; the fastest one is the chosen one."""
+        arm, found = self.arm, {}
+        for temperature in arm.temperatures if arm.latency is not None else ():
+            contenders = contenders_of(arm, temperature)
+            if len(contenders) > 1:
+                assert arm.latency is not None
+                traces = [trace for trace in arm.traces if trace.temperature == temperature]
+                found[temperature] = vary_prices(traces, arm.latency, contenders, contenders[0])
+        return found
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """One for each temperature, or scenario of an exploration; none of an arm that holds a plan only."""
+        return _verdicts(
+            self.arm, {temperature: change_sentence(prices) for temperature, prices in self.prices.items()}
+        )
+
+
+def change_sentence(prices: Prices) -> str:
+    """What would change the answer, in a sentence; the nearest two changes of price."""
+    flips = sorted(prices.flips(), key=lambda flip: flip.distance)
+    return " ".join(flip.sentence(name_of) for flip in flips[:2])
+
+
+def doubts_of(arm: Arm) -> list[str]:
+    """What speaks against an arm's times or its completeness, in sentences without a full stop."""
+    doubts = [
+        f"{run.folder.name} was cut short: only what was written before that is in this report"
+        for run in arm.runs
+        if not run.is_complete
+    ]
+    if arm.validation and not arm.validation.is_claim:
+        doubts.append(arm.validation.note)
+    elif arm.comparison:
+        doubts += dict.fromkeys(row.note for row in arm.comparison if row.note)
+    else:
+        speeds = arm.speeds
+        doubts.append(doubt_of(sum(speed.num_unclean for speed in speeds), sum(speed.num_requests for speed in speeds)))
+    if arm.explored:
+        doubts.append(str(arm.explored.summary.get("doubt") or ""))
+    if arm.validation and arm.validation.reason:
+        doubts.append(arm.validation.reason)
+    single = [part.strip() for text in doubts if text for part in text.split("; ")]
+    return list(dict.fromkeys(single))
+
+
+def _verdicts(arm: Arm, changes: Mapping[float, str]) -> list[Verdict]:
+    if arm.comparison:
+        return verdict.of_comparison(arm.comparison, would_change=changes, next_step=_next_step(arm))
+    if arm.validation:
+        return verdict.of_validation(arm.validation, would_change=changes, next_step=_next_step(arm))
+    if len({method_of(speed.policy) for speed in arm.speeds} - {PROBE}) > 1:
+        return verdict.of_speeds(arm.speeds, is_measured=True, would_change=changes, next_step=_next_step(arm))
+    if arm.explored:
+        return [_of_scenario(arm.explored, scenario, _next_step(arm)) for scenario in _scenarios(arm.explored)]
+    return verdict.of_speeds(arm.speeds, is_measured=True, next_step=_next_step(arm)) if arm.speeds else []
+
+
+def _scenarios(explored: Explored) -> list[str]:
+    return list(dict.fromkeys(explored.table.scenario))
+
+
+def _of_scenario(explored: Explored, scenario: str, next_step: str) -> Verdict:
+    rows = explored.table[explored.table.scenario == scenario]
+    contenders = [
+        Contender(
+            policy=str(row["policy"]),
+            temperature=float(row["temperature"]),
+            speed=float(row["tokens_per_s"]),
+            speedup=float(row["speedup"]),
+            interval=(float(row["speedup_low"]), float(row["speedup_high"])),
+        )
+        for row in rows.to_dict("records")
+    ]
+    found = [each for each in explored.summary.get("best_by_scenario", ()) if each.get("scenario") == scenario]
+    sure = f"It is the fastest in {found[0]['probability_best']:.0%} of resamples of the prompts." if found else ""
+    doubt = str(explored.summary.get("doubt") or "")
+    return verdict.decide(scenario, contenders, doubt=doubt, is_measured=False, how_sure=sure, next_step=next_step)
+
+
+def _next_step(arm: Arm) -> str:
+    if arm.validation or arm.comparison:
+        if doubts_of(arm):
+            return "measure again on a machine that does nothing else"
+        return "set it in your server, and hold a load test against `specbranch plan`"
+    source = arm.recorded.folder if arm.recorded else "RUN"
+    if arm.explored:
+        return f"specbranch validate --run {source} --output-dir validated, with --policy for the best few"
+    return f"specbranch explore --run {source} --output-dir explored"
+
+
+def contenders_of(arm: Arm, temperature: float) -> list[Policy]:
+    """The policies that an arm ran or explored at a temperature, the fastest first, as far as its traces can answer them."""
+    labels: dict[str, float] = {}
+    for check in arm.validation.policies if arm.validation else ():
+        if check.temperature == temperature:
+            labels[check.policy] = check.speed
+    for row in arm.comparison:
+        if row.temperature == temperature:
+            labels[row.policy] = row.adjusted_tokens_per_s or row.tokens_per_s
+    for speed in arm.speeds:
+        if speed.temperature == temperature and method_of(speed.policy) != PROBE:
+            labels.setdefault(speed.policy, speed.tokens_per_s)
+    measured = sorted(labels, key=lambda label: -labels[label])
+    explored: list[str] = []
+    if arm.explored is not None:
+        table = arm.explored.table
+        here = table[table.temperature == temperature].sort_values("tokens_per_s", ascending=False)
+        explored = [str(policy) for policy in here.policy.head(NUM_CONTENDERS)]
+    policies = (_answerable(arm, label, temperature) for label in dict.fromkeys([*measured, *explored]))
+    return list(dict.fromkeys(policy for policy in policies if policy is not None))
+
+
+def _answerable(arm: Arm, label: str, temperature: float) -> Policy | None:
+    """The policy, where the arm's traces hold what it asks for."""
+    assert arm.recorded is not None
+    try:
+        policy = parse_policy(label)
+        check_drafter(policy, draft_of(arm.recorded.config))
+        for trace in arm.traces:
+            if trace.temperature == temperature:
+                check_answers(trace, policy.needs)
+    except ValueError:
+        return None
+    return policy

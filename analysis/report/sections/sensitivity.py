@@ -1,0 +1,90 @@
+"""What the answer depends on: prices at which another method wins, and acceptance at which it does."""
+
+from __future__ import annotations
+
+from analysis.explore.flips import Lever, Prices
+from analysis.report.charts import GREY, Figure, colour, layout, line_at, method_name, method_of
+from analysis.report.elements import Chart, Element, Section, Text, in_chart
+from analysis.report.sections.answers import Answers
+from analysis.verdict import name_of
+
+
+def sensitivity_section(answers: Answers) -> Section | None:
+    """A chart for each price, at the first temperature whose answer has one, and every flip in a sentence."""
+    elements: list[Element] = []
+    several = len(answers.prices) > 1
+    for temperature, prices in answers.prices.items():
+        where = f"At T = {temperature:g}, " if several else ""
+        chosen = name_of(prices.policies[0])
+        flips = sorted(prices.flips(), key=lambda flip: flip.distance)
+        if prices.preferred != prices.policies[0] and method_of(prices.preferred) != method_of(prices.policies[0]):
+            elements.append(
+                Text(
+                    text=f"{where or ''}{chosen} is the fastest as measured, but on calibrated mean times the simulator puts "
+                    f"{_winner(prices.preferred)} before it: the choice between them is not settled."
+                )
+            )
+        for flip in flips:
+            sentence = flip.sentence(name_of)
+            elements.append(Text(text=f"{where}{sentence[0].lower()}{sentence[1:]}" if where else sentence))
+        if not flips and prices.preferred == prices.policies[0]:
+            none = f"{'no' if where else 'No'} price that was tried makes another method faster than {chosen}."
+            elements.append(Text(text=where + none))
+    for temperature, prices in list(answers.prices.items())[:1]:
+        for lever in prices.levers:
+            at = f", T = {temperature:g}" if several else ""
+            elements.append(
+                Chart(
+                    name=f"price-{len(elements)}",
+                    title=f"If {lever.name} cost more or less{at}",
+                    figure=_curves(prices, lever),
+                    height=330,
+                    note="Simulated on the recorded outcomes, mean times; the dotted line is the price that was calibrated.",
+                )
+            )
+    if not elements:
+        return None
+    lead = "The same rounds, timed again with one price moved at a time until another method wins."
+    return Section(name="sensitivity", title="What would change the answer", lead=lead, elements=elements)
+
+
+def _winner(label: str) -> str:
+    return "plain decoding" if label == "autoregressive" else name_of(label)
+
+
+def _curves(prices: Prices, lever: Lever) -> Figure:
+    """The best setting of each method at every price."""
+    speedups = prices.speedups(lever)
+    methods = list(dict.fromkeys(map(method_of, prices.policies)))
+    data: list[Figure] = []
+    for method in methods:
+        rows = [row for row, label in enumerate(prices.policies) if method_of(label) == method]
+        best = speedups[:, rows].argmax(axis=1)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "plain decoding" if method == "autoregressive" else method_name(method),
+                "x": lever.points.tolist(),
+                "y": speedups[:, rows].max(axis=1).tolist(),
+                "text": [in_chart(name_of(prices.policies[rows[place]])) for place in best],
+                "line": {"color": colour(method), "width": 1 if method == "autoregressive" else 2.5},
+                "hovertemplate": "%{text}: %{y:.2f}<extra></extra>",
+            }
+        )
+    is_log = lever.unit == "of a target forward"
+    return {
+        "data": data,
+        "layout": layout(
+            f"{lever.name} ({lever.unit})",
+            "speed-up",
+            x={"type": "log", "tickvals": _ticks(lever), "tickformat": ".2~g"} if is_log else {},
+            shapes=[line_at(lever.value, axis="x") | {"line": {"color": GREY, "width": 1.5, "dash": "dot"}}],
+            hovermode="x unified",
+        ),
+    }
+
+
+def _ticks(lever: Lever) -> list[float]:
+    marks = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+    return [mark for mark in marks if lever.points.min() <= mark <= lever.points.max()]
