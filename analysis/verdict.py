@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from analysis.check.compare import ComparedPolicy
+from analysis.check.comparison import ComparedPolicy
 from analysis.check.validation import Validation
 from analysis.cli.tables import short_label
 from sim.decoding.policies.catalog import PolicyError

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.explore.evaluation import Timing, Workload, speeds_under
-from analysis.study.candidates import typical_context
+from analysis.tuning.measured import typical_context
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from sim.decoding.policies.serial.autoregressive import Autoregressive

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.check.compare import COMPARISON, ComparedPolicy, read_comparison
+from analysis.check.comparison import COMPARISON, ComparedPolicy, read_comparison
 from analysis.check.validation import VALIDATION, Validation, read_validation
 from analysis.explore.inputs import latency_of
 from sim.latency.base import LatencyModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.check.compare import ComparedPolicy
+from analysis.check.comparison import ComparedPolicy
 from analysis.check.validation import Validation
 from analysis.cli.tables import validation_lines
 from analysis.report.charts import Figure, colour, error_bars, layout, line_at, method_name

@@ -18,7 +18,7 @@ from analysis.explore.flips import WIDTH
 from analysis.report.charts import GREY, colour, layout, method_name
 from analysis.report.elements import Panel, Section
 from analysis.report.material import Arm
-from analysis.study.candidates import typical_context
+from analysis.tuning.measured import typical_context
 from sim.decoding.acceptance_models import AcceptanceModel, Chained, Geometric
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.pearl import Pearl
