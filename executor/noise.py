@@ -61,12 +61,20 @@ def uniform(
     num_columns: int,
     purpose: Purpose,
     device: torch.device | str = "cpu",
+    columns: Tensor | None = None,
 ) -> Tensor:
-    """(num_positions, num_columns) float64, strictly between 0 and 1, one of 2^32 equidistant values."""
+    """(num_positions, num_columns) float64, strictly between 0 and 1, one of 2^32 equidistant values.
+
+    columns: make these columns alone, in their order: (num_positions, len(columns)), the very numbers of the whole.
+    """
     if not 0 <= request <= _WORD:
         raise ValueError(f"a noise request key must lie in [0, 2^32), but got {request}.")
     rows = torch.as_tensor(positions, dtype=torch.int64, device=device)
-    blocks = torch.arange((num_columns + 3) // 4, device=device).repeat(len(rows), 1)
+    if columns is None:
+        needed = torch.arange((num_columns + 3) // 4, device=device)
+    else:
+        needed, places = torch.unique(columns // 4, return_inverse=True)
+    blocks = needed.repeat(len(rows), 1)
     counter = (
         blocks,
         rows[:, None].expand_as(blocks),
@@ -74,7 +82,8 @@ def uniform(
         torch.full_like(blocks, purpose),
     )
     words = philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
-    numbers = torch.stack(words, dim=-1).flatten(1)[:, :num_columns]
+    four = torch.stack(words, dim=-1)  # (positions, blocks, 4)
+    numbers = four.flatten(1)[:, :num_columns] if columns is None else four[:, places, columns % 4]
     return numbers.double().add_(0.5).mul_(2.0**-32)
 
 
@@ -85,16 +94,21 @@ def gumbel(
     vocab_size: int,
     purpose: Purpose = Purpose.SHARED,
     device: torch.device | str = "cpu",
+    columns: Tensor | None = None,
 ) -> Tensor:
     """Standard Gumbel noise, (num_positions, vocab) float32: -log(-log u), logarithms in float64.
 
     argmax(log p + noise) has the law p (Gumbel-max). Values lie within [-3.2, 22.9], which cuts off 2^-33 of the law.
+    columns: of these tokens alone, (num_positions, len(columns)).
     """
-    return uniform(seed, request, positions, vocab_size, purpose, device).log_().neg_().log_().neg_().float()
+    return uniform(seed, request, positions, vocab_size, purpose, device, columns).log_().neg_().log_().neg_().float()
 
 
 class NoiseTable:
-    """Shared noise of one request, made in blocks of positions ahead of use and kept while it is recent."""
+    """Shared noise of one request, made in blocks of positions ahead of use and kept while it is recent.
+
+    columns: token ids whose noise is wanted; rows then have these columns instead of the vocabulary's.
+    """
 
     def __init__(
         self,
@@ -103,13 +117,16 @@ class NoiseTable:
         vocab_size: int,
         device: torch.device | str = "cpu",
         purpose: Purpose = Purpose.SHARED,
+        columns: Tensor | None = None,
     ) -> None:
         self._key = (seed, request)
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._purpose = purpose
-        self._positions_a_block = max(1, _NUMBERS_A_BLOCK // vocab_size)
-        self._num_kept = max(2, _NUMBERS_KEPT // (self._positions_a_block * vocab_size))
+        self._columns = columns
+        num_columns = vocab_size if columns is None else len(columns)
+        self._positions_a_block = max(1, _NUMBERS_A_BLOCK // num_columns)
+        self._num_kept = max(2, _NUMBERS_KEPT // (self._positions_a_block * num_columns))
         self._blocks: OrderedDict[int, Tensor] = OrderedDict()
 
     def rows(self, first: int, count: int) -> Tensor:
@@ -137,17 +154,22 @@ class NoiseTable:
         if block is None:
             first = index * self._positions_a_block
             positions = range(first, first + self._positions_a_block)
-            block = gumbel(*self._key, positions, self._vocab_size, self._purpose, self._device)
+            block = gumbel(*self._key, positions, self._vocab_size, self._purpose, self._device, self._columns)
             self._blocks[index] = block
             if len(self._blocks) > self._num_kept:
                 self._blocks.popitem(last=False)
         return block
 
 
-def noise_of(request: Request, vocab_size: int, device: torch.device) -> NoiseTable | None:
-    """The shared noise of a request, made for all of its positions now; None at temperature 0."""
+def noise_of(
+    request: Request, vocab_size: int, device: torch.device, columns: Tensor | None = None
+) -> NoiseTable | None:
+    """The shared noise of a request, made for all of its positions now; None at temperature 0.
+
+    columns: token ids that it is made for; None for the whole vocabulary.
+    """
     if request.sampling.temperature == 0:
         return None
-    noise = NoiseTable(request.seed, request.noise_key, vocab_size, device)
+    noise = NoiseTable(request.seed, request.noise_key, vocab_size, device, columns=columns)
     noise.prepare(request.max_new_tokens)
     return noise

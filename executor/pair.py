@@ -160,7 +160,7 @@ class Session:
             request_id=request_id,
             engine=self.engine,
             target=self.target,
-            noise=noise_of(decoded.request, self.engine.vocab_size, self.engine.device),
+            noise=noise_of(decoded.request, self.engine.vocab_size, self.engine.device, self.engine.head_tokens),
             tail_depth=tail_depth,
         )
 
@@ -207,7 +207,7 @@ def resolve_pair(settings: PairSettings) -> PairSettings:
         target=target,
         draft=draft,
         hrad=hrad,
-        engine=replace(settings.engine, device=str(places[0]), vocab_size=vocab_size),
+        engine=replace(settings.engine, device=str(places[0]), vocab_size=vocab_size, embedding_of=target),
         target_device=str(places[1]),
     )
     if pair.draft_sms and not _is_on_one_device(pair):

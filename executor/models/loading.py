@@ -13,9 +13,11 @@ from executor.models.engines.ruled import APPLIED, RuledEngine, rules_of, warn_o
 from executor.models.names import Lookup, RandomShape, parse_model
 from executor.models.settings import EngineSettings, PairSettings
 from executor.models.sources.base import ModelError, Source
+from executor.models.sources.distilled import DistilledSource
 from executor.models.sources.hugging_face import HuggingFaceSource
 from executor.models.sources.lookup import LookupSource
 from executor.models.sources.random_shape import RandomSource
+from executor.models.stored.distilled import is_distilled
 from executor.models.stored.gguf_files import local_path
 from executor.resident.engine import ResidentEngine
 
@@ -39,6 +41,8 @@ def source_of(path: str | Path, *, trusts_remote_code: bool = False) -> Source:
         return LookupSource(str(path), model)
     if isinstance(model, RandomShape):
         return RandomSource(str(path), model)
+    if is_distilled(model):
+        return DistilledSource(Path(model))
     return HuggingFaceSource(local_path(model), trusts_remote_code=trusts_remote_code)
 
 
@@ -89,10 +93,14 @@ def check_vocabularies(
 
     The tokenizers must map the same tokens to the same ids, unless a difference is allowed: then the heads are cut to the
     ids that both have, with a warning that names what differs. Heads may be padded to different sizes: then both are cut
-    to the smaller, with a warning. A draft that is a lookup takes the target's vocabulary as it is.
+    to the smaller, with a warning. A draft that is a lookup takes the target's vocabulary as it is; a distilled one has none
+    of its own, and must have been made for the target's.
     """
     sources = {path: source_of(path, trusts_remote_code=trusts_remote_code) for path in (target, draft)}
-    if isinstance(sources[draft], LookupSource):
+    own = sources[draft]
+    if isinstance(own, DistilledSource):
+        own.check_vocabulary(sources[target].tokenizer().get_vocab())
+    if isinstance(own, LookupSource | DistilledSource):
         sources[draft] = sources[target]
     tokens = {path: source.tokenizer().get_vocab() for path, source in sources.items()}
     if tokens[target] != tokens[draft]:

@@ -52,6 +52,7 @@ class EngineSettings:
     capacity: tokens that its cache can hold, prompt and branches included; None for all that the model knows, at most 8192.
     vocab_size: tokens that its head is cut to; None for all. num_feature_layers: last blocks whose hidden states it keeps.
     trusts_remote_code: whether code in the folder of the model may be run where transformers does not know its class.
+    embedding_of: model whose embedding table a distilled draft reads, the target; a pair fills it in.
     """
 
     kind: EngineKind = EngineKind.STATIC
@@ -61,6 +62,7 @@ class EngineSettings:
     vocab_size: int | None = None
     num_feature_layers: int = 0
     trusts_remote_code: bool = False
+    embedding_of: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

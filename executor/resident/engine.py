@@ -32,6 +32,7 @@ class ResidentEngine:
         self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
         self.capacity = capacity
         self.vocab_size: int = weights.head.shape[0]
+        self.head_tokens: Tensor | None = None
         self.hidden_size, self.num_layers = shape.hidden_size, shape.num_layers
         self.num_feature_layers = num_feature_layers
         self.features = torch.empty(0, num_feature_layers, self.hidden_size, device=self.device)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from executor.loop import Decoded
-from executor.models.engines.base import Engine
+from executor.models.engines.base import Engine, ids_of
 from executor.noise import NoiseTable
 from executor.roles.target import Target
 from executor.verification import choose, noisy_scores, signals, top_tokens
@@ -51,17 +51,20 @@ def annotate(
     engine.reset()
     if num_prompt > 1:
         engine.extend(sequence[: num_prompt - 1], last_only=True)
-    logits = engine.extend(sequence[num_prompt - 1 :])  # (N + 1, vocab): row i is the law of position i
+    logits = engine.extend(sequence[num_prompt - 1 :])  # (N + 1, columns): row i is the law of position i
     rows = noise.rows(0, num_tokens + 1) if noise is not None else None
     scores = noisy_scores(logits, request.sampling, rows)
-    ranks = _ranks(scores[:-1], torch.tensor(tokens, device=scores.device))
+    head = engine.head_tokens
+    ranks = _ranks(scores[:-1], torch.tensor(tokens, device=scores.device), head)
     laws = _as_signals(logits, scores, request.sampling)
-    firsts = choose(scores).tolist()
+    firsts = ids_of(choose(scores), head).tolist()
     tails = _roll_out(engine, num_prompt, ranks, firsts, laws[-1], request.sampling, noise, tail_depth)
 
     law = Sampling(request.sampling.temperature or 1.0, request.sampling.top_k, request.sampling.top_p)
     draft_probs = torch.softmax(noisy_scores(logits[:-1], law, None), -1)
-    target_columns, class_probs = _scored(target, sequence, num_prompt, request.sampling, draft_probs.cpu().numpy())
+    target_columns, class_probs = _scored(
+        target, sequence, num_prompt, request.sampling, draft_probs.cpu().numpy(), head
+    )
     trace = RequestTrace(
         request_id=request_id,
         prompt_id=request.prompt_id,
@@ -78,7 +81,7 @@ def annotate(
     best = top_tokens(scores[:-1], NUM_TOP)
     columns: dict[str, NDArray[np.generic] | list[list[int]] | list[list[float]]] = {
         "token": np.asarray(tokens, np.int32),
-        "draft_top_ids": best.tolist(),
+        "draft_top_ids": ids_of(best, head).tolist(),
         "draft_top_probs": draft_probs.gather(-1, best).tolist(),
         **target_columns,
     }
@@ -86,12 +89,20 @@ def annotate(
     return Annotation(trace, columns, int((gaps < 1e-4).sum()))
 
 
-def _ranks(scores: Tensor, tokens: Tensor) -> list[int]:
-    """Rank of each row's token: higher scores, and equal ones of lower index, stand before it."""
-    own = scores.gather(-1, tokens[:, None])
+def _ranks(scores: Tensor, tokens: Tensor, head_tokens: Tensor | None) -> list[int]:
+    """Rank of each row's token: higher scores, and equal ones of lower index, stand before it.
+
+    A token that the head lacks has probability 0 and stands behind all that the head knows.
+    """
+    columns = (
+        tokens if head_tokens is None else torch.searchsorted(head_tokens, tokens).clamp_(max=len(head_tokens) - 1)
+    )
+    own = scores.gather(-1, columns[:, None])
     index = torch.arange(scores.shape[-1], device=scores.device)
-    before = (scores > own) | ((scores == own) & (index < tokens[:, None]))
-    return [int(rank) for rank in before.sum(-1).tolist()]
+    rank = ((scores > own) | ((scores == own) & (index < columns[:, None]))).sum(-1)
+    if head_tokens is not None:
+        rank = torch.where(head_tokens[columns] == tokens, rank, len(head_tokens))
+    return [int(place) for place in rank.tolist()]
 
 
 def _as_signals(logits: Tensor, scores: Tensor, sampling: Sampling) -> list[Signal]:
@@ -134,29 +145,35 @@ def _roll_out(
             scores = noisy_scores(logits, sampling, rows)
             for position, signal in zip(group, _as_signals(logits, scores, sampling), strict=True):
                 tails[position].append(signal)
-            newest = choose(scores).tolist()
+            newest = ids_of(choose(scores), engine.head_tokens).tolist()
     return {position: tuple(laws[:depth]) for position, laws in tails.items()}
 
 
 def _scored(
-    target: Target, sequence: Sequence[int], num_prompt: int, sampling: Sampling, draft_probs: NDArray[np.float32]
+    target: Target,
+    sequence: Sequence[int],
+    num_prompt: int,
+    sampling: Sampling,
+    draft_probs: NDArray[np.float32],
+    head_tokens: Tensor | None = None,
 ) -> tuple[dict[str, NDArray[np.generic]], tuple[ClassProbs, ...]]:
     """Largest probability, entropy and second log-moment of the target's laws, their overlap with the draft's; classes, if
-    H-RAD runs."""
+    H-RAD runs. draft_probs: (N, columns), of the tokens that the draft's head knows."""
+    columns = slice(None) if head_tokens is None else head_tokens.cpu().numpy()
     stats, moments, overlaps, classes, first = [], [], [], [], 0
     for chunk in target.score(sequence, num_prompt, sampling):
         num = len(chunk.probs)
-        overlaps.append(np.minimum(chunk.probs, draft_probs[first : first + num]).sum(-1))
+        overlaps.append(np.minimum(chunk.probs[:, columns], draft_probs[first : first + num]).sum(-1))
         log_probs = np.log(np.where(chunk.probs > 0, chunk.probs, 1.0))  # what a filter left out adds nothing
         moments.append((chunk.probs * log_probs**2).sum(-1))
         stats.append(chunk.stats)
         classes.append(chunk.class_probs)
         first += num
     both = np.concatenate(stats)
-    columns = {
+    values = {
         "target_max_prob": both[:, 0],
         "target_entropy": both[:, 1],
         "target_log_moment": np.concatenate(moments),
         "overlap": np.concatenate(overlaps),
     }
-    return columns, tuple((row[0], row[1], row[2]) for row in np.concatenate(classes).tolist())
+    return values, tuple((row[0], row[1], row[2]) for row in np.concatenate(classes).tolist())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from executor.models.engines.base import Engine
+from executor.models.engines.base import Engine, ids_of
 from executor.noise import NoiseTable, noise_of
 from executor.request import Request
 from executor.roles.draft import Forward
@@ -57,7 +57,7 @@ class DraftSide:
 
     def make_noise(self, request: Request) -> NoiseTable | None:
         """All of a request's noise."""
-        return noise_of(request, self._engine.vocab_size, self._engine.device)
+        return noise_of(request, self._engine.vocab_size, self._engine.device, self._engine.head_tokens)
 
     def begin(self, request: Request, needs: Needs, noise: NoiseTable | None) -> None:
         """Start a request. The prompt but its last token is cached by `prefill`."""
@@ -143,7 +143,7 @@ class DraftSide:
         for step in range(num_steps):
             logits = engine.grow(newest)
             scores = self._score(logits, [generated + row.num_accepted + 1 + step for row in self._rows])
-            newest = choose(scores).tolist()
+            newest = ids_of(choose(scores), engine.head_tokens).tolist()
             self._steps.append(_Step(logits, scores))
             end = time.perf_counter()
             self._note(OpKind.BRANCH, 1, num_rows, context + step, start, end)
@@ -225,16 +225,17 @@ class DraftSide:
         return law
 
     def _score(self, logits: Tensor, positions: list[int]) -> Tensor:
-        """Noisy scores of logits (rows, vocab), each row at its own position."""
+        """Noisy scores of logits (rows, columns), each row at its own position."""
         noise = None if self._noise is None else self._noise.at(positions)
         return noisy_scores(logits, self._sampling, noise)
 
     def _read(self, logits: Tensor, scores: Tensor) -> list[Law]:
-        """Laws of (rows, vocab): the best tokens, and the signals if they are wanted."""
+        """Laws of (rows, columns): the best tokens, and the signals if they are wanted."""
         count = self._needs.num_alternatives
-        tokens = choose(scores)[:, None] if count == 1 else top_tokens(scores, count)
-        best = scores.gather(-1, tokens[:, :1])[:, 0].tolist()
+        columns = choose(scores)[:, None] if count == 1 else top_tokens(scores, count)
+        best = scores.gather(-1, columns[:, :1])[:, 0].tolist()
         check_finite(best, "draft", first_position=self._engine.length - 1, dtype=self._engine.dtype)
+        tokens = ids_of(columns, self._engine.head_tokens)
         if not self._needs.signals:
             return [Law(row, UNKNOWN_SIGNAL) for row in tokens.tolist()]
         rows = signals(logits, scores, self._sampling).tolist()

@@ -13,11 +13,14 @@ class Engine(Protocol):
     The cache is a line of `length` tokens. Behind it, branches may grow: row i sees the line up to its own start and
     its own tail, never a sibling. The prefix is not copied for a branch, and rollback only moves a length.
 
-    Tokens count from 0, so that the line's token i has position i. All logits are float32, raw (no temperature), of
-    `vocab_size` columns, on `device`. They are inference tensors: clone them before training on them.
+    Tokens count from 0, so that the line's token i has position i. All logits are float32, raw (no temperature), of one
+    column for each of `head_tokens`, on `device`. They are inference tensors: clone them before training on them.
     """
 
-    vocab_size: int
+    vocab_size: int  # tokens of the vocabulary
+    # (columns,) int64: ids of the tokens that the head knows, ascending; all others have probability 0. None: column i is
+    # token i, and there are vocab_size of them.
+    head_tokens: Tensor | None
     hidden_size: int
     num_layers: int
     capacity: int  # positions that the cache can hold, branches included
@@ -67,6 +70,16 @@ class Engine(Protocol):
         Afterwards length = starts[row] + num_tokens.
         """
         ...
+
+
+def ids_of(columns: Tensor, head_tokens: Tensor | None) -> Tensor:
+    """Token ids of columns of logits, of any shape."""
+    return columns if head_tokens is None else head_tokens[columns]
+
+
+def widened(logits: Tensor, head_tokens: Tensor, vocab_size: int) -> Tensor:
+    """Logits of a head's tokens, (rows, columns), over the whole vocabulary, (rows, vocab_size): -inf for all others."""
+    return logits.new_full((len(logits), vocab_size), float("-inf")).index_copy_(1, head_tokens, logits)
 
 
 def check_extension(*, length: int, num_new: int, capacity: int) -> None:

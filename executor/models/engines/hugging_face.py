@@ -56,6 +56,7 @@ class HuggingFaceEngine:
         self.dtype = dtype
         self.capacity = capacity
         self.vocab_size: int = vocab_size or config.vocab_size
+        self.head_tokens: Tensor | None = None
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
         self.num_feature_layers = num_feature_layers

@@ -28,6 +28,7 @@ class PromptLookupEngine:
     """
 
     num_layers = hidden_size = num_feature_layers = 0
+    head_tokens: Tensor | None = None
 
     def __init__(self, lookup: Lookup, *, vocab_size: int, capacity: int, device: torch.device | str = "cpu") -> None:
         self.vocab_size, self.capacity, self.device = vocab_size, capacity, torch.device(device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
-from executor.models.engines.base import Engine
+from executor.models.engines.base import Engine, widened
 
 APPLIED = (  # in the order in which transformers' generate applies them
     "sequence_bias",
@@ -93,8 +93,11 @@ def _is_set(name: str, value: object) -> bool:
 class RuledEngine:
     """An engine whose logits follow rules: each row is changed by what its own sequence holds.
 
-    It keeps the token ids of the line and of the branches; everything else is the inner engine's.
+    It keeps the token ids of the line and of the branches; everything else is the inner engine's. Rules count in ids of the
+    vocabulary, so a head of fewer tokens is widened to it, with -inf for the others.
     """
+
+    head_tokens: Tensor | None = None
 
     def __init__(self, engine: Engine, rules: LogitsProcessorList) -> None:
         self._engine, self._rules = engine, rules
@@ -170,6 +173,8 @@ class RuledEngine:
 
     def _ruled(self, logits: Tensor, sequences: Sequence[Sequence[int]]) -> Tensor:
         """(rows, vocab), each after its own sequence."""
+        if self._engine.head_tokens is not None:
+            logits = widened(logits, self._engine.head_tokens, self.vocab_size)
         rows = [
             self._rules(torch.tensor([sequence], device=self.device), logits[None, index])
             for index, sequence in enumerate(sequences)

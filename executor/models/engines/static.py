@@ -61,8 +61,12 @@ class StaticEngine:
         dtype: torch.dtype = torch.float32,
         vocab_size: int | None = None,
         num_feature_layers: int = 0,
+        head_tokens: Tensor | None = None,
     ) -> None:
-        """`vocab_size` cuts a padded head to its first rows; `num_feature_layers` last blocks are kept as features."""
+        """`vocab_size` cuts a padded head to its first rows; `num_feature_layers` last blocks are kept as features.
+
+        head_tokens: ids of the tokens that the model's head has rows for, ascending, where these are not the first ones.
+        """
         config = model.config
         if reason := why_unsupported(config, capacity):
             raise ValueError(f"the static engine cannot run this model: {reason}; use the hugging_face engine.")
@@ -70,6 +74,7 @@ class StaticEngine:
         self.dtype = dtype
         self.capacity = capacity
         self.vocab_size: int = vocab_size or config.vocab_size
+        self.head_tokens = None if head_tokens is None else head_tokens.to(self.device)
         self.hidden_size: int = config.hidden_size
         self.intermediate_size: int = config.intermediate_size
         self.num_layers: int = config.num_hidden_layers
@@ -87,7 +92,7 @@ class StaticEngine:
         self._weights = lift(
             model,
             num_positions=capacity + _PAD,
-            vocab_size=self.vocab_size,
+            vocab_size=self.vocab_size if head_tokens is None else len(head_tokens),
             device=self.device,
             dtype=dtype,
             folds_norms=self._is_explicit,
