@@ -94,7 +94,10 @@ def empty_draft(target_config: Any, *, num_layers: int, num_head_tokens: int) ->
 
 def give_table(module: Any, table: Tensor) -> None:
     """Let a draft read an embedding table, (vocab, hidden), which is shared, not copied, and never trained."""
-    module.model.embed_tokens = nn.Embedding.from_pretrained(table, freeze=True)
+    embedding = nn.Embedding(0, table.shape[1])
+    embedding.weight = nn.Parameter(table, requires_grad=False)
+    embedding.num_embeddings = len(table)
+    module.model.embed_tokens = embedding
 
 
 def write_draft(module: Any, head_tokens: Tensor, card: DraftCard, folder: Path) -> None:
