@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,40 +25,55 @@ from traces.fits.calibration import calibrate
 from traces.folder.perfetto import write_timeline
 from traces.folder.writer import check_new_folder, write_json
 
+if TYPE_CHECKING:
+    from executor.pair import Session
+    from executor.recording.settings import RecordSettings
+
 WIDTH = 100
 SPECULATIVE = ("fixed_length", "confidence_stop", "pearl")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """How much the demo runs. num_measured: prompts at most; max_s: seconds of measuring on them. num_best: methods whose best
-    setting is measured besides the draft lengths."""
+    """How much the demo runs.
+
+    num_timed: of the num_recorded prompts, those that calibrate latencies. num_measured: prompts at most; max_s: seconds of
+    measuring on them. draft_lengths: of speculative sampling, pearl_lengths of PEARL; num_best: methods whose best setting is
+    measured besides. Every request decodes max_new_tokens, past the end of the text: at T = 1 half of the prompts end at once,
+    and an empty answer takes its time without telling anything.
+    """
 
     num_recorded: int
+    num_timed: int
     num_measured: int
     max_s: float
     max_new_tokens: int
     temperatures: tuple[float, ...]
     draft_lengths: tuple[int, ...]
+    pearl_lengths: tuple[int, ...]
     num_best: int
 
 
 FULL = DemoSize(
-    num_recorded=40,
+    num_recorded=60,
+    num_timed=30,
     num_measured=60,
     max_s=110.0,
     max_new_tokens=96,
     temperatures=(0.0, 1.0),
     draft_lengths=(2, 4, 8),
+    pearl_lengths=(2, 4, 8),
     num_best=3,
 )
 QUICK = DemoSize(
-    num_recorded=20,
+    num_recorded=40,
+    num_timed=14,
     num_measured=60,
-    max_s=20.0,
-    max_new_tokens=64,
+    max_s=22.0,
+    max_new_tokens=96,
     temperatures=(1.0,),
     draft_lengths=(2, 4),
+    pearl_lengths=(),
     num_best=1,
 )
 
@@ -69,15 +85,19 @@ def run_demo(
 
     precision: measuring ends when every speed-up is known so well, or its time is over (`analysis.check.precision.Effort`).
     """
+    from executor.pair import Session
+
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
     folder = output_dir or _next_folder(Path("runs"))
     check_new_folder(folder)
     effort = Effort(precision=precision, max_s=size.max_s)
     console = Console(file=console.file, width=min(WIDTH, console.width), record=False)
-    _record(console, folder / "recorded", size, seed)
-    explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
-    validation = _validate(console, folder, size, explored, effort, seed)
+    settings = _settings(size, seed)
+    with Session(settings.pair) as session:
+        _record(console, folder / "recorded", settings, session)
+        explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
+        validation = _validate(console, folder, size, explored, effort=effort, session=session, seed=seed)
     _draw(folder / "speedup.png", validation, size.temperatures)
     wall_s = time.perf_counter() - started
     write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
@@ -120,30 +140,43 @@ def answer(validation: Validation, temperatures: Sequence[float], precision: flo
     return lines
 
 
-def _record(console: Console, folder: Path, size: DemoSize, seed: int) -> None:
-    """A run folder with its timeline and its calibration, whose report stands beside the demo's results."""
-    from executor.recording.recorder import record_run
+def _settings(size: DemoSize, seed: int) -> RecordSettings:
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
-    settings = RecordSettings(
-        decoding=DecodingSettings(temperatures=size.temperatures, max_new_tokens=size.max_new_tokens, seed=seed),
-        prompts=PromptSettings(num=size.num_recorded),
+    return RecordSettings(
+        decoding=DecodingSettings(
+            temperatures=size.temperatures, max_new_tokens=size.max_new_tokens, seed=seed, ignore_eos=True
+        ),
+        prompts=PromptSettings(num=size.num_recorded, num_timed=size.num_timed),
     )
+
+
+def _record(console: Console, folder: Path, settings: RecordSettings, session: Session) -> None:
+    """A run folder with its timeline and its calibration, whose report stands beside the demo's results."""
+    from executor.recording.recorder import record_run
+
     with progress_bar(console, "recording the pair on this machine", is_transient=True) as report:
-        recorded = record_run(settings, folder, progress=report)
+        recorded = record_run(settings, folder, session=session, progress=report)
     write_timeline(recorded.ops, folder / "timeline.json")
-    calibration = calibrate(recorded, seed=seed)
+    calibration = calibrate(recorded, seed=settings.decoding.seed)
     calibration.save(folder / "calibration.json")
     (folder.parent / "calibration.txt").write_text(calibration.report() + "\n", encoding="utf-8")
 
 
 def _validate(
-    console: Console, folder: Path, size: DemoSize, explored: Exploration, effort: Effort, seed: int
+    console: Console,
+    folder: Path,
+    size: DemoSize,
+    explored: Exploration,
+    *,
+    effort: Effort,
+    session: Session,
+    seed: int,
 ) -> Validation:
     """The best ones for real, on prompts that were not recorded."""
     methods = SPECULATIVE[-size.num_best :]
     best_labels = [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in methods]
-    policies = validated_policies(size.draft_lengths, [length for length in size.draft_lengths if length > 1])
+    policies = validated_policies(size.draft_lengths, size.pearl_lengths)
     policies += map(parse_policy, best_labels)
     with progress_bar(console, "measuring the best policies on other prompts", is_transient=True) as report:
         return validate_run(
@@ -153,6 +186,7 @@ def _validate(
             num_prompts=size.num_measured,
             seed=seed,
             effort=effort,
+            session=session,
             progress=report,
         )
 

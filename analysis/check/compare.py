@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from analysis.check.comparison import COMPARISON, ComparedPolicy, compared_policies
+from analysis.check.precision import Effort, Watch
 from analysis.check.reports import write_report
 from analysis.check.uncertainty import UNKNOWN_SPREAD, calibration_spread
 from analysis.check.validate import validate
@@ -57,13 +58,15 @@ def compare(
     allows_vocab_difference: bool = False,
     trusts_remote_code: bool = False,
     fit: Callable[[Run], LatencyModel] | None = None,
+    effort: Effort | None = None,
     progress: Stages = silent_stages,
 ) -> list[ComparedPolicy]:
     """Record and calibrate on some prompts, choose each family's settings on the simulator, run all of them on others.
 
     Writes recorded/ and compared/ run folders, and recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is
     another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json.
-    fit: the latency model of a recorded run; None calibrates it.
+    fit: the latency model of a recorded run; None calibrates it. effort: when measuring may stop before all prompts are
+    through, with each draft; None goes through all of them.
     """
     from executor.models.settings import EngineSettings, PairSettings
     from executor.recording.schedule import check_prompts
@@ -94,10 +97,11 @@ def compare(
         pair=replace(settings.pair, draft="prompt_lookup", hrad=""),
         decoding=replace(settings.decoding, policies=LOOKUP_CALIBRATION_POLICIES),
     )
-    rows = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, repeats=repeats, fit=fit, progress=progress)
+    given: dict[str, Any] = {"repeats": repeats, "fit": fit, "effort": effort, "progress": progress}
+    rows = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, **given)
     choose = partial(choose_policies, max_tried=AUTO_TRIED if is_quick else MAX_TRIED)
     rows = [
-        *_compare_pair(settings, output_dir, "", choose, repeats=repeats, fit=fit, progress=progress),
+        *_compare_pair(settings, output_dir, "", choose, **given),
         *(row for row in rows if row.family != "autoregressive"),
     ]
     write_report(output_dir, COMPARISON, rows)
@@ -112,6 +116,7 @@ def _compare_pair(
     *,
     repeats: int,
     fit: Callable[[Run], LatencyModel] | None,
+    effort: Effort | None,
     progress: Stages,
 ) -> list[ComparedPolicy]:
     """The comparison with one draft."""
@@ -140,14 +145,15 @@ def _compare_pair(
         blocks = in_blocks(
             make_requests(measuring, session),
             lambda request: [
-                Autoregressive(),
+                *[Autoregressive()] * 2,  # twice: how far two runs of one policy are apart
                 *dict.fromkeys(choice.policy for choice in families[request.sampling.temperature].values()),
             ],
             repeats=repeats,
             seed=decoding.seed,
         )
+        watch = Watch(effort) if effort else None
         with progress("measuring") as report:
-            measured = record(blocks, measuring, compared_dir, session=session, progress=report)
+            measured = record(blocks, measuring, compared_dir, session=session, progress=report, is_enough=watch)
     spread = UNKNOWN_SPREAD
     if fit is None:
         machine = machine_speed_of(recorded.requests, recorded.rounds)

@@ -29,7 +29,8 @@ class ComparedPolicy:
     never emitted / drafted; target positions that emitted nothing / all target positions. Speed-ups are of adjusted
     times (`traces.metrics.machine_speed`), except in old reports, which have no adjusted speeds. note: why the times of its
     run support no claim. reason: why tokens or rounds of its run are not identical. limits: settings that stand at the end
-    of what was tried, so that others beyond may be better."""
+    of what was tried, so that others beyond may be better. same_policy_difference: how far two measurements of the baseline,
+    taken in turns, are apart in its run."""
 
     family: str
     policy: str
@@ -52,6 +53,7 @@ class ComparedPolicy:
     adjusted_interval: tuple[float, float] | None = None
     drift_range: tuple[float, float] | None = None
     limits: tuple[str, ...] = ()
+    same_policy_difference: float | None = None
 
     @property
     def is_identical(self) -> bool:
@@ -92,6 +94,7 @@ def compared_policies(
                     adjusted_tokens_per_s=check.adjusted_tokens_per_s,
                     adjusted_interval=check.adjusted_interval,
                     drift_range=validation.drift_range,
+                    same_policy_difference=validation.same_policy_difference,
                     limits=choice.limits,
                 )
             )
@@ -148,6 +151,9 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
         console.print("prompt lookup ran apart, with autoregressive decoding of its own: its speed-up is what compares")
     for drift in filter(None, dict.fromkeys(drift_sentence(row.drift_range) for row in rows if row.drift_range)):
         console.print(drift)
+    differences = [row.same_policy_difference for row in rows if row.same_policy_difference is not None]
+    if differences:
+        console.print(f"plain decoding, measured twice in turns, differs from itself by {max(differences):.1%}")
     same = all(row.is_identical for row in rows)
     console.print(f"tokens and replayed rounds identical for every method: {'yes' if same else 'NO'}")
     for row in rows:

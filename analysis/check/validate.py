@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.check.claims import reasons_against
 from analysis.check.identity import (
@@ -26,7 +29,7 @@ from sim.decoding.policies.catalog import label_of, parse_policy
 from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
-from traces.fits.calibration import calibrate
+from traces.fits.calibration import calibrate, groups_of
 from traces.folder.run import Run, read_run
 from traces.folder.writer import check_new_folder
 from traces.metrics.machine_speed import MachineSpeed, machine_speed_of
@@ -34,7 +37,14 @@ from traces.metrics.speeds import Speed, measured_speeds, mismatched_prompts, sa
 from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
+if TYPE_CHECKING:
+    from executor.pair import Session
+
 BASELINE = "autoregressive"
+NEW_PER_OLD = (
+    2  # prompts measured for one that calibrates: in a short time it is the new ones' acceptance that is unsure
+)
+MIN_ANCHORED = 4  # prompts that calibrate, where so many were recorded: one or two may end at their first token
 
 
 def validate(
@@ -207,6 +217,7 @@ def validate_run(
     seed: int = 0,
     trusts_remote_code: bool = False,
     effort: Effort | None = None,
+    session: Session | None = None,
     progress: Report = silent,
 ) -> Validation:
     """Execute policies on prompts that the run does not hold, predict them from the run, and write both down.
@@ -216,7 +227,8 @@ def validate_run(
     turn by turn with the new ones, and the latencies are calibrated on those turns; acceptance comes from the recorded run.
     With a latency model given, or a file of one, that is used instead.
     trusts_remote_code: whether code in the folders of the models may be run; that the recording did is not enough.
-    effort: when to stop before all prompts are through; None goes through all of them.
+    effort: when to stop before all prompts are through; None goes through all of them. session: of the recorded pair, used and
+    left open; None starts one.
     """
     recorded = read_run(run_dir)
     base = read_settings(recorded.config, where=run_dir)
@@ -226,29 +238,47 @@ def validate_run(
     known = None if latency is None else latency_of(recorded, latency)
     anchors = [] if known else [parse_policy(label) for label in base.decoding.policies]
     tested = list(dict.fromkeys([Autoregressive(), *policies]))
-    num_anchored = min(num_prompts, base.prompts.num) if anchors else 0
+    num_anchored = min(max(MIN_ANCHORED, -(-num_prompts // NEW_PER_OLD)), base.prompts.num) if anchors else 0
     settings = replace(
         base,
         decoding=replace(base.decoding, policies=tuple(map(label_of, dict.fromkeys([*tested, *anchors])))),
         prompts=replace(
-            base.prompts, num=num_anchored + num_prompts, skip=base.prompts.skip + base.prompts.num - num_anchored
+            base.prompts,
+            num=num_anchored + num_prompts,
+            skip=base.prompts.skip + base.prompts.num - num_anchored,
+            num_timed=None,
         ),
         repeats=repeats,
         aligns=True,
         pair=replace(base.pair, engine=replace(base.pair.engine, trusts_remote_code=trusts_remote_code)),
     )
     old_prompts = set(recorded.requests.prompt_id)
-    measured = _measure(settings, output_dir, tested, anchors, old_prompts, effort=effort, progress=progress)
+    measured = _measure(
+        settings, output_dir, tested, anchors, old_prompts, effort=effort, session=session, progress=progress
+    )
     is_old = measured.requests.prompt_id.isin(old_prompts)
     machine, traces = machine_speed_of(measured.requests, measured.rounds), recorded.traces()
     part, spread = measured.subset(measured.requests.request_id[~is_old]), UNKNOWN_SPREAD
     if known is None:
-        old = measured.subset(measured.requests.request_id[is_old])
-        known = FittedLatency(calibrate(old, seed=seed, machine=machine))
-        spread = calibration_spread(old, machine, tested, _usable(traces, set(part.requests.temperature)))
+        old, clock = measured.subset(measured.requests.request_id[is_old]), machine
+        if not set(groups_of(recorded.ops)) <= set(groups_of(old.ops)):
+            warnings.warn(
+                f"the {num_anchored} recorded prompts that ran again ended before every kind of operation had run, so the "
+                "latencies are those of the recording: measure more prompts, or record with --ignore-eos.",
+                stacklevel=2,
+            )
+            old, clock = recorded, machine_speed_of(recorded.requests, recorded.rounds)
+        known, spread = _calibrated(old, tested, _usable(traces, set(part.requests.temperature)), seed, clock)
     validation = validate(part, traces, known, seed=seed, machine=machine, spread=spread)
     write_report(output_dir, VALIDATION, validation)
     return validation
+
+
+def _calibrated(
+    run: Run, tested: Sequence[Policy], traces: Sequence[RequestTrace], seed: int, machine: MachineSpeed
+) -> tuple[LatencyModel, Spread]:
+    """Latencies of a run, and what they add to the uncertainty of predictions on the traces. machine: its speed meanwhile."""
+    return FittedLatency(calibrate(run, seed=seed, machine=machine)), calibration_spread(run, machine, tested, traces)
 
 
 def _measure(
@@ -259,6 +289,7 @@ def _measure(
     old_prompts: set[str],
     *,
     effort: Effort | None,
+    session: Session | None,
     progress: Report,
 ) -> Run:
     """Run the tested policies on new prompts, in turns with the anchors on old ones; the baseline twice on new ones."""
@@ -271,13 +302,14 @@ def _measure(
     for policy in tested:
         check_classes(policy, bool(settings.pair.hrad))
         check_drafter(policy, settings.pair.draft)
-    check_prompts(settings)
-    with Session(settings.pair) as session:
+    if session is None:
+        check_prompts(settings)
+    with nullcontext(session) if session is not None else Session(settings.pair) as session:
         requests = make_requests(settings, session)
         old = [request for request in requests if request.prompt_id in old_prompts]
         new = [request for request in requests if request.prompt_id not in old_prompts]
         blocks = in_blocks(
-            interleaved(new, old),
+            interleaved(new, old, num=NEW_PER_OLD),
             lambda request: anchors if request.prompt_id in old_prompts else [tested[0], *tested],
             repeats=settings.repeats,
             seed=settings.decoding.seed,

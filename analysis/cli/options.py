@@ -125,3 +125,6 @@ Precision = Annotated[
         help="Stop measuring when every speed-up is known this well: half its 95% interval, as a percentage such as 3%."
     ),
 ]
+MaxSeconds = Annotated[
+    float, typer.Option(callback=within(0), help="Measure no longer than this many seconds; 0 is without end.")
+]

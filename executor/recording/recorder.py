@@ -62,8 +62,14 @@ def record_run(
         settings = check_prompts(settings)
     with nullcontext(session) if session is not None else Session(settings.pair) as session:
         settings = settled(settings, session.tokenizer)
+        requests = make_requests(settings, session)
+        names = list(dict.fromkeys(request.prompt_id for request in requests))
+        timed = {name for index, name in enumerate(names) if settings.prompts.is_timed(index)}
         blocks = in_blocks(
-            make_requests(settings, session), lambda _: policies, repeats=settings.repeats, seed=settings.decoding.seed
+            requests,
+            lambda request: policies if request.prompt_id in timed else policies[:1],
+            repeats=settings.repeats,
+            seed=settings.decoding.seed,
         )
         return record(blocks, settings, output_dir, session=session, progress=progress)
 

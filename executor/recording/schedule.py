@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NamedTuple, TypeAlias
@@ -119,7 +119,7 @@ def in_blocks(
     return blocks
 
 
-def interleaved(first: Iterable[Request], second: Iterable[Request]) -> list[Request]:
-    """Requests of both in turns, and at the end what is left of the longer one."""
-    pairs = zip_longest(first, second)
-    return [request for pair in pairs for request in pair if request is not None]
+def interleaved(first: Sequence[Request], second: Sequence[Request], *, num: int = 1) -> list[Request]:
+    """`num` requests of the first, then one of the second, and so on; at the end what is left of the longer one."""
+    groups = zip_longest(*(first[start::num] for start in range(num)), second)
+    return [request for group in groups for request in group if request is not None]

@@ -30,12 +30,15 @@ class PromptForm(enum.StrEnum):
 class PromptSettings:
     """Which prompts: `num` of a source (`executor.recording.prompts.load_prompts`), after the first `skip`.
 
+    num_timed: so many of them, evenly spread, are decoded under every policy; the rest under the first one alone, which tells
+    their acceptance in a fraction of the time. None: all of them.
     form: a recorded run's config says which of chat and raw it was.
     """
 
     source: str = "held_out"
     num: int = 16
     skip: int = 0
+    num_timed: int | None = None
     form: PromptForm = PromptForm.AUTO
 
     def __post_init__(self) -> None:
@@ -43,6 +46,17 @@ class PromptSettings:
             raise ValueError(
                 f"num_prompts must be at least 1 and skip_prompts at least 0, but got {self.num} and {self.skip}."
             )
+        if self.num_timed is not None and not 1 <= self.num_timed <= self.num:
+            raise ValueError(f"timed_prompts must lie in [1, {self.num}], but got {self.num_timed}.")
+
+    def is_timed(self, index: int) -> bool:
+        """Whether the prompt at this place, from 0, is decoded under every policy.
+
+        >>> [PromptSettings(num=5, num_timed=2).is_timed(index) for index in range(5)]
+        [False, False, True, False, True]
+        """
+        num = self.num if self.num_timed is None else self.num_timed
+        return (index + 1) * num // self.num > index * num // self.num
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,8 @@ NAN, INF = math.nan, math.inf
         (lambda: DecodingSettings(stop_strings=("",)), "stop string"),
         (lambda: PromptSettings(num=0), "num_prompts"),
         (lambda: PromptSettings(skip=-1), "skip_prompts"),
+        (lambda: PromptSettings(num=4, num_timed=5), r"timed_prompts.*\[1, 4\].*5"),
+        (lambda: PromptSettings(num_timed=0), "timed_prompts.*0"),
         (lambda: RecordSettings(tail_depth=-1), "tail_depth.*-1"),
         (lambda: RecordSettings(tail_depth=10**9), "tail_depth"),
         (lambda: RecordSettings(repeats=0), "repeats"),

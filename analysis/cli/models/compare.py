@@ -14,7 +14,9 @@ from analysis.cli.options import (
     Hrad,
     IgnoreGenerationConfig,
     MaxNewTokens,
+    MaxSeconds,
     OutputDir,
+    Precision,
     Quick,
     Repeats,
     Seed,
@@ -41,6 +43,8 @@ def compare(
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 1,
     seed: Seed = 0,
+    precision: Precision = "",
+    max_seconds: MaxSeconds = 0.0,
     quick: Quick = False,
     ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
@@ -49,8 +53,10 @@ def compare(
     """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
     from analysis.check.compare import compare as compare_methods
     from analysis.check.comparison import print_comparison
+    from analysis.check.precision import Effort, parse_precision
     from analysis.cli.progress import progress_bar
 
+    effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
     rows = compare_methods(
         output_dir,
         target=target,
@@ -61,6 +67,7 @@ def compare(
         max_new_tokens=min(max_new_tokens, 48) if quick else max_new_tokens,
         repeats=repeats,
         is_quick=quick,
+        effort=effort,
         seed=seed,
         ignores_generation_config=ignore_generation_config,
         allows_vocab_difference=allow_vocab_difference,

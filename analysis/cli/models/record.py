@@ -51,6 +51,13 @@ def record(
     chat: Chat = None,
     num_prompts: NumPrompts = 16,
     skip_prompts: SkipPrompts = 0,
+    timed_prompts: Annotated[
+        int,
+        typer.Option(
+            callback=within(0, MAX_COUNT),
+            help="Decode only this many prompts under every policy, the rest under the first one; 0 decodes all so.",
+        ),
+    ] = 0,
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 1,
     seed: Seed = 0,
@@ -147,7 +154,9 @@ def record(
             ignore_eos=ignore_eos,
             acceptance=acceptance,
         ),
-        prompts=PromptSettings(source=prompts, num=num_prompts, skip=skip_prompts, form=prompt_form(chat)),
+        prompts=PromptSettings(
+            source=prompts, num=num_prompts, skip=skip_prompts, num_timed=timed_prompts or None, form=prompt_form(chat)
+        ),
         repeats=repeats,
         tail_depth=tail_depth,
     )

@@ -10,6 +10,7 @@ from analysis.cli.options import (
     MAX_COUNT,
     NOT_IDENTICAL,
     CalibrationFile,
+    MaxSeconds,
     OutputDir,
     Policies,
     Precision,
@@ -32,9 +33,7 @@ def validate(
     ] = 16,
     repeats: Repeats = 1,
     precision: Precision = "",
-    max_seconds: Annotated[
-        float, typer.Option(callback=within(0), help="Measure no longer than this many seconds; 0 is without end.")
-    ] = 0.0,
+    max_seconds: MaxSeconds = 0.0,
     seed: Seed = 0,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -271,6 +271,7 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
         "prompts": prompts.source,
         "num_prompts": prompts.num,
         "skip_prompts": prompts.skip,
+        "timed_prompts": prompts.num_timed or 0,
         "repeats": settings.repeats,
         "tail_depth": settings.tail_depth,
     }

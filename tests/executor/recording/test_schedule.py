@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from executor.pair import Session
 from executor.recording.recorder import record_run
 from executor.recording.schedule import in_blocks, interleaved
-from executor.recording.settings import PromptForm
+from executor.recording.settings import PromptForm, PromptSettings, read_settings
 from executor.request import Request
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.serial.autoregressive import Autoregressive
@@ -55,6 +56,29 @@ def test_two_lists_are_interleaved_and_the_longer_one_ends() -> None:
     new, old = _requests("n1", "n2", "n3"), _requests("o1")
     assert [request.prompt_id for request in interleaved(new, old)] == ["n1", "o1", "n2", "n3"]
     assert [request.prompt_id for request in interleaved(old, new)] == ["o1", "n1", "n2", "n3"]
+    new, old = _requests("n1", "n2", "n3", "n4", "n5"), _requests("o1", "o2")
+    expected = ["n1", "n2", "o1", "n3", "n4", "o2", "n5"]
+    assert [request.prompt_id for request in interleaved(new, old, num=2)] == expected
+
+
+@pytest.mark.parametrize(("num", "timed"), [(None, {0, 1, 2, 3}), (4, {0, 1, 2, 3}), (2, {1, 3}), (1, {3})])
+def test_timed_prompts_are_spread_over_all(num: int | None, timed: set[int]) -> None:
+    settings = PromptSettings(num=4, num_timed=num)
+    assert {index for index in range(4) if settings.is_timed(index)} == timed
+
+
+def test_prompts_that_are_not_timed_run_under_the_first_policy_alone(session: Session, tmp_path: Path) -> None:
+    settings = record_settings(
+        num_prompts=4, temperatures=[0.0, 1.0], max_new_tokens=6, policies=["autoregressive", "probe"]
+    )
+    settings = replace(settings, prompts=replace(settings.prompts, num_timed=2))
+    run = record_run(settings, tmp_path / "run", session=session)
+    ran = run.requests.groupby("prompt_id", sort=False).policy.agg(
+        lambda policies: {name.split(":")[0] for name in policies}
+    )
+    assert ran.tolist() == [{"autoregressive"}, {"autoregressive", "probe"}] * 2
+    assert len(run.traces()) == 8  # their acceptance is known all the same
+    assert read_settings(run.config) == settings
 
 
 @pytest.mark.parametrize(
