@@ -36,6 +36,7 @@ from analysis.cli.planning.published import published
 from analysis.cli.planning.roofline import roofline
 from analysis.cli.planning.simulate import simulate
 from analysis.cli.reporting.report import report
+from analysis.cli.reporting.timeline import timeline
 from traces.processes import safe_children
 
 app = typer.Typer(
@@ -65,6 +66,7 @@ for _command in (
     compare,
     demo,
     report,
+    timeline,
 ):
     app.command()(_command)
 app.command("import")(import_files)

@@ -1,11 +1,13 @@
 """A run's operations as a timeline that opens in Perfetto (ui.perfetto.dev) or chrome://tracing.
 
-Chrome's trace event format in JSON: one process a device, one track an actor, one slice an operation.
+Chrome's trace event format in JSON: one process a device, one track an actor, one slice an operation. Simulated operations
+have a track right below that of the actor.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from os import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,21 @@ import pandas as pd
 from traces.schema import Actor, OpKind
 
 US_PER_S = 1e6
+SIMULATED = "simulated"  # in a column `source` of operations that no device did
 ACTORS = (Actor.TARGET, Actor.DRAFT, Actor.HOST)  # from the top
 COUNTED = ("round", "num_tokens", "num_branches", "context_tokens", "batch")
 
 
 def write_timeline(ops: pd.DataFrame, path: str | Path, rounds: pd.DataFrame | None = None) -> None:
-    """Write the timeline of `ops` (columns of `traces.schema.Op`).
+    """Write the timeline of `ops` (columns of `traces.schema.Op`, and optionally source: `SIMULATED` or missing).
 
     rounds: if given (`Round` and `RoundTimes`), tokens accepted and added a round are drawn as a counter, and an
     arrow leads from each round's last operation of drafting to its verification.
     """
+    ops = ops.assign(source=ops["source"].fillna("") if "source" in ops else "")
     events = [*_names(ops), *_slices(ops)]
     if rounds is not None:
-        events += [*_counters(rounds), *_arrows(ops)]
+        events += [*_counters(rounds), *_arrows(ops[ops["source"] == ""])]
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"), allow_nan=False)
@@ -35,11 +39,18 @@ def write_timeline(ops: pd.DataFrame, path: str | Path, rounds: pd.DataFrame | N
     replace(temporary, path)
 
 
-def _tracks(ops: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
-    """(device, actor) -> (process, thread), both from 1."""
+def _tracks(ops: pd.DataFrame) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """(device, actor, source) -> (process, thread), both from 1; threads of simulated operations are even."""
     devices = {device: index for index, device in enumerate(sorted(set(ops["device"])), start=1)}
-    pairs = sorted(set(zip(ops["device"], ops["actor"], strict=True)), key=lambda pair: (pair[0], _place(pair[1])))
-    return {(device, actor): (devices[device], _place(actor)[0] + 1) for device, actor in pairs}
+    found = set(zip(ops["device"], ops["actor"], ops["source"], strict=True))
+    return {
+        (device, actor, source): (devices[device], 2 * _place(actor)[0] + 1 + bool(source))
+        for device, actor, source in sorted(found, key=lambda key: (key[0], _place(key[1]), key[2]))
+    }
+
+
+def _track_of(op: Mapping[Any, Any], tracks: Mapping[tuple[str, str, str], tuple[int, int]]) -> tuple[int, int]:
+    return tracks[op["device"], op["actor"], op["source"]]
 
 
 def _place(actor: str) -> tuple[int, str]:
@@ -48,10 +59,10 @@ def _place(actor: str) -> tuple[int, str]:
 
 def _names(ops: pd.DataFrame) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
-    for (device, actor), (process, thread) in _tracks(ops).items():
+    for (device, actor, source), (process, thread) in _tracks(ops).items():
         place = {"ph": "M", "pid": process, "tid": thread}
         events.append({**place, "name": "process_name", "args": {"name": device}})
-        events.append({**place, "name": "thread_name", "args": {"name": actor}})
+        events.append({**place, "name": "thread_name", "args": {"name": f"{actor}, {source}" if source else actor}})
         events.append({**place, "name": "thread_sort_index", "args": {"sort_index": thread}})
     return events
 
@@ -63,8 +74,8 @@ def _slices(ops: pd.DataFrame) -> list[dict[str, Any]]:
             "ph": "X",
             "name": op["kind"],
             "cat": op["actor"],
-            "pid": tracks[op["device"], op["actor"]][0],
-            "tid": tracks[op["device"], op["actor"]][1],
+            "pid": _track_of(op, tracks)[0],
+            "tid": _track_of(op, tracks)[1],
             "ts": op["start_s"] * US_PER_S,
             "dur": max(0.0, (op["end_s"] - op["start_s"]) * US_PER_S),
             "args": {"request": op["request_id"], **{name: op[name] for name in COUNTED}},
@@ -102,7 +113,7 @@ def _arrows(ops: pd.DataFrame) -> list[dict[str, Any]]:
             drafts[key] = op
         elif op["kind"] == OpKind.VERIFY and key in drafts:
             for phase, end in (("s", drafts[key]), ("f", op)):
-                process, thread = tracks[end["device"], end["actor"]]
+                process, thread = _track_of(end, tracks)
                 # Halfway into the slice, so that it is plain which slice the arrow belongs to.
                 middle_us = (end["start_s"] + end["end_s"]) / 2 * US_PER_S
                 event = {"ph": phase, "name": "submit", "cat": "submit", "id": f"{key[0]}.{key[1]}"}

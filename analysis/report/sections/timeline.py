@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +11,7 @@ from analysis.check.predict import frames_of
 from analysis.report.charts import WORK_COLOURS, Figure, layout
 from analysis.report.elements import Chart, Section, Text, in_chart
 from analysis.report.material import Arm
+from analysis.report.overlay import traces_by_request
 from analysis.verdict import PROBE, name_of
 from sim.decoding.policies.catalog import parse_policy
 from sim.engine import simulate
@@ -28,11 +28,12 @@ def timeline_section(arm: Arm) -> Section | None:
     """The first rounds of a typical request under each policy."""
     views: dict[str, Figure] = {}
     run = arm.measured if arm.measured is not None and not arm.measured.ops.empty else None
+    trace_of = traces_by_request(run) if run else lambda request_id: None
     for speed in sorted(arm.speeds, key=lambda speed: -speed.tokens_per_s) if run else []:
         if len(views) < MAX_VIEWS and speed.policy.partition(":")[0] != PROBE:
             assert run is not None
             name = in_chart(f"{name_of(speed.policy)}, T = {speed.temperature:g}")
-            views[name] = _view(arm, run, speed.policy, speed.temperature)
+            views[name] = _view(arm, run, trace_of, speed.policy, speed.temperature)
     if not views:
         for simulated in arm.simulated[:MAX_VIEWS]:
             if not simulated.ops.empty and len(simulated.requests):
@@ -58,11 +59,13 @@ def timeline_section(arm: Arm) -> Section | None:
     return Section(name="timeline", title="Timeline of draft and target", lead=lead, elements=[chart, more])
 
 
-def _view(arm: Arm, run: Run, policy: str, temperature: float) -> Figure:
+def _view(
+    arm: Arm, run: Run, trace_of: Callable[[int], RequestTrace | None], policy: str, temperature: float
+) -> Figure:
     requests = run.requests[(run.requests.policy == policy) & (run.requests.temperature == temperature)]
     request_id = _typical(requests)
     parts = [("measured", *_of_request(run.ops, run.rounds, request_id))]
-    trace = _trace_of(run, request_id)
+    trace = trace_of(request_id)
     if trace is not None and arm.latency is not None:
         try:
             simulated = simulate(parse_policy(policy), [trace], arm.latency, label=policy)
@@ -77,17 +80,6 @@ def _typical(requests: pd.DataFrame) -> int:
     """The request of median seconds a token."""
     seconds = (requests.finish_s - requests.first_token_s) / requests.num_output_tokens.clip(lower=1)
     return int(requests.request_id.to_numpy()[seconds.argsort().to_numpy()[(len(seconds) - 1) // 2]])
-
-
-def _trace_of(run: Run, request_id: int) -> RequestTrace | None:
-    """The trace of a request, or of its repeat: alignment is recorded once for each sequence."""
-    row = run.requests[run.requests.request_id == request_id].iloc[0]
-    same = run.requests[(run.requests.prompt_id == row.prompt_id) & (run.requests.temperature == row.temperature)]
-    part = run.subset(same.request_id.tolist())
-    for trace in part.traces():
-        if trace.num_tokens == row.num_output_tokens:
-            return replace(trace, request_id=request_id)
-    return None
 
 
 def _of_request(ops: pd.DataFrame, rounds: pd.DataFrame, request_id: int) -> tuple[pd.DataFrame, pd.DataFrame]:

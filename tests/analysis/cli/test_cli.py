@@ -159,7 +159,7 @@ def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
     commands: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for group in ("hrad", "pair"):
         commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
-    assert len(commands) == 20
+    assert len(commands) == 21
     for name, command in commands.items():
         for option in command.params:
             text = getattr(option, "help", "")
