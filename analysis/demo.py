@@ -55,22 +55,22 @@ class DemoSize:
 
 
 FULL = DemoSize(
-    num_recorded=60,
-    num_timed=30,
+    num_recorded=32,
+    num_timed=12,
     num_measured=60,
-    max_s=110.0,
+    max_s=130.0,
     max_new_tokens=96,
     temperatures=(0.0, 1.0),
-    draft_lengths=(2, 4, 8),
-    pearl_lengths=(2, 4, 8),
+    draft_lengths=(2, 4),
+    pearl_lengths=(2, 4),
     num_best=3,
 )
 QUICK = DemoSize(
-    num_recorded=40,
-    num_timed=14,
+    num_recorded=24,
+    num_timed=8,
     num_measured=60,
-    max_s=22.0,
-    max_new_tokens=96,
+    max_s=18.0,
+    max_new_tokens=64,
     temperatures=(1.0,),
     draft_lengths=(2, 4),
     pearl_lengths=(),
