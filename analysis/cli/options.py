@@ -43,7 +43,9 @@ RunDir = Annotated[Path, typer.Option("--run", help="Read this run folder of `sp
 Policies = Annotated[
     list[str] | None,
     typer.Option(
-        "--policy", help="Use this policy, such as fixed_length:draft_length=4; give it once for each policy."
+        "--policy",
+        help="Use this policy, such as fixed_length:draft_length=4, or a method's name alone, whose settings then follow from "
+        "the measured costs; give it once for each policy.",
     ),
 ]
 CalibrationFile = Annotated[

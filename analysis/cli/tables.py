@@ -90,6 +90,12 @@ def print_doubt(console: Console, *doubts: str) -> None:
         console.print(f"[yellow]{escape(doubt)}[/yellow]", highlight=False)
 
 
+def print_lines(console: Console, lines: Sequence[str]) -> None:
+    """Lines that may be copied: they are never broken."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_reason(console: Console, reason: str) -> None:
     """Why tokens or rounds are not identical; nothing where they are."""
     if reason:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -25,19 +25,34 @@ from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
 AUTO_TRIED = 120  # policies of a family, for a choice in a moment
+_CONTAINED = {
+    "specbranch without H-RAD": ("pearl",),
+    "specbranch without branches and H-RAD": ("pearl",),
+    "specbranch without H-RAD, fixed count": ("pearl",),
+    "outcome_hedging": ("fixed_length", "pearl", "saguaro", "specbranch without H-RAD"),
+}
 LOOKUP_LENGTHS = (1, 2, 3, 4, 6, 8, 10)
 
 
 def choose_policies(
-    traces: Sequence[RequestTrace], latency: LatencyModel, *, max_tried: int = MAX_TRIED, progress: Report = silent
+    traces: Sequence[RequestTrace],
+    latency: LatencyModel,
+    *,
+    max_tried: int = MAX_TRIED,
+    names: Collection[str] | None = None,
+    progress: Report = silent,
 ) -> dict[str, Chosen]:
     """The fastest policy of each family on traces of one temperature, each with the same effort.
 
     max_tried: policies of a family whose speeds are predicted, starts apart. What a method contains is among its starts, so
-    that it is never behind it: PEARL in SpecBranch, all of them in outcome hedging, which comes last.
+    that it is never behind it: PEARL in SpecBranch, all of them in outcome hedging, which comes last. names: families that
+    are wanted, None for all; those of the main ones that they contain are chosen, too.
     """
     measure = measure_on(traces, latency)
     every = families(Measured.of(traces, latency))
+    if names is not None:
+        wanted = {*names, *(inner for name in names for inner in _CONTAINED.get(name, ()))}
+        every = {name: family for name, family in every.items() if name in wanted}
     chosen: dict[str, Chosen] = {}
     for index, (name, family) in enumerate(every.items()):
         family = with_contained(family, [choice.policy for choice in chosen.values()])
@@ -95,8 +110,3 @@ def _speeds(
     policies: Sequence[Policy], traces: Sequence[RequestTrace], latency: LatencyModel, arrays: TraceArrays
 ) -> NDArray[np.float64]:
     return sweep(policies, traces, latency, arrays=arrays).decode_tokens_per_s
-
-
-def policies_of(chosen: Mapping[str, Chosen]) -> dict[str, Policy]:
-    """Family -> policy."""
-    return {name: choice.policy for name, choice in chosen.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +32,10 @@ from analysis.cli.options import (
     prompt_form,
     within,
 )
+
+if TYPE_CHECKING:
+    from executor.recording.settings import RecordSettings
+    from traces.folder.run import Run
 
 
 def record(
@@ -117,6 +123,7 @@ def record(
     from analysis.check.identity import why_tokens_differ
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_doubt, print_reason, print_speeds
+    from analysis.tuning.auto import is_auto
     from executor.models.settings import EngineSettings, PairSettings, parse_engine, parse_transport
     from executor.recording.recorder import record_run
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
@@ -168,8 +175,11 @@ def record(
         print_doubt(console, doubt_of(int((~swept.is_clean).sum()), len(swept)))
         console.print(f"run folder: {output_dir}; fit it with: specbranch calibrate --run {output_dir}")
         return
-    with progress_bar(console, "recording") as report:
-        run = record_run(settings, output_dir, progress=report)
+    if any(map(is_auto, settings.decoding.policies)):
+        run = _record_auto(settings, output_dir)
+    else:
+        with progress_bar(console, "recording") as report:
+            run = record_run(settings, output_dir, progress=report)
     machine = machine_speed_of(run.requests, run.rounds)
     speeds, adjusted = (measured_speeds(run.requests, rounds) for rounds in (run.rounds, machine.adjusted(run.rounds)))
     print_speeds(console, "Measured", speeds, machine, adjusted)
@@ -181,3 +191,35 @@ def record(
     console.print(f"run folder: {output_dir}")
     if verdict is False:
         raise typer.Exit(NOT_IDENTICAL)
+
+
+def _record_auto(settings: RecordSettings, output_dir: Path) -> Run:
+    """A recording whose settings follow from a short one before it."""
+    from analysis.cli.progress import progress_bar
+    from analysis.cli.tables import print_lines
+    from analysis.tuning.auto import is_auto, resolution_lines, resolve
+    from analysis.tuning.preview import preview
+    from executor.hrad.predictor import check_classes
+    from executor.models.names import check_drafter
+    from executor.pair import Session
+    from executor.recording.recorder import record_run
+    from executor.recording.schedule import check_prompts
+    from sim.decoding.policies.catalog import label_of, parse_policy
+    from traces.folder.writer import check_new_folder
+
+    for label in settings.decoding.policies:
+        policy = parse_policy(label)
+        check_drafter(policy, settings.pair.draft)
+        if not is_auto(label):
+            check_classes(policy, bool(settings.pair.hrad))
+    check_new_folder(output_dir)
+    check_prompts(settings)
+    with Session(settings.pair) as session:
+        with progress_bar(console, "choosing settings on a few prompts", is_transient=True) as report:
+            traces, latency = preview(settings, session, progress=report)
+        resolved = resolve(settings.decoding.policies, traces, latency)
+        print_lines(console, resolution_lines(resolved))
+        labels = tuple(map(label_of, resolved.values()))
+        settings = replace(settings, decoding=replace(settings.decoding, policies=labels))
+        with progress_bar(console, "recording") as report:
+            return record_run(settings, output_dir, session=session, progress=report)

@@ -41,12 +41,14 @@ def validate(
     from analysis.check.precision import Effort, parse_precision
     from analysis.check.validate import validate_run
     from analysis.cli.progress import progress_bar
-    from analysis.cli.tables import print_validation
+    from analysis.cli.tables import print_lines, print_validation
     from analysis.study.candidates import validated_policies
-    from sim.decoding.policies.catalog import parse_policies
+    from analysis.tuning.auto import resolution_lines, resolve_on_run
 
     effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
-    policies = parse_policies(policy) if policy else validated_policies()
+    resolved = resolve_on_run(policy or (), run, latency=calibration)
+    policies = list(resolved.values()) or validated_policies()
+    print_lines(console, resolution_lines(resolved))
     with progress_bar(console, "measuring") as report:
         validation = validate_run(
             run,

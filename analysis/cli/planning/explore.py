@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,12 +140,16 @@ def explore(
 ) -> None:
     """Try many policies on the simulator, calibrated from a run; a killed one goes on when called again."""
     from analysis.cli.progress import progress_bar
+    from analysis.cli.tables import print_lines
     from analysis.explore.exploration import explore_study
     from analysis.explore.scale_out import Workers
+    from analysis.tuning.auto import check_labels, default_policies, resolution_lines, resolve_on_run
+    from sim.decoding.policies.catalog import label_of
 
+    stated = [label for label in policy or () if label not in check_labels(policy or ())]
     flags = StudyFlags(
         file=study,
-        policies=policy,
+        policies=stated,
         conditions={
             "temperatures": temperature,
             "placements": placement,
@@ -159,6 +163,14 @@ def explore(
         sampler=sampler,
         seed=seed,
     )
+    flags.study()  # refuses what is no study before anything is read
+    if policy or study is not None:
+        resolved = resolve_on_run(policy or (), run, latency=calibration, temperatures=temperature or (), unseen=unseen)
+        print_lines(console, resolution_lines(resolved))
+        policies = list(resolved.values())
+    else:
+        policies = default_policies(run, latency=calibration, temperatures=temperature or (), unseen=unseen)
+    flags = replace(flags, policies=list(map(label_of, policies)))
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     with progress_bar(console, "policies") as report:
         explored = explore_study(

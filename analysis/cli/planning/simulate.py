@@ -9,13 +9,15 @@ def simulate(
     run: RunDir, output_dir: OutputDir, policy: Policies = None, calibration: CalibrationFile = None, seed: Seed = 0
 ) -> None:
     """Replay a recorded run under other policies in simulated time; writes a run folder for each."""
-    from analysis.cli.tables import print_doubt, print_speeds
+    from analysis.cli.tables import print_doubt, print_lines, print_speeds
     from analysis.explore.simulation import simulate_run
-    from sim.decoding.policies.catalog import parse_policies
+    from analysis.tuning.auto import resolution_lines, resolve_on_run
 
     if not policy:
         raise ValueError("no policy to simulate; give --policy, such as --policy pearl:draft_length=6.")
-    simulated = simulate_run(run, output_dir, parse_policies(policy), latency=calibration, seed=seed)
+    resolved = resolve_on_run(policy, run, latency=calibration)
+    simulated = simulate_run(run, output_dir, list(resolved.values()), latency=calibration, seed=seed)
+    print_lines(console, resolution_lines(resolved))
     print_speeds(console, "Simulated", simulated.speeds)
     print_doubt(console, simulated.doubt)
     console.print(f"run folders: {output_dir}")

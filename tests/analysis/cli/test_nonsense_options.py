@@ -137,7 +137,10 @@ def test_numbers_out_of_range_name_their_option(
         (["explore", "--sampler", "dice"], "dice"),
         (["explore", "--backend", "abacus"], "abacus"),
         (["explore", "--policy", "pearl", "--policy", "pearl"], "pearl is given twice"),
-        (["simulate", "--policy", "pearl", "--policy", "pearl:draft_length=6"], "is given twice"),
+        (
+            ["simulate", "--policy", "saguaro:fan_out=2", "--policy", "saguaro:draft_length=5,fan_out=2"],
+            "is given twice",
+        ),
         (["simulate", "--policy", "pearl:draft_length=1,draft_length=2"], "draft_length is given twice"),
         (["validate", "--policy", "pearl", "--policy", "pearl"], "is given twice"),
         (["simulate"], "--policy"),
