@@ -6,6 +6,7 @@ times. "No method is shown to beat plain decoding here" is an answer, too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from sim.decoding.policies.catalog import PolicyError
 from traces.metrics.speeds import Speed, doubt_of
 
 PLAIN = "autoregressive"
+MIN_SUMMARISED = 3  # scenarios
 PROBE = "probe"  # a policy that only calibrates
 NO_METHOD = "No method is shown to beat plain decoding here"
 
@@ -253,4 +255,16 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     }
     none: dict[str, Any] = dict.fromkeys(shared, "")
     lines = [line for each in verdicts for line in replace(each, **none).lines()]
+    lines += _across(verdicts)
     return [*lines, *Verdict(where="", answer="", **shared).lines()[1:]] if shared else lines
+
+
+def _across(verdicts: Sequence[Verdict]) -> list[str]:
+    """Of several conditions: how often each method is the answer, in one line."""
+    if len(verdicts) < MIN_SUMMARISED:
+        return []
+    counts = Counter(each.policy.partition(":")[0] if each.is_shown and each.policy else PLAIN for each in verdicts)
+    told = ", ".join(
+        f"{'plain decoding' if name == PLAIN else name} in {count}" for name, count in counts.most_common()
+    )
+    return [f"Across {len(verdicts)} scenarios the answer is: {told}."]

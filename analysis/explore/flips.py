@@ -23,7 +23,7 @@ from sim.latency.varied import VariedLatency
 from traces.schema import Actor, OpKind, OpShape, RequestTrace
 
 WIDTH = 4  # tokens of the verification that is spoken of
-NUM_STEPS = 24  # in each direction
+NUM_STEPS = 12  # in each direction
 MAX_WIDENING = 4.0  # a verification of WIDTH tokens as dear as WIDTH of one token
 MAX_FACTOR = 8.0  # of the draft's price
 MAX_HOST = 1.0  # target forwards a round

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from os import replace
 from pathlib import Path
 
+from analysis.report.answers import Answers
 from analysis.report.elements import Section
 from analysis.report.material import Arm, read_arms
 from analysis.report.page.render import Page, render
 from analysis.report.sections.acceptance import acceptance_section
-from analysis.report.sections.answers import Answers
 from analysis.report.sections.closing import limits_section, recommendation_section
 from analysis.report.sections.comparison import comparison_section
 from analysis.report.sections.methods import methods_section, prediction_section

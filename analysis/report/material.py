@@ -12,7 +12,8 @@ import pandas as pd
 
 from analysis.check.comparison import COMPARISON, ComparedPolicy, read_comparison
 from analysis.check.validation import VALIDATION, Validation, read_validation
-from analysis.explore.inputs import latency_of
+from analysis.explore.exploration import LATENCIES
+from analysis.explore.inputs import latency_of, read_latency
 from sim.latency.base import LatencyModel
 from traces.folder.run import Run, RunError, read_json, read_run
 from traces.metrics.machine_speed import MachineSpeed, machine_speed_of
@@ -98,11 +99,11 @@ class Arm:
 
     @cached_property
     def latency(self) -> LatencyModel | None:
-        """Fitted to the recorded run; None where it does not calibrate."""
-        if self.recorded is None or self.recorded.ops.empty:
-            return None
+        """Of an exploration what it ran on, otherwise fitted to the recorded run; None where nothing calibrates."""
         try:
-            return latency_of(self.recorded)
+            if self.explored is not None and self.measured is None:
+                return read_latency(self.explored.run.folder / LATENCIES)
+            return None if self.recorded is None or self.recorded.ops.empty else latency_of(self.recorded)
         except ValueError:
             return None
 

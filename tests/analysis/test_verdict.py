@@ -56,6 +56,11 @@ def test_what_all_verdicts_share_is_said_once() -> None:
     assert verdict_lines(verdicts[:1]) == verdicts[0].lines()
 
 
+def test_many_scenarios_end_with_one_summary() -> None:
+    verdicts = [decide(f"c={value}", [PLAIN, FAST if value else SLOW]) for value in range(4)]
+    assert "Across 4 scenarios the answer is: pearl in 3, plain decoding in 1." in verdict_lines(verdicts)
+
+
 def test_programs_get_the_same() -> None:
     verdict = decide("T = 1", [PLAIN, FAST], next_step="go")
     assert verdict.as_dict()["policy"] == "pearl:draft_length=6"

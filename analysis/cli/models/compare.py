@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from analysis.cli.conclusion import AsJson, conclude, console_for
 from analysis.cli.options import (
     MAX_COUNT,
     NOT_IDENTICAL,
@@ -23,7 +24,6 @@ from analysis.cli.options import (
     Target,
     Temperatures,
     TrustRemoteCode,
-    console,
     within,
 )
 
@@ -49,6 +49,7 @@ def compare(
     ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
     from analysis.check.compare import compare as compare_methods
@@ -56,6 +57,7 @@ def compare(
     from analysis.check.precision import Effort, parse_precision
     from analysis.cli.progress import progress_bar
 
+    told = console_for(as_json)
     effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
     rows = compare_methods(
         output_dir,
@@ -72,9 +74,10 @@ def compare(
         ignores_generation_config=ignore_generation_config,
         allows_vocab_difference=allow_vocab_difference,
         trusts_remote_code=trust_remote_code,
-        progress=lambda title: progress_bar(console, title),
+        progress=lambda title: progress_bar(told, title),
     )
-    print_comparison(console, rows)
-    console.print(f"run folders: {output_dir}")
+    print_comparison(told, rows)
+    told.print(f"run folders: {output_dir}")
+    conclude([output_dir], as_json=as_json)
     if not all(row.is_identical for row in rows):
         raise typer.Exit(NOT_IDENTICAL)

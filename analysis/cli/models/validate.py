@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from analysis.cli.conclusion import AsJson, conclude, console_for
 from analysis.cli.options import (
     MAX_COUNT,
     NOT_IDENTICAL,
@@ -18,7 +19,6 @@ from analysis.cli.options import (
     RunDir,
     Seed,
     TrustRemoteCode,
-    console,
     within,
 )
 
@@ -36,6 +36,7 @@ def validate(
     max_seconds: MaxSeconds = 0.0,
     seed: Seed = 0,
     trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run policies for real on prompts that were not recorded, and compare with the prediction."""
     from analysis.check.precision import Effort, parse_precision
@@ -46,10 +47,10 @@ def validate(
     from analysis.tuning.auto import resolution_lines, resolve_on_run
 
     effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
-    resolved = resolve_on_run(policy or (), run, latency=calibration)
+    resolved, told = resolve_on_run(policy or (), run, latency=calibration), console_for(as_json)
     policies = list(resolved.values()) or validated_policies()
-    print_lines(console, resolution_lines(resolved))
-    with progress_bar(console, "measuring") as report:
+    print_lines(told, resolution_lines(resolved))
+    with progress_bar(told, "measuring") as report:
         validation = validate_run(
             run,
             output_dir,
@@ -62,7 +63,8 @@ def validate(
             effort=effort,
             progress=report,
         )
-    print_validation(console, validation)
-    console.print(f"run folder: {output_dir}")
+    print_validation(told, validation)
+    told.print(f"run folder: {output_dir}")
+    conclude([run, output_dir], as_json=as_json)
     if not validation.is_identical:
         raise typer.Exit(NOT_IDENTICAL)

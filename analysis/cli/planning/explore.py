@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from analysis.cli.options import (
-    MAX_COUNT,
-    MAX_SEED,
-    CalibrationFile,
-    OutputDir,
-    Policies,
-    Temperatures,
-    console,
-    within,
-)
+from analysis.cli.conclusion import AsJson, conclude, console_for
+from analysis.cli.options import MAX_COUNT, MAX_SEED, CalibrationFile, OutputDir, Policies, Temperatures, within
 from traces.importers.base import Unseen
 
 if TYPE_CHECKING:
@@ -137,6 +130,7 @@ def explore(
         ),
     ] = None,
     top: Annotated[int, typer.Option(callback=within(1, MAX_COUNT), help="Print this many of the best policies.")] = 10,
+    as_json: AsJson = False,
 ) -> None:
     """Try many policies on the simulator, calibrated from a run; a killed one goes on when called again."""
     from analysis.cli.progress import progress_bar
@@ -172,19 +166,21 @@ def explore(
         policies = default_policies(run, latency=calibration, temperatures=temperature or (), unseen=unseen)
     flags = replace(flags, policies=list(map(label_of, policies)))
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
-    with progress_bar(console, "policies") as report:
+    told = console_for(as_json)
+    with progress_bar(told, "policies") as report:
         explored = explore_study(
             run, output_dir, flags.study(), latency=calibration, unseen=unseen, workers=where, progress=report
         )
-    _print_exploration(explored, output_dir, top)
+    _print_exploration(told, explored, output_dir, top)
+    conclude([output_dir], as_json=as_json)
 
 
-def _print_exploration(explored: Exploration, output_dir: Path, top: int) -> None:
+def _print_exploration(console: Console, explored: Exploration, output_dir: Path, top: int) -> None:
     """The best policies, how sure that is and what it depends on."""
     from analysis.cli.tables import print_doubt
 
     for scenario in list(explored.rankings)[:MAX_SCENARIOS]:
-        _print_scenario(explored, scenario, top)
+        _print_scenario(console, explored, scenario, top)
     if len(explored.rankings) > MAX_SCENARIOS:
         console.print(f"{len(explored.rankings) - MAX_SCENARIOS} more scenarios are in results.parquet")
     print_doubt(console, explored.doubt)
@@ -206,7 +202,7 @@ def _print_exploration(explored: Exploration, output_dir: Path, top: int) -> Non
     )
 
 
-def _print_scenario(explored: Exploration, scenario: str, top: int) -> None:
+def _print_scenario(console: Console, explored: Exploration, scenario: str, top: int) -> None:
     from analysis.cli.tables import print_speeds, short_label
 
     rows, ranking = explored.table.scenario == scenario, explored.rankings[scenario]

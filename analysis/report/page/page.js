@@ -85,7 +85,7 @@
         type: "bar", orientation: "h", x: sorted.map((row) => row.speedup), y: sorted.map((row) => row.name),
         marker: { color: sorted.map((row) => row.colour) }, text: sorted.map((row) => `${row.speedup.toFixed(2)}, ${tokens(row.length)}`),
         textposition: "outside", cliponaxis: false, hoverinfo: "skip",
-      }], { ...data.bars, xaxis: { ...data.bars.xaxis, range: [0, 1.25 * Math.max(1.2, ...rows.map((row) => row.speedup))] } }, config);
+      }], { ...data.bars, xaxis: { ...data.bars.xaxis, range: [0, 1.7 * Math.max(1.2, ...rows.map((row) => row.speedup))] } }, config);
       drawMap();
     };
     const [x_axis, y_axis] = ["ratio", "acceptance"].map((name) => axes.find((axis) => axis.name === name));

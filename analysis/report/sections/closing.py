@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.report.answers import Answers
 from analysis.report.elements import Element, Section, Text
 from analysis.report.material import Arm
-from analysis.report.sections.answers import Answers
 from executor.recording.settings import read_settings
 from traces.folder.run import RunError
 
@@ -67,7 +67,7 @@ def recommendation_section(answers: Answers) -> Section | None:
         else:
             elements.append(Text(text=f"{where}stay with plain decoding until a method is shown to be faster."))
     for step in dict.fromkeys(verdict.next_step for verdict in answers.verdicts if verdict.next_step):
-        elements.append(Text(text=f"Next: {step}."))
+        elements.append(Text(text=f"Next: {step}"))
     for plan in answers.arm.plans:
         elements.append(Text(text=f"The engines' configuration files stand in {plan.folder}."))
     if not elements:

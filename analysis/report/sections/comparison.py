@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from analysis.report.answers import Answers
 from analysis.report.charts import Figure, error_bars, layout, line_at
 from analysis.report.elements import Chart, Element, Section, Table, Text, in_chart, with_interval
 from analysis.report.material import Arm
-from analysis.report.sections.answers import Answers
 from analysis.verdict import PROBE, name_of
 from traces.metrics.speeds import Speed
 

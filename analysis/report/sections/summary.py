@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from analysis.report.answers import Answers
 from analysis.report.elements import Element, Facts, Figures, Section, Table, Text
 from analysis.report.material import Arm
-from analysis.report.sections.answers import Answers
 from analysis.verdict import Verdict, name_of
 from executor.recording.settings import read_settings
 from traces.folder.run import Run, RunError

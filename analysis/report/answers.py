@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from analysis import verdict
@@ -15,9 +15,12 @@ from executor.recording.settings import draft_of
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import parse_policy
 from sim.decoding.replay import check_answers
+from sim.latency.placement import Placement
 from traces.metrics.speeds import doubt_of
+from traces.schema import RequestTrace, num_tokens
 
 NUM_CONTENDERS = 12
+MAX_TOKENS = 6000  # recorded ones that prices are moved on: a flip is no matter of the third digit
 
 
 class Answers:
@@ -39,7 +42,7 @@ class Answers:
             contenders = contenders_of(arm, temperature)
             if len(contenders) > 1:
                 assert arm.latency is not None
-                traces = [trace for trace in arm.traces if trace.temperature == temperature]
+                traces = _some([trace for trace in arm.traces if trace.temperature == temperature])
                 found[temperature] = vary_prices(traces, arm.latency, contenders, contenders[0])
         return found
 
@@ -49,6 +52,12 @@ class Answers:
         return _verdicts(
             self.arm, {temperature: change_sentence(prices) for temperature, prices in self.prices.items()}
         )
+
+
+def _some(traces: Sequence[RequestTrace]) -> list[RequestTrace]:
+    """Traces evenly from all of them, with about MAX_TOKENS tokens at most."""
+    step = max(1, round(num_tokens(traces) / MAX_TOKENS))
+    return list(traces[::step])
 
 
 def change_sentence(prices: Prices) -> str:
@@ -87,7 +96,7 @@ def _verdicts(arm: Arm, changes: Mapping[float, str]) -> list[Verdict]:
     if len({method_of(speed.policy) for speed in arm.speeds} - {PROBE}) > 1:
         return verdict.of_speeds(arm.speeds, is_measured=True, would_change=changes, next_step=_next_step(arm))
     if arm.explored:
-        return [_of_scenario(arm.explored, scenario, _next_step(arm)) for scenario in _scenarios(arm.explored)]
+        return [_of_scenario(arm, arm.explored, scenario, changes) for scenario in _scenarios(arm.explored)]
     return verdict.of_speeds(arm.speeds, is_measured=True, next_step=_next_step(arm)) if arm.speeds else []
 
 
@@ -95,7 +104,7 @@ def _scenarios(explored: Explored) -> list[str]:
     return list(dict.fromkeys(explored.table.scenario))
 
 
-def _of_scenario(explored: Explored, scenario: str, next_step: str) -> Verdict:
+def _of_scenario(arm: Arm, explored: Explored, scenario: str, changes: Mapping[float, str]) -> Verdict:
     rows = explored.table[explored.table.scenario == scenario]
     contenders = [
         Contender(
@@ -110,18 +119,29 @@ def _of_scenario(explored: Explored, scenario: str, next_step: str) -> Verdict:
     found = [each for each in explored.summary.get("best_by_scenario", ()) if each.get("scenario") == scenario]
     sure = f"It is the fastest in {found[0]['probability_best']:.0%} of resamples of the prompts." if found else ""
     doubt = str(explored.summary.get("doubt") or "")
-    return verdict.decide(scenario, contenders, doubt=doubt, is_measured=False, how_sure=sure, next_step=next_step)
+    # Prices are moved as calibrated, on two devices: other scenarios have other answers.
+    is_plain = scenario == f"T={contenders[0].temperature:g} {Placement().label}"
+    return verdict.decide(
+        scenario,
+        contenders,
+        doubt=doubt,
+        is_measured=False,
+        how_sure=sure,
+        would_change=changes.get(contenders[0].temperature, "") if is_plain else "",
+        next_step=_next_step(arm, max(contenders, key=lambda each: each.speed).policy),
+    )
 
 
-def _next_step(arm: Arm) -> str:
+def _next_step(arm: Arm, policy: str = "") -> str:
+    """policy: the one that should be measured, of an exploration."""
+    if doubts_of(arm):
+        return "the same again, on a machine that does nothing else."
     if arm.validation or arm.comparison:
-        if doubts_of(arm):
-            return "measure again on a machine that does nothing else"
-        return "set it in your server, and hold a load test against `specbranch plan`"
+        return "a load test of your server with this setting, held against specbranch plan."
     source = arm.recorded.folder if arm.recorded else "RUN"
     if arm.explored:
-        return f"specbranch validate --run {source} --output-dir validated, with --policy for the best few"
-    return f"specbranch explore --run {source} --output-dir explored"
+        return f"specbranch validate --run {source} --output-dir NEW --policy {policy}"
+    return f"specbranch explore --run {source} --output-dir NEW"
 
 
 def contenders_of(arm: Arm, temperature: float) -> list[Policy]:
