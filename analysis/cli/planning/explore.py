@@ -158,15 +158,15 @@ def explore(
         seed=seed,
     )
     flags.study()  # refuses what is no study before anything is read
+    told = console_for(as_json)
     if policy or study is not None:
         resolved = resolve_on_run(policy or (), run, latency=calibration, temperatures=temperature or (), unseen=unseen)
-        print_lines(console, resolution_lines(resolved))
+        print_lines(told, resolution_lines(resolved))
         policies = list(resolved.values())
     else:
         policies = default_policies(run, latency=calibration, temperatures=temperature or (), unseen=unseen)
     flags = replace(flags, policies=list(map(label_of, policies)))
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
-    told = console_for(as_json)
     with progress_bar(told, "policies") as report:
         explored = explore_study(
             run, output_dir, flags.study(), latency=calibration, unseen=unseen, workers=where, progress=report
