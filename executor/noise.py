@@ -62,10 +62,13 @@ def uniform(
     purpose: Purpose,
     device: torch.device | str = "cpu",
     columns: Tensor | None = None,
+    *,
+    attempt: int = 0,
 ) -> Tensor:
     """(num_positions, num_columns) float64, strictly between 0 and 1, one of 2^32 equidistant values.
 
     columns: make these columns alone, in their order: (num_positions, len(columns)), the very numbers of the whole.
+    attempt: other numbers for the same position and purpose, below 2^24.
     """
     if not 0 <= request <= _WORD:
         raise ValueError(f"a noise request key must lie in [0, 2^32), but got {request}.")
@@ -79,7 +82,7 @@ def uniform(
         blocks,
         rows[:, None].expand_as(blocks),
         torch.full_like(blocks, request),
-        torch.full_like(blocks, purpose),
+        torch.full_like(blocks, purpose + (attempt << 8)),
     )
     words = philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
     four = torch.stack(words, dim=-1)  # (positions, blocks, 4)
@@ -95,13 +98,16 @@ def gumbel(
     purpose: Purpose = Purpose.SHARED,
     device: torch.device | str = "cpu",
     columns: Tensor | None = None,
+    *,
+    attempt: int = 0,
 ) -> Tensor:
     """Standard Gumbel noise, (num_positions, vocab) float32: -log(-log u), logarithms in float64.
 
     argmax(log p + noise) has the law p (Gumbel-max). Values lie within [-3.2, 22.9], which cuts off 2^-33 of the law.
     columns: of these tokens alone, (num_positions, len(columns)).
     """
-    return uniform(seed, request, positions, vocab_size, purpose, device, columns).log_().neg_().log_().neg_().float()
+    numbers = uniform(seed, request, positions, vocab_size, purpose, device, columns, attempt=attempt)
+    return numbers.log_().neg_().log_().neg_().float()
 
 
 class NoiseTable:

@@ -29,11 +29,14 @@ from executor.resident.target import GraphTarget
 from executor.roles.annotate import Annotation, annotate
 from executor.roles.draft import Draft
 from executor.roles.draft_side import DraftSide
+from executor.roles.ratio import RatioDraft, RatioTarget
 from executor.roles.target import Target
 from executor.roles.target_side import load_target
 from sim.decoding.policies.base import Policy
+from sim.decoding.rules import check_rule
 from sim.decoding.world import World
 from traces.processes import num_cores
+from traces.schema import Rule
 
 
 class Session:
@@ -52,7 +55,7 @@ class Session:
                 "here, and their times support no claim.",
                 stacklevel=2,
             )
-        self.has_predictor, self.draft_name = bool(pair.hrad), settings.draft
+        self.has_predictor, self.draft_name, self.rule = bool(pair.hrad), settings.draft, pair.rule
         self._names = {"target": settings.target, "draft": settings.draft}
         trusts = pair.engine.trusts_remote_code
         self.tokenizer = load_tokenizer(pair.target, trusts_remote_code=trusts)
@@ -66,7 +69,7 @@ class Session:
                 os.sched_setaffinity(0, {self.cores[0]})
             if (device := resolve_device(pair.engine.device)).type == "cuda":
                 torch.cuda.set_device(device)
-            self._roles = _one_device(pair) if _is_on_one_device(pair) else _two_processes(pair, self.cores)
+            self._roles = _roles_of(pair, self.cores)
         except BaseException:
             self.close()
             raise
@@ -113,6 +116,7 @@ class Session:
         """
         check_classes(policy, self.has_predictor)
         check_drafter(policy, self.draft_name)
+        check_serial(policy, self.rule)
         longest = len(request.tokens) + request.max_new_tokens
         if longest > self.capacity:
             raise ValueError(
@@ -229,6 +233,34 @@ def _is_on_one_device(pair: PairSettings) -> bool:
     """Whether both models run in this process, on two streams of one device."""
     is_resident = pair.engine.kind is EngineKind.RESIDENT
     return is_resident and pair.engine.device == pair.target_device and pair.transport is Transport.MAILBOX
+
+
+def check_serial(policy: Policy, rule: Rule) -> None:
+    """Refuse what the rule's loop cannot run: policies that overlap, or that read the draft's own draw. Raises ValueError."""
+    check_rule(policy, rule)
+    if rule is not Rule.SHARED and policy.overlaps:
+        raise ValueError(
+            f"{type(policy).__name__} drafts while the target verifies, which the executor does under shared noise only; "
+            f"with the rule {rule.value} take a serial policy, such as fixed_length:draft_length=4."
+        )
+
+
+def _roles_of(pair: PairSettings, cores: list[int]) -> _Roles:
+    if pair.rule is not Rule.SHARED:
+        return _one_process(pair)
+    return _one_device(pair) if _is_on_one_device(pair) else _two_processes(pair, cores)
+
+
+def _one_process(pair: PairSettings) -> _Roles:
+    """Both roles here, one after the other."""
+    if pair.engine.kind is EngineKind.RESIDENT or pair.hrad:
+        raise ValueError(
+            f"the rule {pair.rule.value} runs on the static and hugging_face engines, and without an H-RAD predictor."
+        )
+    target_engine, _ = load_target(pair)
+    draft_engine = follow_rules(load_engine(pair.draft, pair.engine), pair)
+    draft = RatioDraft(draft_engine, pair.rule)
+    return _Roles(RatioTarget(target_engine, draft), draft, draft_engine)
 
 
 def _one_device(pair: PairSettings) -> _Roles:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MIN_TEMPERATURE = 1e-4  # below it logits overflow in float32
 MAX_TEMPERATURE = 1e4
 
@@ -39,6 +39,15 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], but got {self.top_p}; 1 switches the filter off.")
 
 
+class Rule(enum.StrEnum):
+    """How drafted tokens are verified (`sim.decoding.rules`). Every rule is lossless; they differ in how often the draft is
+    right."""
+
+    SHARED = "shared"  # target and draft add the same noise: tokens are those of plain decoding
+    RATIO = "ratio"  # engines' rejection sampling
+    POINT_MASS = "point_mass"  # engines' greedy draft at a temperature above 0
+
+
 class Signal(NamedTuple):
     """What a policy may know of one draft token: how sure the draft was of it.
 
@@ -53,6 +62,20 @@ class Signal(NamedTuple):
 
 
 UNKNOWN_SIGNAL = Signal(float("nan"), float("nan"), float("nan"))
+
+
+class TokenChances(NamedTuple):
+    """What rules that draw their own numbers ask about a committed token: chances under both laws, without shared noise.
+
+    target, draft: p and q of the token. target_of_best: p of the draft's most probable token, which is how often an
+    engine's greedy draft is accepted there. plain_rank: the token's place in the order of q; 0 is the most probable.
+    At temperature 0 the laws are those at temperature 1.
+    """
+
+    target: float
+    draft: float
+    target_of_best: float
+    plain_rank: int
 
 
 class FinishReason(enum.StrEnum):
@@ -223,6 +246,7 @@ class RequestTrace:
     tails:      position -> signals of the draft's own continuation from there, `tail_depth` of them.
     tail_depth: how many draft tokens after a wrong one (or after the last committed one) were recorded.
     class_probs: (N + 1,) H-RAD class probabilities before each position, or empty.
+    chances: (N,) of each committed token, or empty (runs before schema version 3).
     known_ranks: how many ranks the trace tells apart: smaller ones are exact, and this one stands for itself and all larger
     ones. An engine that says only what was accepted knows 1 (the draft's token, or another). None: all ranks are exact.
     """
@@ -238,6 +262,7 @@ class RequestTrace:
     tails: Mapping[int, tuple[Signal, ...]] = field(default_factory=dict)
     tail_depth: int = 0
     class_probs: tuple[tuple[float, float, float], ...] = ()
+    chances: tuple[TokenChances, ...] = ()
     known_ranks: int | None = None
 
     def __post_init__(self) -> None:
@@ -246,6 +271,8 @@ class RequestTrace:
             raise ValueError(f"request {self.request_id} has no committed token; a trace needs at least one.")
         if self.signals and len(self.signals) != num:
             raise ValueError(f"request {self.request_id}: {len(self.signals)} signals for {num} positions.")
+        if self.chances and len(self.chances) != num:
+            raise ValueError(f"request {self.request_id}: {len(self.chances)} chances for {num} positions.")
         if self.class_probs and len(self.class_probs) != num + 1:
             raise ValueError(
                 f"request {self.request_id}: class_probs has {len(self.class_probs)} entries, but {num + 1} are needed."

@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, field, replace
 
 from executor.models.names import EMBEDDED
+from traces.schema import Rule
 
 MAX_TIMEOUT_S = 1e6
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -87,6 +88,8 @@ class PairSettings:
     draft_sms: multiprocessors that the draft is confined to where both models share a GPU; 0 is all.
     ignores_generation_config: whether the rules that the target's makers decode with (`executor.models.engines.ruled`) are
     left out. allows_vocab_difference: whether tokenizers may differ in some tokens.
+    rule: how drafted tokens are verified. Any but shared noise runs both models in this process, one after the other, under
+    policies that draft serially; tokens then are those of the target's law, not of plain decoding with the same noise.
     """
 
     target: str = EMBEDDED
@@ -101,6 +104,7 @@ class PairSettings:
     draft_sms: int = 0
     ignores_generation_config: bool = False
     allows_vocab_difference: bool = False
+    rule: Rule = Rule.SHARED
 
     def __post_init__(self) -> None:
         if self.verify_width < 0 or self.draft_sms < 0:

@@ -17,7 +17,7 @@ from executor.hrad.predictor import check_classes
 from executor.loop import Decoded
 from executor.models.loading import fingerprint
 from executor.models.names import check_drafter, resolve_model
-from executor.pair import Session
+from executor.pair import Session, check_serial
 from executor.recording.contention import ContentionMeter
 from executor.recording.schedule import Blocks, check_prompts, in_blocks, make_requests, settled
 from executor.recording.settings import RecordSettings, config_of
@@ -31,9 +31,13 @@ from traces.folder.writer import RunWriter, check_new_folder
 from traces.metrics.machine_speed import machine_speed_of
 from traces.metrics.speeds import measured_speeds, mismatched_prompts, speeds_summary
 from traces.progress import Report, silent
-from traces.schema import Op, RequestRecord, Round, RoundTimes
+from traces.schema import Op, RequestRecord, Round, RoundTimes, Rule
 
 NOISE_RULE = "shared Gumbel noise, Philox4x32-10 keyed by (seed, noise_key, position)"
+PRIVATE_RULES = {
+    Rule.RATIO: "ratio rule, numbers of its own for draft, test and residual (Philox4x32-10)",
+    Rule.POINT_MASS: "point mass: the draft's most probable token, kept with the target's chance of it (Philox4x32-10)",
+}
 SYNTHETIC = "synthetic"  # in place of a hash of tokens that mean nothing
 MIN_LAP_S = 0.4
 Tables: TypeAlias = tuple[pd.DataFrame, pd.DataFrame]  # requests, rounds
@@ -55,6 +59,7 @@ def record_run(
     for policy in policies:
         check_classes(policy, has_predictor)
         check_drafter(policy, settings.pair.draft)
+        check_serial(policy, settings.pair.rule)
     check_new_folder(Path(output_dir))
     if settings.decoding.acceptance:
         SyntheticAcceptance(settings.decoding.acceptance)
@@ -91,7 +96,7 @@ def record(
     """
     label = settings.decoding.acceptance
     synthetic = SyntheticAcceptance(label) if label else None
-    rule = f"synthetic acceptance: {label}" if label else NOISE_RULE
+    rule = f"synthetic acceptance: {label}" if label else PRIVATE_RULES.get(settings.pair.rule, NOISE_RULE)
     with RunWriter(output_dir, config=config_of(settings), meta={"kind": "executed", "noise_rule": rule}) as writer:
         _warm_up(session, blocks, synthetic)
         recorder = _Recorder(settings, session, writer, synthetic)
@@ -122,6 +127,8 @@ class _Recorder:
     ) -> None:
         self._settings, self._session, self._writer = settings, session, writer
         self._synthetic = synthetic
+        # Ranks are those of shared noise: of tokens that another rule drew there are none, and each policy has its own.
+        self._is_shared = settings.pair.rule is Rule.SHARED
         self._start_s = time.perf_counter()
         self._num_requests = self._num_near_ties = 0
         self._predict_s = self._predicted_verify_s = 0.0
@@ -160,7 +167,7 @@ class _Recorder:
         if time.perf_counter() - self._lap_start_s >= MIN_LAP_S:
             self._close_lap()
         key = (request.prompt_id, request.sampling.temperature)
-        if self._settings.aligns and key not in self._aligned:
+        if self._settings.aligns and self._is_shared and key not in self._aligned:
             self._aligned.add(key)
             self._close_lap()
             if synthetic is not None:
@@ -205,7 +212,7 @@ class _Recorder:
                 "measured": speeds_summary(measured_speeds(requests, rounds)),
                 "adjusted": speeds_summary(measured_speeds(requests, machine.adjusted(rounds))),
                 "drift_range": machine.range,
-                "tokens_identical": not mismatched if self._synthetic is None else None,
+                "tokens_identical": not mismatched if self._is_shared and self._synthetic is None else None,
                 "mismatched_prompts": mismatched,
                 "num_near_ties": self._num_near_ties,
                 "contention": self.contention(),

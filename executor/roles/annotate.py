@@ -21,7 +21,7 @@ from executor.noise import NoiseTable
 from executor.roles.target import Target
 from executor.verification import choose, noisy_scores, signals, top_tokens
 from sim.decoding.machine import ClassProbs
-from traces.schema import RequestTrace, Sampling, Signal
+from traces.schema import RequestTrace, Sampling, Signal, TokenChances
 
 NUM_TOP = 8
 MAX_ROLLED_TOKENS = 512  # of all rollouts that run as one batch
@@ -61,9 +61,13 @@ def annotate(
     tails = _roll_out(engine, num_prompt, ranks, firsts, laws[-1], request.sampling, noise, tail_depth)
 
     law = Sampling(request.sampling.temperature or 1.0, request.sampling.top_k, request.sampling.top_p)
-    draft_probs = torch.softmax(noisy_scores(logits[:-1], law, None), -1)
-    target_columns, class_probs = _scored(
-        target, sequence, num_prompt, request.sampling, draft_probs.cpu().numpy(), head
+    plain = noisy_scores(logits[:-1], law, None)
+    draft_probs = torch.softmax(plain, -1)
+    committed = torch.tensor(tokens, device=plain.device)
+    bests = ids_of(choose(plain), head).cpu().numpy()
+    asked = np.stack([tokens, bests], axis=1)  # of the target's laws: its own tokens, the draft's most probable ones
+    target_columns, target_probs, class_probs = _scored(
+        target, sequence, num_prompt, request.sampling, draft_probs.cpu().numpy(), asked, head
     )
     trace = RequestTrace(
         request_id=request_id,
@@ -77,6 +81,7 @@ def annotate(
         tails=tails,
         tail_depth=tail_depth,
         class_probs=class_probs,
+        chances=_chances(plain, committed, target_probs, head),
     )
     best = top_tokens(scores[:-1], NUM_TOP)
     columns: dict[str, NDArray[np.generic] | list[list[int]] | list[list[float]]] = {
@@ -94,15 +99,34 @@ def _ranks(scores: Tensor, tokens: Tensor, head_tokens: Tensor | None) -> list[i
 
     A token that the head lacks has probability 0 and stands behind all that the head knows.
     """
-    columns = (
-        tokens if head_tokens is None else torch.searchsorted(head_tokens, tokens).clamp_(max=len(head_tokens) - 1)
-    )
+    columns, is_known = _columns_of(tokens, head_tokens)
     own = scores.gather(-1, columns[:, None])
     index = torch.arange(scores.shape[-1], device=scores.device)
     rank = ((scores > own) | ((scores == own) & (index < columns[:, None]))).sum(-1)
-    if head_tokens is not None:
-        rank = torch.where(head_tokens[columns] == tokens, rank, len(head_tokens))
+    rank = torch.where(is_known, rank, scores.shape[-1])
     return [int(place) for place in rank.tolist()]
+
+
+def _chances(
+    plain: Tensor, committed: Tensor, target_probs: NDArray[np.float64], head_tokens: Tensor | None
+) -> tuple[TokenChances, ...]:
+    """Of the committed tokens. plain: (N, columns) scores of the draft without noise. target_probs: (N, 2) p of the token, and
+    of the draft's most probable one."""
+    columns, is_known = _columns_of(committed, head_tokens)
+    own = torch.softmax(plain, -1).gather(-1, columns[:, None])[:, 0] * is_known
+    ranks = _ranks(plain, committed, head_tokens)
+    return tuple(
+        TokenChances(of_token, draft, of_best, rank)
+        for (of_token, of_best), draft, rank in zip(target_probs.tolist(), own.tolist(), ranks, strict=True)
+    )
+
+
+def _columns_of(tokens: Tensor, head_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Columns of tokens in a head's logits, and whether the head knows them (any column where it does not)."""
+    if head_tokens is None:
+        return tokens, torch.ones_like(tokens, dtype=torch.bool)
+    columns = torch.searchsorted(head_tokens, tokens).clamp_(max=len(head_tokens) - 1)
+    return columns, head_tokens[columns] == tokens
 
 
 def _as_signals(logits: Tensor, scores: Tensor, sampling: Sampling) -> list[Signal]:
@@ -155,15 +179,18 @@ def _scored(
     num_prompt: int,
     sampling: Sampling,
     draft_probs: NDArray[np.float32],
+    asked: NDArray[np.int64],
     head_tokens: Tensor | None = None,
-) -> tuple[dict[str, NDArray[np.generic]], tuple[ClassProbs, ...]]:
-    """Largest probability, entropy and second log-moment of the target's laws, their overlap with the draft's; classes, if
-    H-RAD runs. draft_probs: (N, columns), of the tokens that the draft's head knows."""
+) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float64], tuple[ClassProbs, ...]]:
+    """Largest probability, entropy and second log-moment of the target's laws, their overlap with the draft's; (N, 2)
+    probabilities of the asked tokens; classes, if H-RAD runs. draft_probs: (N, columns), of the tokens that the draft's head
+    knows."""
     columns = slice(None) if head_tokens is None else head_tokens.cpu().numpy()
-    stats, moments, overlaps, classes, first = [], [], [], [], 0
+    stats, moments, overlaps, found, classes, first = [], [], [], [], [], 0
     for chunk in target.score(sequence, num_prompt, sampling):
         num = len(chunk.probs)
         overlaps.append(np.minimum(chunk.probs[:, columns], draft_probs[first : first + num]).sum(-1))
+        found.append(np.take_along_axis(chunk.probs, asked[first : first + num], axis=-1))
         log_probs = np.log(np.where(chunk.probs > 0, chunk.probs, 1.0))  # what a filter left out adds nothing
         moments.append((chunk.probs * log_probs**2).sum(-1))
         stats.append(chunk.stats)
@@ -176,4 +203,8 @@ def _scored(
         "target_log_moment": np.concatenate(moments),
         "overlap": np.concatenate(overlaps),
     }
-    return values, tuple((row[0], row[1], row[2]) for row in np.concatenate(classes).tolist())
+    return (
+        values,
+        np.concatenate(found).astype(np.float64),
+        tuple((row[0], row[1], row[2]) for row in np.concatenate(classes).tolist()),
+    )

@@ -13,10 +13,20 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 
-from traces.schema import SCHEMA_VERSION, FinishReason, Op, RequestRecord, RequestTrace, Round, RoundTimes, Signal
+from traces.schema import (
+    SCHEMA_VERSION,
+    FinishReason,
+    Op,
+    RequestRecord,
+    RequestTrace,
+    Round,
+    RoundTimes,
+    Signal,
+    TokenChances,
+)
 
 VERSION_KEY = b"schema_version"
-READABLE_VERSIONS = (1, SCHEMA_VERSION)
+READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 TABLE_NAMES = ("ops", "rounds", "requests", "alignment", "tails")
 UNSIGNED = ("seed", "noise_key")  # full 64 bits
 SIGNAL_COLUMNS = ("draft_max_prob", "draft_entropy", "draft_margin")
@@ -31,7 +41,12 @@ EXTRA_COLUMNS: Mapping[str, Any] = {
     "target_entropy": pa.float64(),  # nats
     "target_log_moment": pa.float64(),  # of the target's law: sum p (log p)^2
     "overlap": pa.float64(),
+    "target_prob": pa.float64(),  # of the committed token; the fields of `TokenChances`
+    "draft_prob": pa.float64(),
+    "target_prob_of_draft_best": pa.float64(),
+    "draft_plain_rank": pa.int32(),
 }
+CHANCE_COLUMNS = ("target_prob", "draft_prob", "target_prob_of_draft_best", "draft_plain_rank")
 
 
 RecordT = TypeVar("RecordT", bound=tuple[Any, ...])
@@ -164,6 +179,8 @@ def alignment_of(trace: RequestTrace, extra: Mapping[str, Any]) -> Any:
     }
     if trace.signals:
         columns.update(zip(SIGNAL_COLUMNS, zip(*trace.signals, strict=True), strict=True))
+    if trace.chances:
+        columns.update(zip(CHANCE_COLUMNS, zip(*trace.chances, strict=True), strict=True))
     if trace.class_probs:
         columns.update(zip(CLASS_COLUMNS, zip(*trace.class_probs, strict=True), strict=True))
     return pa.Table.from_arrays(
@@ -222,6 +239,7 @@ def trace_of(request: RequestRecord, alignment: Any, tails: Any) -> RequestTrace
         if length >= 0
     }
     has_signals = alignment.column(SIGNAL_COLUMNS[0])[0].is_valid
+    has_chances = all(alignment.column(name)[0].is_valid for name in CHANCE_COLUMNS)
     has_classes = alignment.column(CLASS_COLUMNS[0])[0].is_valid
     return RequestTrace(
         request_id=request.request_id,
@@ -235,6 +253,7 @@ def trace_of(request: RequestRecord, alignment: Any, tails: Any) -> RequestTrace
         tails=recorded,
         tail_depth=alignment.column("tail_depth")[0].as_py(),
         class_probs=tuple(_tuples(alignment, CLASS_COLUMNS)) if has_classes else (),
+        chances=tuple(TokenChances(*row) for row in _tuples(alignment, CHANCE_COLUMNS)[:num]) if has_chances else (),
     )
 
 

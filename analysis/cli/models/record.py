@@ -112,6 +112,13 @@ def record(
         ),
     ] = "",
     hrad: Hrad = "",
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="Verify by this rule: shared (noise that both models share), ratio (rejection sampling, as engines do), or "
+            "point_mass (their greedy draft). The last two run serial policies, in one process."
+        ),
+    ] = "shared",
     ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -127,6 +134,7 @@ def record(
     from executor.models.settings import EngineSettings, PairSettings, parse_engine, parse_transport
     from executor.recording.recorder import record_run
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
+    from sim.decoding.rules import parse_rule
     from traces.metrics.machine_speed import machine_speed_of
     from traces.metrics.speeds import doubt_of, measured_speeds
 
@@ -149,6 +157,7 @@ def record(
             draft_sms=draft_sms,
             ignores_generation_config=ignore_generation_config,
             allows_vocab_difference=allow_vocab_difference,
+            rule=parse_rule(rule),
         ),
         decoding=DecodingSettings(
             policies=tuple(policy or defaults.policies),
@@ -184,7 +193,8 @@ def record(
     speeds, adjusted = (measured_speeds(run.requests, rounds) for rounds in (run.rounds, machine.adjusted(run.rounds)))
     print_speeds(console, "Measured", speeds, machine, adjusted)
     verdict = run.summary["tokens_identical"]
-    identical = {True: "yes", False: "NO", None: "not claimed, acceptance is synthetic"}
+    why = "acceptance is synthetic" if acceptance else f"the rule {rule} draws anew for each policy"
+    identical = {True: "yes", False: "NO", None: f"not claimed, {why}"}
     console.print(f"tokens identical under every policy: {identical[verdict]}")
     if verdict is False:
         print_reason(console, why_tokens_differ(run.requests, dtype))

@@ -91,7 +91,7 @@ class JointAcceptance:
             raise ValueError(
                 f"{path} is not an acceptance model: {reason}; write one with JointAcceptance.save."
             ) from error
-        if loaded.schema_version != SCHEMA_VERSION:
+        if not 2 <= loaded.schema_version <= SCHEMA_VERSION:
             raise ValueError(f"{path} has schema version {loaded.schema_version}, this code reads {SCHEMA_VERSION}.")
         return loaded
 
