@@ -123,7 +123,10 @@ def check_answers(trace: RequestTrace, needs: Needs) -> None:
     """
     where = f"the trace of request {trace.request_id} ({trace.prompt_id})"
     if needs.signals and not trace.signals:
-        raise ValueError(f"{where} holds no draft confidences, which this policy reads; record it with alignment on.")
+        raise ValueError(
+            f"{where} holds no draft confidences, which this policy reads; record it with alignment on, and not as "
+            "verified by an engine's rule."
+        )
     if needs.signals and needs.tail_depth > trace.tail_depth:
         raise ValueError(
             f"{where} holds {trace.tail_depth} draft tokens after a wrong one, but this policy may look at "

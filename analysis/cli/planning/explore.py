@@ -104,7 +104,8 @@ def explore(
     alignment: Annotated[
         list[str] | None,
         typer.Option(
-            help="Outcomes are recorded, resampled, geometric:alpha=0.7, hazard or markov; give it once for each value."
+            help="Outcomes are recorded, resampled, geometric:alpha=0.7, hazard, markov, informed, or recorded and verified "
+            "by an engine's rule: ratio, point_mass; give it once for each value."
         ),
     ] = None,
     objective: Annotated[
