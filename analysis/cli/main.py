@@ -35,6 +35,7 @@ from analysis.cli.planning.plot import plot
 from analysis.cli.planning.published import published
 from analysis.cli.planning.roofline import roofline
 from analysis.cli.planning.simulate import simulate
+from analysis.cli.reporting.check import check
 from analysis.cli.reporting.report import report
 from analysis.cli.reporting.timeline import timeline
 from traces.processes import safe_children
@@ -67,6 +68,7 @@ for _command in (
     demo,
     report,
     timeline,
+    check,
 ):
     app.command()(_command)
 app.command("import")(import_files)

@@ -42,15 +42,22 @@ SYNTHETIC = "synthetic"  # in place of a hash of tokens that mean nothing
 MIN_LAP_S = 0.4
 Tables: TypeAlias = tuple[pd.DataFrame, pd.DataFrame]  # requests, rounds
 IsEnough: TypeAlias = Callable[[int, Callable[[], Tables]], bool]  # (blocks done, what was recorded)
+_Key: TypeAlias = tuple[str, float, str, int]  # prompt, temperature, policy, repeat
 MAX_TRIES = 3
 
 
 def record_run(
-    settings: RecordSettings, output_dir: str | Path, *, session: Session | None = None, progress: Report = silent
+    settings: RecordSettings,
+    output_dir: str | Path,
+    *,
+    session: Session | None = None,
+    resumes: bool = False,
+    progress: Report = silent,
 ) -> Run:
     """Decode every prompt under every policy of `settings`; returns the finished run folder.
 
-    A given session is used and left open. progress: counts decoded requests. Raises ValueError, before any model is loaded,
+    A given session is used and left open. resumes: go on where a run of the same settings in this folder was cut short, if
+    there is one. progress: counts decoded requests. Raises ValueError, before any model is loaded,
     for a folder that holds something, policies that this pair cannot run, an acceptance that is none, and prompts that cannot
     be read, encoded or held.
     """
@@ -60,7 +67,9 @@ def record_run(
         check_classes(policy, has_predictor)
         check_drafter(policy, settings.pair.draft)
         check_serial(policy, settings.pair.rule)
-    check_new_folder(Path(output_dir))
+    resumes = resumes and (Path(output_dir) / "meta.json").is_file()
+    if not resumes:
+        check_new_folder(Path(output_dir))
     if settings.decoding.acceptance:
         SyntheticAcceptance(settings.decoding.acceptance)
     if session is None:
@@ -76,7 +85,7 @@ def record_run(
             repeats=settings.repeats,
             seed=settings.decoding.seed,
         )
-        return record(blocks, settings, output_dir, session=session, progress=progress)
+        return record(blocks, settings, output_dir, session=session, resumes=resumes, progress=progress)
 
 
 def record(
@@ -85,21 +94,26 @@ def record(
     output_dir: str | Path,
     *,
     session: Session,
+    resumes: bool = False,
     progress: Report = silent,
     is_enough: IsEnough | None = None,
 ) -> Run:
     """Decode blocks in their order; returns the finished run folder.
 
     settings: those that the blocks were made from; they are written down, and say what else is recorded and whether
-    acceptance is synthetic, by which every record is then marked. progress: counts decoded requests. is_enough: asked after
+    acceptance is synthetic, by which every record is then marked. resumes: what the folder holds already is not decoded again,
+    but where its alignment was lost. progress: counts decoded requests. is_enough: asked after
     each block whether the rest may be left out.
     """
     label = settings.decoding.acceptance
     synthetic = SyntheticAcceptance(label) if label else None
     rule = f"synthetic acceptance: {label}" if label else PRIVATE_RULES.get(settings.pair.rule, NOISE_RULE)
-    with RunWriter(output_dir, config=config_of(settings), meta={"kind": "executed", "noise_rule": rule}) as writer:
+    meta = {"kind": "executed", "noise_rule": rule}
+    with RunWriter(output_dir, config=config_of(settings), meta=meta, resumes=resumes) as writer:
         _warm_up(session, blocks, synthetic)
         recorder = _Recorder(settings, session, writer, synthetic)
+        if resumes:
+            recorder.take_up(read_run(output_dir))
         done, total = 0, sum(map(len, blocks))
         for index, block in enumerate(blocks, 1):
             for request, policy, repeat in block:
@@ -139,9 +153,31 @@ class _Recorder:
         self._rounds: list[tuple[Round, RoundTimes]] = []
         self._lap_start_s = self._start_s
         self._other_share: list[float] = []
+        self._done: dict[_Key, int] = {}
+        self._before: Tables | None = None
+
+    def take_up(self, run: Run) -> None:
+        """Go on after what a run that was cut short holds: its requests are done, and time goes on where it ended."""
+        requests = run.requests
+        self._before = requests, run.rounds[run.rounds.request_id.isin(requests.request_id)]
+        keys = requests[["prompt_id", "temperature", "policy", "repeat"]].itertuples(index=False, name=None)
+        self._done = dict(zip(keys, requests.request_id.tolist(), strict=True))
+        self._aligned = {(trace.prompt_id, trace.temperature) for trace in run.traces()}
+        self._num_requests = 1 + max(
+            (int(table.request_id.max()) for table in (run.ops, requests) if len(table)), default=-1
+        )
+        self._start_s -= max(
+            (float(table.max()) for table in (run.ops.end_s, requests.finish_s) if len(table)), default=0.0
+        )
 
     def decode(self, request: Request, policy: Policy, repeat: int) -> None:
-        """Run one request and record it."""
+        """Run one request and record it, unless that was done before."""
+        known = self._done.get((request.prompt_id, request.sampling.temperature, label_of(policy), repeat))
+        if known is not None:
+            if self._has_to_align(request):  # it was lost: the same tokens once more
+                outcomes = self._synthetic.outcomes(request, policy) if self._synthetic is not None else None
+                self._align(self._session.run(request, policy, request_id=known, outcomes=outcomes), known)
+            return
         request_id = self._num_requests
         self._num_requests += 1
         synthetic = self._synthetic
@@ -166,18 +202,27 @@ class _Recorder:
         self._waiting.append(finished if synthetic is None else finished._replace(tokens_sha256=SYNTHETIC))
         if time.perf_counter() - self._lap_start_s >= MIN_LAP_S:
             self._close_lap()
+        if self._has_to_align(request):
+            self._align(decoded, request_id)
+
+    def _has_to_align(self, request: Request) -> bool:
+        """Whether alignment is recorded, and is not yet of this prompt and temperature."""
         key = (request.prompt_id, request.sampling.temperature)
-        if self._settings.aligns and self._is_shared and key not in self._aligned:
-            self._aligned.add(key)
-            self._close_lap()
-            if synthetic is not None:
-                self._writer.trace(synthetic.trace_of(request, request_id))
-                return
-            annotation = self._session.annotate(decoded, request_id=request_id, tail_depth=self._settings.tail_depth)
-            self._num_near_ties += annotation.num_near_ties
-            self._writer.trace(annotation.trace, annotation.columns)
-            self._meter.lap()  # annotation is nobody's contention
-            self._lap_start_s = time.perf_counter()
+        return self._settings.aligns and self._is_shared and key not in self._aligned
+
+    def _align(self, decoded: Decoded, request_id: int) -> None:
+        """Record what outcomes depend on, once for a prompt and temperature."""
+        request = decoded.request
+        self._aligned.add((request.prompt_id, request.sampling.temperature))
+        self._close_lap()
+        if self._synthetic is not None:
+            self._writer.trace(self._synthetic.trace_of(request, request_id))
+            return
+        annotation = self._session.annotate(decoded, request_id=request_id, tail_depth=self._settings.tail_depth)
+        self._num_near_ties += annotation.num_near_ties
+        self._writer.trace(annotation.trace, annotation.columns)
+        self._meter.lap()  # annotation is nobody's contention
+        self._lap_start_s = time.perf_counter()
 
     def _close_lap(self) -> None:
         """Mark the requests since the last lap by the load that others made meanwhile."""
@@ -198,8 +243,11 @@ class _Recorder:
     def tables(self) -> Tables:
         """Requests and rounds up to now."""
         self._close_lap()
-        requests = table_of("requests", self._requests).to_pandas()
-        return requests, table_of("rounds", [(*round_, *times) for round_, times in self._rounds]).to_pandas()
+        rounds = [(*round_, *times) for round_, times in self._rounds]
+        requests, rounds_ = table_of("requests", self._requests).to_pandas(), table_of("rounds", rounds).to_pandas()
+        if self._before is None:
+            return requests, rounds_
+        return pd.concat([self._before[0], requests]), pd.concat([self._before[1], rounds_])
 
     def finish(self) -> None:
         """Summarise and close the run."""

@@ -1,10 +1,11 @@
 """The run folder, the only currency: what the executor and the simulator write, and every table and plot reads.
 
     config.yaml, meta.json      at once, when the run starts; meta says whether it is complete
-    parts/ops-00000.parquet     every flush; what a run that was cut short leaves behind
+    parts/00000/ops.parquet     every flush, a folder of tables; what a run that was cut short leaves behind
     ops.parquet, rounds.parquet, requests.parquet, alignment.parquet, tails.parquet, summary.json    at the end
 
-Every file is written under a temporary name and renamed, so that no reader ever sees half of one.
+Every file, and every part, is written under a temporary name and renamed, so that no reader ever sees half of one. A complete
+run's meta.json holds the checksums of the other files.
 """
 
 from __future__ import annotations
@@ -139,12 +140,19 @@ class Run:
         if self.is_complete:
             raise RunError(f"{self.folder} is marked complete, but {merged.name} is missing; copy the run again.")
         tables = [table_of(name, [])]
-        for path in sorted((self.folder / PARTS).glob(f"{name}-*.parquet")):
+        for path in part_files(self.folder, name):
             try:
                 tables.append(read_table(path, name))
             except RunError as error:
                 warnings.warn(f"skipped a part: {error}", stacklevel=5)
         return pa.concat_tables(tables)
+
+
+def part_files(folder: Path, name: str) -> list[Path]:
+    """The files of a table in the parts of a run, in their order; flat ones are of before parts were folders."""
+    parts = folder / PARTS
+    whole = [path for path in parts.glob(f"*/{name}.parquet") if path.parent.name.isdecimal()]
+    return sorted(parts.glob(f"{name}-*.parquet")) + sorted(whole)
 
 
 def read_run(folder: str | Path) -> Run:

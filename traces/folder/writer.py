@@ -6,23 +6,29 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from os import replace
 from pathlib import Path
+from shutil import rmtree
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import yaml
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from traces.folder.run import COMPLETE, INCOMPLETE, PARTS, RunError, read_table, reason_of
+from traces.folder.checksums import checksums_of
+from traces.folder.run import COMPLETE, INCOMPLETE, PARTS, RunError, part_files, read_run, read_table, reason_of
 from traces.folder.tables import TABLE_NAMES, alignment_of, table_of, tails_of
 from traces.schema import SCHEMA_VERSION, Op, RequestRecord, RequestTrace, Round, RoundTimes
+
+UNFINISHED_PART = ".tmp"
 
 
 def check_new_folder(folder: Path) -> None:
@@ -49,15 +55,22 @@ class RunWriter:
     Records are kept in memory until `flush`; `finish` makes the folder complete.
 
     config: every setting resolved. meta: devices, seed, noise rule, contention ... (versions, commit, date are added).
+    resumes: go on with a run of the same settings that was cut short; its parts stay as they are.
     """
 
-    def __init__(self, folder: str | Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: str | Path, *, config: Mapping[str, Any], meta: Mapping[str, Any], resumes: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self._num_parts = 0
         self._is_finished = False
+        self._resumes = resumes
         self._rows: dict[str, list[tuple[Any, ...]]] = {"ops": [], "rounds": [], "requests": []}
         self._tables: dict[str, list[Any]] = {"alignment": [], "tails": []}
         self._meta = {**_surroundings(), **meta, "schema_version": SCHEMA_VERSION, "status": INCOMPLETE}
+        if resumes:
+            self._go_on(_plain(config))
+            return
         config_text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
         meta_text = _json(self._meta)
         check_new_folder(self.folder)
@@ -92,13 +105,23 @@ class RunWriter:
         self._tables["tails"].append(tails_of(trace))
 
     def flush(self) -> None:
-        """Write what was recorded since the last flush as one part file a table; a killed run leaves these."""
+        """Write what was recorded since the last flush as one part, whole or not at all; a killed run leaves its parts."""
         self._check_open()
-        for name in TABLE_NAMES:
-            table = self._recorded(name)
-            if len(table):
-                self._write_table(f"{PARTS}/{name}-{self._num_parts:05d}.parquet", table)
-            (self._rows[name] if name in self._rows else self._tables[name]).clear()
+        tables = {name: table for name in TABLE_NAMES if len(table := self._recorded(name))}
+        if tables:
+            part = self.folder / PARTS / f"{self._num_parts:05d}"
+            unfinished = part.with_name(part.name + UNFINISHED_PART)
+            try:
+                unfinished.mkdir(exist_ok=True)
+                for name, table in tables.items():
+                    self._write_table(f"{PARTS}/{unfinished.name}/{name}.parquet", table)
+                replace(unfinished, part)
+            except OSError as error:
+                raise RunError(
+                    f"cannot write {part}: {reason_of(error)}; what was flushed before is readable."
+                ) from error
+        for kept in (*self._rows.values(), *self._tables.values()):
+            kept.clear()
         self._num_parts += 1
 
     def finish(self, summary: Mapping[str, Any], *, meta: Mapping[str, Any] | None = None) -> None:
@@ -107,16 +130,18 @@ class RunWriter:
         Not-a-number and infinity become null in summary.json, which strict JSON readers refuse otherwise.
         """
         self.flush()
-        for name in TABLE_NAMES:
-            parts = [read_table(path, name) for path in sorted((self.folder / PARTS).glob(f"{name}-*.parquet"))]
-            self._write_table(f"{name}.parquet", pa.concat_tables([table_of(name, []), *parts]))
+        tables = {name: self._merged(name) for name in TABLE_NAMES}
+        for name, table in tables.items():
+            if self._resumes:  # operations of a request that was cut short and decoded again
+                table = table.filter(pa.compute.is_in(table["request_id"], tables["requests"]["request_id"]))
+            self._write_table(f"{name}.parquet", table)
         write_json(self.folder / "summary.json", summary)
-        self._meta.update(meta or {}, schema_version=SCHEMA_VERSION, status=COMPLETE)
+        self._meta.update(
+            meta or {}, schema_version=SCHEMA_VERSION, status=COMPLETE, checksums=checksums_of(self.folder)
+        )
         write_json(self.folder / "meta.json", self._meta)
         self._is_finished = True
-        for path in (self.folder / PARTS).iterdir():
-            path.unlink()
-        (self.folder / PARTS).rmdir()
+        rmtree(self.folder / PARTS, ignore_errors=True)  # a part that stays is never read again
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +155,26 @@ class RunWriter:
             self._remove()
         else:
             self.flush()
+
+    def _go_on(self, config: Any) -> None:
+        """Take up the run that is there. Raises RunError for a complete one, and for one of other settings."""
+        run = read_run(self.folder)
+        if run.is_complete:
+            raise RunError(f"{self.folder} is complete, there is nothing to resume; name a new folder for another run.")
+        other = [name for name in {**config, **run.config} if config.get(name) != run.config.get(name)]
+        if other:
+            raise RunError(
+                f"{self.folder} was recorded with other settings ({', '.join(sorted(other))}); resume it with its own ones."
+            )
+        numbers = [int(match[0]) for path in (self.folder / PARTS).iterdir() if (match := re.search(r"\d+", path.name))]
+        self._num_parts = max(numbers, default=-1) + 1
+        self._meta = {**run.meta, "resumed": [*run.meta.get("resumed", ()), self._meta["date"]]}
+        write_json(self.folder / "meta.json", self._meta)
+
+    def _merged(self, name: str) -> Any:
+        return pa.concat_tables(
+            [table_of(name, []), *(read_table(path, name) for path in part_files(self.folder, name))]
+        )
 
     @property
     def _is_empty(self) -> bool:

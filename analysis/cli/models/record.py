@@ -122,6 +122,9 @@ def record(
     ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run of the same settings that was cut short in this folder.")
+    ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Time a grid of contexts, widths and branches instead of decoding.")
     ] = False,
@@ -185,10 +188,15 @@ def record(
         console.print(f"run folder: {output_dir}; fit it with: specbranch calibrate --run {output_dir}")
         return
     if any(map(is_auto, settings.decoding.policies)):
+        if resume:
+            raise typer.BadParameter(
+                "a method without settings chooses them anew: give the labels that the run recorded (its config.yaml).",
+                param_hint="'--resume'",
+            )
         run = _record_auto(settings, output_dir)
     else:
         with progress_bar(console, "recording") as report:
-            run = record_run(settings, output_dir, progress=report)
+            run = record_run(settings, output_dir, resumes=resume, progress=report)
     machine = machine_speed_of(run.requests, run.rounds)
     speeds, adjusted = (measured_speeds(run.requests, rounds) for rounds in (run.rounds, machine.adjusted(run.rounds)))
     print_speeds(console, "Measured", speeds, machine, adjusted)

@@ -278,6 +278,6 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
     defaults = {name: value.default for name, value in inspect.signature(record).parameters.items()}
     assert {name: defaults[name] for name in expected} == expected
     rest = defaults.keys() - expected.keys()
-    assert rest == {"output_dir", "policy", "temperature", "stop", "chat", "sweep"}, (
+    assert rest == {"output_dir", "policy", "temperature", "stop", "chat", "sweep", "resume"}, (
         "a new option needs a default of its settings"
     )

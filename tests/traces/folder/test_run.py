@@ -298,16 +298,16 @@ def two_parts(folder: Path) -> None:
 
 def test_a_truncated_part_is_skipped_with_its_name(tmp_path: Path) -> None:
     two_parts(tmp_path / "run")
-    part = tmp_path / "run" / "parts" / "ops-00001.parquet"
+    part = tmp_path / "run" / "parts" / "00001" / "ops.parquet"
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.warns(UserWarning, match=r"ops-00001\.parquet"):
+    with pytest.warns(UserWarning, match=r"00001/ops\.parquet"):
         found = read_run(tmp_path / "run").ops
     assert found["request_id"].tolist() == [0]
 
 
 def test_a_trace_without_its_tails_is_left_out(tmp_path: Path) -> None:
     two_parts(tmp_path / "run")
-    (tmp_path / "run" / "parts" / "tails-00000.parquet").unlink()
+    (tmp_path / "run" / "parts" / "00000" / "tails.parquet").unlink()
     with pytest.warns(UserWarning, match="request 0 lacks tail rows"):
         found = read_run(tmp_path / "run").traces()
     assert found == [plain_trace(1)]
