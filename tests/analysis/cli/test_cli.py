@@ -159,7 +159,7 @@ def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
     commands: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for group in ("hrad", "pair"):
         commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
-    assert len(commands) == 21
+    assert len(commands) == 22
     for name, command in commands.items():
         for option in command.params:
             text = getattr(option, "help", "")
@@ -258,7 +258,7 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
     expected = {
         **{
             name: getattr(pair, name)
-            for name in ("target", "draft", "hrad", "target_device", "transport", "verify_width")
+            for name in ("target", "draft", "hrad", "target_device", "transport", "verify_width", "rule")
         },
         **{name: getattr(engine, name) for name in ("device", "dtype", "capacity")},
         **{name: getattr(decoding, name) for name in ("top_k", "top_p", "max_new_tokens", "seed", "ignore_eos")},
