@@ -91,6 +91,12 @@ def read_shards(folder: Path) -> Iterator[Shard]:
             raise ValueError(f"{path} is no shard of conversations ({error}): remove it.") from error
 
 
+def block_mask(starts: Tensor) -> Tensor:
+    """(streams, length) starts -> (streams, 1, length, length): whether a row may look at a column; True where it may."""
+    index = torch.arange(starts.shape[1], device=starts.device)
+    return ((index[:, None] >= index) & (index >= starts[:, :, None]))[:, None]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Streams for one step.

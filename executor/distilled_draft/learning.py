@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from executor.distilled_draft.corpus import Batch, Corpus
+from executor.distilled_draft.corpus import Batch, Corpus, block_mask
 from executor.distilled_draft.settings import DraftSettings, LearningPlan
 from executor.distilled_draft.starting import first_and_last, start_draft
 from executor.embedded_pair.training.optimisation import Optimisation, learning_rate_factor
@@ -36,12 +36,6 @@ class Agreement:
     acceptance: float
     loss: float
     num_positions: int
-
-
-def block_mask(starts: Tensor) -> Tensor:
-    """(streams, length) starts -> (streams, 1, length, length): whether a row may look at a column; True where it may."""
-    index = torch.arange(starts.shape[1], device=starts.device)
-    return ((index[:, None] >= index) & (index >= starts[:, :, None]))[:, None]
 
 
 def column_of(head_tokens: Tensor, vocab_size: int) -> Tensor:

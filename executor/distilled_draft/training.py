@@ -14,6 +14,7 @@ from executor.distilled_draft.conversations import template_of
 from executor.distilled_draft.corpus import Corpus
 from executor.distilled_draft.learning import CHECKPOINT_FILE, DRAFT_FOLDER, Learner
 from executor.distilled_draft.settings import DraftSettings
+from executor.distilled_draft.texts import read_texts, write_text_shards
 from executor.distilled_draft.writing import write_corpus
 from executor.models.loading import eos_token_ids, fingerprint, load_tokenizer
 from executor.models.names import resolve_model
@@ -23,6 +24,7 @@ from executor.models.stored.gguf_files import local_path
 
 CORPUS_FOLDER = "conversations"
 _WRITING_SHARE = 0.5  # of the time, where one call does both
+_READING_SHARE = 0.2  # of the writing time, where there are texts
 
 Say = Callable[[str], None]
 
@@ -43,12 +45,14 @@ def train_draft(
     stage: Stage = Stage.BOTH,
     resumes: bool = False,
     corpus: Path | None = None,
+    texts: Path | None = None,
     say: Say = print,
 ) -> Path:
     """Write for half of the minutes and learn for the other half; gives the folder of the best draft on held-out answers.
 
     corpus: folder of the conversations; None for output_dir / conversations. They are kept, and read whoever wrote them.
-    resumes: whether training goes on from output_dir's checkpoint. Raises ValueError where there is one and it does not.
+    texts: folder of text files that the target reads for a fifth of the writing time. resumes: whether training goes on from
+    output_dir's checkpoint. Raises ValueError where there is one and it does not.
     """
     if not resumes and stage is not Stage.WRITE and (output_dir / CHECKPOINT_FILE).is_file():
         raise ValueError(f"{output_dir} holds a draft in training: go on with --resume, or choose another folder.")
@@ -58,8 +62,13 @@ def train_draft(
     corpus = corpus or output_dir / CORPUS_FOLDER
     share = _WRITING_SHARE if stage is Stage.BOTH else 1.0
     if stage is not Stage.LEARN:
+        writing_minutes = minutes * share
+        if texts is not None:
+            reading = _READING_SHARE * writing_minutes
+            write_text_shards(target, tokenizer, read_texts(texts), settings.writing, corpus, minutes=reading, say=say)
+            writing_minutes -= reading
         template = template_of(tokenizer, eos_token_ids(folder))
-        write_corpus(target, tokenizer, template, settings.writing, corpus, minutes=minutes * share, say=say)
+        write_corpus(target, tokenizer, template, settings.writing, corpus, minutes=writing_minutes, say=say)
     if stage is not Stage.WRITE:
         learner = Learner(settings, target, Corpus(corpus))
         if resumes and learner.resume(output_dir):

@@ -46,12 +46,16 @@ def train_pair(
         Path | None,
         typer.Option(help="Keep and read a draft's conversations here; by default within the output folder."),
     ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Let a draft's target read the text files of this folder, too (.txt, .md, .rst, .py)."),
+    ] = None,
 ) -> None:
     """Train a pair from the standard library's source, as the embedded one was, or a draft from its target's own answers."""
     if model == _EMBEDDED:
-        if resume or conversations is not None or stage != "both":
+        if resume or conversations is not None or texts is not None or stage != "both":
             raise ValueError(
-                "--resume, --stage and --conversations are for a draft: name it, for example smollm2-draft."
+                "--resume, --stage, --conversations and --texts are for a draft: name it, for example smollm2-draft."
             )
         _train_embedded(output_dir, preset, device, max_minutes)
         return
@@ -70,6 +74,7 @@ def train_pair(
         stage=Stage(stage),
         resumes=resume,
         corpus=conversations,
+        texts=texts,
     )
     if stage != Stage.WRITE:
         typer.echo(f"draft: {folder}; use it with: specbranch record --target {name} --draft {folder} ...")

@@ -12,11 +12,12 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from executor.distilled_draft.conversations import Template, template_of
-from executor.distilled_draft.corpus import Corpus, Role, Shard, read_shards, write_shard
-from executor.distilled_draft.learning import block_mask, column_of, distillation_loss, log_laws
+from executor.distilled_draft.corpus import Corpus, Role, Shard, block_mask, read_shards, write_shard
+from executor.distilled_draft.learning import column_of, distillation_loss, log_laws
 from executor.distilled_draft.openings import Task, draw_opening
 from executor.distilled_draft.settings import DraftSettings, LearningPlan, WritingPlan
 from executor.distilled_draft.starting import start_draft
+from executor.distilled_draft.texts import read_texts, write_text_shards
 from executor.distilled_draft.training import Stage, train_draft
 from executor.distilled_draft.writing import write_conversations
 from executor.models.loading import check_vocabularies, load_engine
@@ -94,6 +95,30 @@ def test_laws_beside_a_token_are_those_of_a_forward_over_its_own_conversation(
             assert torch.allclose(law.topk(8, dim=-1).values, stored, atol=5e-3)
             num_checked += 1
     assert num_checked >= 2
+
+
+def test_texts_are_read_in_pieces_that_see_nothing_of_each_other(
+    loaded: tuple[Any, Any, Template], tmp_path: Path
+) -> None:
+    model, tokenizer, _ = loaded
+    with pytest.raises(ValueError, match="no text below"):
+        read_texts(tmp_path)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "long.md").write_text("".join(f"Line {i} of some text that goes on.\n" for i in range(400)))
+    (tmp_path / "short.txt").write_text("A few words.")
+    plan = replace(PLAN, num_streams=3)
+    for _ in range(2):  # the second call adds another one
+        write_text_shards(
+            model, tokenizer, read_texts(tmp_path), plan, tmp_path / "shards", minutes=0, say=lambda _: None
+        )
+    first, second = read_shards(tmp_path / "shards")
+    assert (first.tokens != second.tokens).any()
+    own = np.flatnonzero(first.starts[0] == first.starts[0, -1])
+    tokens = torch.from_numpy(first.tokens[0, own].astype(np.int64))
+    with torch.inference_mode():
+        law = model(input_ids=tokens[None], use_cache=False).logits[0].log_softmax(-1)
+    assert torch.allclose(law.topk(8, dim=-1).values, torch.from_numpy(first.top_log_probs[0, own]).float(), atol=5e-3)
+    assert set(first.roles.ravel().tolist()) == {Role.TEXT}
 
 
 def test_conversations_are_a_function_of_the_plan_and_the_number(
