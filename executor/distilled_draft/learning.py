@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from executor.distilled_draft.corpus import Batch, Corpus, block_mask
 from executor.distilled_draft.settings import DraftSettings, LearningPlan
-from executor.distilled_draft.starting import first_and_last, start_draft
+from executor.distilled_draft.starting import first_and_last, fit_head, start_draft
 from executor.embedded_pair.training.optimisation import Optimisation, learning_rate_factor
 from executor.models.stored.distilled import DraftCard, write_draft
 
@@ -100,6 +100,13 @@ class Learner:
         self.num_steps, self.num_tokens, self.seconds = 0, 0, 0.0
         self.best: Agreement | None = None
         self._begin(corpus.frequent_tokens(settings.num_head_tokens, target.config.vocab_size))
+
+    def fit(self) -> None:
+        """Before the first step: fit the head to the states of the blocks as they are."""
+        plan = self._settings.learning
+        rng = np.random.default_rng([plan.seed, 1])
+        batches = (self._corpus.training_batch(plan.batch_streams, rng) for _ in range(plan.num_fit_batches))
+        fit_head(self._target, self.draft, (moved(batch, self._settings.device) for batch in batches), self.head_tokens)
 
     def _begin(self, head_tokens: Tensor) -> None:
         settings, target = self._settings, self._target

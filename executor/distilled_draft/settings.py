@@ -35,10 +35,12 @@ class WritingPlan:
 class LearningPlan:
     """How the draft learns.
 
-    batch_streams: streams a step. learning_rate: the peak; it rises for warmup_steps and falls from decay_start on, a share of
-    the time. report_every: steps between looks at what is held out, after which the best draft so far is kept.
+    num_fit_batches: from which the head is fitted before the first step. batch_streams: streams a step. learning_rate: the
+    peak; it rises for warmup_steps and falls from decay_start on, a share of the time. report_every: steps between looks at
+    what is held out, after which the best draft so far is kept.
     """
 
+    num_fit_batches: int = 8
     batch_streams: int = 8
     learning_rate: float = 8e-4
     warmup_steps: int = 30

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from executor.distilled_draft.corpus import Batch, block_mask
 from executor.models.stored.distilled import empty_draft, give_table
+
+_RIDGE = 1e-4  # of the mean square of a state's numbers
 
 
 def first_and_last(num_layers: int, of: int) -> tuple[int, ...]:
@@ -38,3 +41,33 @@ def start_draft(target: Any, *, blocks: Sequence[int], head_tokens: Tensor) -> A
     draft.lm_head.weight.copy_(target.get_output_embeddings().weight[head_tokens])
     give_table(draft, target.get_input_embeddings().weight.detach())
     return draft
+
+
+@torch.no_grad()
+def fit_head(target: Any, draft: Any, batches: Iterable[Batch], head_tokens: Tensor) -> None:
+    """Let the draft's head speak for the states that the draft has, which are not those that the target's head was made for.
+
+    The target's last states y are fitted by the draft's x, each after its final norm, as y = W x in least squares with a small
+    ridge; the head's rows become the target's times W. Blocks that follow others than they were trained behind give states of
+    another scale: without this the first few hundred steps of training go into repairing it.
+    """
+    width, device = target.config.hidden_size, head_tokens.device
+    squares, crossed = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
+    for batch in batches:
+        is_used = batch.weights > 0
+        own, wanted = (_last_states(module, batch)[is_used].double() for module in (draft, target))
+        squares += own.T @ own
+        crossed += own.T @ wanted
+    ridge = _RIDGE * squares.diagonal().mean() * torch.eye(width, dtype=torch.float64, device=device)
+    weights = torch.linalg.solve(squares + ridge, crossed).float()  # (own, wanted)
+    draft.lm_head.weight.copy_(target.get_output_embeddings().weight[head_tokens] @ weights.T)
+
+
+def _last_states(module: Any, batch: Batch) -> Tensor:
+    """What the head reads, (streams, length, hidden)."""
+    inputs = module.model.embed_tokens(batch.tokens)
+    mask = torch.zeros(1, device=inputs.device).masked_fill(~block_mask(batch.starts), float("-inf"))
+    states: Tensor = module.model(
+        inputs_embeds=inputs, position_ids=batch.positions, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return states

@@ -73,6 +73,8 @@ def train_draft(
         learner = Learner(settings, target, Corpus(corpus))
         if resumes and learner.resume(output_dir):
             say(f"going on after {learner.num_steps} steps and {learner.num_tokens / 1e6:.2f} M tokens")
+        else:
+            learner.fit()
         card = DraftCard(
             target=settings.target,
             target_fingerprint=fingerprint(folder),

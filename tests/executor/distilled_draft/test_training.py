@@ -16,7 +16,7 @@ from executor.distilled_draft.corpus import Corpus, Role, Shard, block_mask, rea
 from executor.distilled_draft.learning import column_of, distillation_loss, log_laws
 from executor.distilled_draft.openings import Task, draw_opening
 from executor.distilled_draft.settings import DraftSettings, LearningPlan, WritingPlan
-from executor.distilled_draft.starting import start_draft
+from executor.distilled_draft.starting import fit_head, start_draft
 from executor.distilled_draft.texts import read_texts, write_text_shards
 from executor.distilled_draft.training import Stage, train_draft
 from executor.distilled_draft.writing import write_conversations
@@ -192,6 +192,28 @@ def test_a_whole_copy_of_the_target_has_the_least_loss_and_a_step_away_has_more(
         worse = distillation_loss(log_laws(draft, batch), batch, columns)
     assert float(whole) == pytest.approx(float(entropy), rel=0.05)
     assert worse > whole + 0.01
+
+
+def test_a_fitted_head_undoes_any_change_of_scale_of_the_states_that_it_reads(
+    loaded: tuple[Any, Any, Template], shard: Shard, tmp_path: Path
+) -> None:
+    model, _, _ = loaded
+    write_shard(shard, tmp_path / "shard-7-0000.npz")
+    corpus = Corpus(tmp_path)
+    head_tokens = corpus.frequent_tokens(512, VOCAB)
+    columns, batch = column_of(head_tokens, VOCAB), corpus.training_batch(6, np.random.default_rng(3))
+    draft = start_draft(model, blocks=(0, 1, 2), head_tokens=head_tokens)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(distillation_loss(log_laws(draft, batch), batch, columns))
+
+    least = loss()
+    draft.model.norm.weight.data.mul_(torch.linspace(0.3, 3.0, 32))
+    assert loss() > least + 0.02
+    batches = [corpus.training_batch(6, np.random.default_rng(index)) for index in range(2)]
+    fit_head(model, draft, batches, head_tokens)
+    assert loss() < least + 0.002
 
 
 def test_training_ends_with_a_draft_that_runs_and_goes_on_from_its_checkpoint(target: Path, tmp_path: Path) -> None:
