@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from analysis.cli.hrad.ablate import ablate
+from analysis.cli.hrad.ceiling import ceiling
 from analysis.cli.hrad.collect import collect
 from analysis.cli.hrad.evaluate import evaluate
 from analysis.cli.hrad.train import train
@@ -72,7 +73,7 @@ for _command in (
 ):
     app.command()(_command)
 app.command("import")(import_files)
-for _hrad_command in (collect, train, evaluate, ablate):
+for _hrad_command in (ceiling, collect, train, evaluate, ablate):
     hrad_app.command()(_hrad_command)
 pair_app.command("train")(train_pair)
 pair_app.command("fetch")(fetch_pair)

@@ -7,7 +7,7 @@ by a confusion matrix, or by the nats that they tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,15 +105,12 @@ class Informed:
     tail_depth: int = 32
     num_prompt_tokens: int = 128
     temperature: float = 0.0
-    _posteriors: tuple[tuple[float, float, float], ...] = field(init=False, repr=False, default=())
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"window must be at least 1, but got {self.window}.")
         if not 0 <= self.rank_decay < 1:
             raise ValueError(f"rank_decay must lie in [0, 1), but got {self.rank_decay}.")
-        if self.classes is not None:
-            object.__setattr__(self, "_posteriors", self.classes.posteriors())
 
     def sample(self, num_tokens: int, request_id: int, rng: np.random.Generator) -> RequestTrace:
         # Independent streams: the same outcomes whatever else is asked for.
@@ -138,7 +135,9 @@ class Informed:
             signals=self._signals(seen),
             tails=tails,
             tail_depth=self.tail_depth,
-            class_probs=self._class_probs(tuple(ranks.tolist()), of_classes) if self.classes else (),
+            class_probs=said_classes(tuple(ranks.tolist()), self.window, self.classes, of_classes)
+            if self.classes
+            else (),
         )
 
     def _signals(self, seen: Floats) -> tuple[Signal, ...]:
@@ -150,12 +149,15 @@ class Informed:
         entropy = -best * np.log(best) - (1 - best) * np.log1p(-best)
         return tuple(map(Signal._make, zip(told.tolist(), entropy.tolist(), margin.tolist(), strict=True)))
 
-    def _class_probs(self, ranks: tuple[int, ...], rng: np.random.Generator) -> tuple[tuple[float, float, float], ...]:
-        assert self.classes is not None
-        true = window_classes(ranks, self.window)
-        upto = np.cumsum(self.classes.said, axis=1)[true]
-        said = np.minimum((rng.random(len(true))[:, None] >= upto).sum(axis=1), 2)
-        return tuple(self._posteriors[kind] for kind in said.tolist())
+
+def said_classes(
+    ranks: tuple[int, ...], window: int, classes: ClassConfusion, rng: np.random.Generator
+) -> tuple[tuple[float, float, float], ...]:
+    """(N + 1,) class probabilities before each position of a request, as a predictor with this confusion matrix gives them."""
+    true, posteriors = window_classes(ranks, window), classes.posteriors()
+    upto = np.cumsum(classes.said, axis=1)[true]
+    said = np.minimum((rng.random(len(true))[:, None] >= upto).sum(axis=1), 2)
+    return tuple(posteriors[kind] for kind in said.tolist())
 
 
 def window_classes(ranks: tuple[int, ...], window: int) -> Ints:
