@@ -4,16 +4,13 @@ specbranch record --output-dir runs/mine
 python examples/explore_policies.py runs/mine runs/mine-explored
 """
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-from analysis.explore.exploration import explore_study
+import specbranch
 from analysis.study.study import Conditions, Family, Range, Study
 
 
-def main(run_dir: Path, output_dir: Path) -> None:
+def main(run_dir: str, output_dir: str) -> None:
     """Three methods over their settings, with the draft on a device of its own or on the target's."""
     study = Study(
         policies=[
@@ -22,21 +19,16 @@ def main(run_dir: Path, output_dir: Path) -> None:
             Family(method="pearl", settings={"draft_length": Range(first=2, last=10)}),
             Family(
                 method="specbranch",
-                settings={
-                    "draft_length": Range(first=3, last=8),
-                    "max_branches": [1, 2, 4],
-                    "epsilon": [0.2, 0.4],
-                    "uses_hrad": [False],
-                },
+                settings={"draft_length": Range(first=3, last=8), "max_branches": [1, 2, 4], "uses_hrad": [False]},
             ),
         ],
         conditions=Conditions(interference=[1.5]),
     )
-    found = explore_study(run_dir, output_dir, study)
+    found = specbranch.explore(run_dir, output_dir, study=study)
     for scenario, ranking in found.rankings.items():
         print(f"{scenario}: {ranking.best}, the best with probability {ranking.probability_best:.2f}")
     print(found.pareto()[["scenario", "policy", "tokens_per_s", "speedup", "objective_memory"]].to_string(index=False))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*sys.argv[1:])

@@ -147,6 +147,13 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
                 f"{row.draft_forwards_per_token:.2f}",
             )
         console.print(table)
+    console.print(
+        "adj.: adjusted to the machine's median speed; pred.: predicted. tok/fwd: tokens a target forward gives (vLLM: mean "
+        "acceptance length). rolled back: submitted tokens that were rejected; unused: drafted tokens that were lost; wasted: "
+        "verified positions that were lost. fwd/tok: draft forwards a token.",
+        style="dim",
+        highlight=False,
+    )
     if any(row.family == "prompt_lookup" for row in rows):
         console.print("prompt lookup ran apart, with autoregressive decoding of its own: its speed-up is what compares")
     for drift in filter(None, dict.fromkeys(drift_sentence(row.drift_range) for row in rows if row.drift_range)):

@@ -6,12 +6,14 @@ only by the commands that run real models.
 
 from __future__ import annotations
 
+import importlib.metadata
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -41,17 +43,29 @@ from analysis.cli.reporting.report import report
 from analysis.cli.reporting.timeline import timeline
 from traces.processes import safe_children
 
-app = typer.Typer(
-    name="specbranch",
-    help="Decide how a large language model should decode: record, calibrate, explore, validate.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"specbranch {importlib.metadata.version('specbranch')}")
+        raise typer.Exit
+
+
+app = typer.Typer(name="specbranch", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 hrad_app = typer.Typer(
     help="H-RAD: predict from the target's features how much of a draft will be accepted.", no_args_is_help=True
 )
 pair_app = typer.Typer(help="Draft/target pairs: train one, fetch a pretrained one.", no_args_is_help=True)
+
+
+@app.callback()
+def _any_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say the version and end.")
+    ] = False,
+) -> None:
+    """Decide how a large language model should decode: record, calibrate, explore, validate, plan."""
+
+
 app.add_typer(hrad_app, name="hrad")
 app.add_typer(pair_app, name="pair")
 for _command in (

@@ -38,14 +38,27 @@ def within(low: float = -math.inf, high: float = math.inf) -> Callable[[Any], An
     return check
 
 
+def own_policies(labels: list[str] | None) -> list[str] | None:
+    """What typer calls with the policies that a user typed: modules of the user's own policies are imported."""
+    from sim.decoding.policies.catalog import POLICIES, split_label
+    from sim.decoding.policies.own import import_own
+
+    return (
+        None
+        if labels is None
+        else [label if split_label(label)[0] in POLICIES else import_own(label) for label in labels]
+    )
+
+
 OutputDir = Annotated[Path, typer.Option(help="Write the results to this new folder; nothing is ever overwritten.")]
 RunDir = Annotated[Path, typer.Option("--run", help="Read this run folder of `specbranch record`.")]
 Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
+        callback=own_policies,
         help="Use this policy, such as fixed_length:draft_length=4, or a method's name alone, whose settings then follow from "
-        "the measured costs; give it once for each policy.",
+        "the measured costs, or a class of your own, module:Class(setting=value); give it once for each policy.",
     ),
 ]
 CalibrationFile = Annotated[

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from analysis.check.validation import Validation
-from sim.decoding.policies.catalog import POLICIES, parse_policy
+from sim.decoding.policies.catalog import POLICIES, parse_policy, split_label
 from traces.metrics.machine_speed import MachineSpeed, drift_sentence
 from traces.metrics.speeds import Speed, doubt_of
 
@@ -29,10 +30,31 @@ def short_label(policy: str) -> str:
     assert dataclasses.is_dataclass(chosen)
     settings = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
     defaults = {field.name: field.default for field in dataclasses.fields(chosen)}
-    name = policy.partition(":")[0]
+    name = split_label(policy)[0]
     if "draft_length" in settings:
         name += f" {settings.pop('draft_length')}"
     return ", ".join([name, *(_in_words(key, value) for key, value in settings.items() if value != defaults[key])])
+
+
+def pasted_label(policy: str) -> str:
+    """A policy for --policy: settings at their defaults left out, except the draft length.
+
+    >>> pasted_label("specbranch:draft_length=6,max_branches=4,epsilon=0.2,uses_hrad=True,on_miss=serial")
+    'specbranch:draft_length=6,epsilon=0.2'
+    """
+    chosen: Any = parse_policy(policy)
+    settings = [
+        f"{field.name}={value}"
+        for field in dataclasses.fields(chosen)
+        if (value := getattr(chosen, field.name)) != field.default or field.name == "draft_length"
+    ]
+    name = split_label(policy)[0]
+    return f"{name}:{','.join(settings)}" if settings else name
+
+
+def print_columns(console: Console, text: str) -> None:
+    """What the columns of the table above it say, in a line below it."""
+    console.print(text, style="dim", highlight=False, markup=False)
 
 
 def _in_words(name: str, value: object) -> str:
@@ -56,11 +78,13 @@ def print_speeds(
     speeds: Sequence[Speed],
     machine: MachineSpeed | None = None,
     adjusted: Sequence[Speed] = (),
+    *,
+    explains: bool = True,
 ) -> None:
     """Speeds with 95% intervals over prompts.
 
     machine: its speed; adjusted: the same speeds for it, in the same order: they stand beside the raw ones, with
-    their speed-ups.
+    their speed-ups. explains: whether a line below says what the columns are.
     """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     raw = ("tokens/s", "adjusted [95%]") if adjusted else ("tokens/s [95%]",)
@@ -77,6 +101,13 @@ def print_speeds(
             str(speed.num_prompts),
         )
     console.print(table)
+    if explains:
+        print_columns(
+            console,
+            ("adjusted: to the machine's median speed. " if adjusted else "")
+            + "speed-up: over plain decoding. tokens/forward: a target forward gives so many (vLLM: mean acceptance length). "
+            "n: prompts.",
+        )
     if machine and machine.sentence:
         console.print(machine.sentence, highlight=False)
     print_doubt(
@@ -131,6 +162,11 @@ def print_checks(console: Console, validation: Validation) -> None:
             *(f"{value:.0f}" for value in (check.speed, check.measured_tokens_per_s, check.predicted_tokens_per_s)),
         )
     console.print(table)
+    print_columns(
+        console,
+        "speed-up over plain decoding, as measured and as predicted (pred.); error: predicted over measured. tok/s: adjusted "
+        "to the machine's median speed; raw: as measured.",
+    )
 
 
 def validation_lines(validation: Validation) -> list[str]:

@@ -91,7 +91,7 @@ def explore_run(
 
 
 def explore_study(
-    run_dir: Path,
+    run_dir: Path | None,
     output_dir: Path,
     study: Study,
     *,
@@ -101,7 +101,7 @@ def explore_study(
     is_sensitive: bool = True,
     progress: Report = silent,
 ) -> Exploration:
-    """Answer a study from a run folder, or from a foreign trace and a calibration.
+    """Answer a study from a run folder, from a foreign trace and a calibration, or (None) from laws and a calibration alone.
 
     Writes results.parquet (a row for each policy and scenario), sensitivity.parquet, calibration.json (the latencies that
     were used) and summary.json to a new folder; a killed run goes on from OUTPUT.partial when called again.
@@ -112,8 +112,9 @@ def explore_study(
     """
     started = time.perf_counter()
     workers = workers or Workers()
-    run = open_recording(run_dir, temperatures=study.conditions.temperatures, unseen=unseen)
-    traces = traces_of(run.traces(), study, where=str(run_dir), draft=draft_of(run.config))
+    asked = study.conditions
+    run = open_recording(run_dir, temperatures=asked.temperatures, unseen=unseen, alignments=asked.alignments)
+    traces = traces_of(run.traces(), study, where=str(run_dir or "a law"), draft=draft_of(run.config))
     with starting(evaluate_packed, workers) as wait:
         model = latency_of(run, latency)
         questions = make_questions(traces, model, study)
@@ -135,12 +136,12 @@ def explore_study(
         table=pd.concat([each.table(study.objectives) for each in answers], ignore_index=True),
         rankings={each.scenario: rank(each.scored) for each in answers},
         effects=answers[0].effects() if is_sensitive else (),
-        acceptance=_assess(questions),
+        acceptance=() if run_dir is None else _assess(questions),
         num_reused_tasks=store.num_reused,
         limits=run.limits if isinstance(run, ImportedTraces) else (),
         doubt=doubt_of_latency(model),
     )
-    config = {"run": str(run_dir), "calibration": "", "study": study.as_dict()}
+    config = {"run": str(run_dir or ""), "calibration": "", "study": study.as_dict()}
     if latency is not None:
         config["calibration" if isinstance(latency, Path) else "latency"] = str(latency)
     if isinstance(run, ImportedTraces):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from sim.decoding.acceptance_models import GEOMETRIC_SETTINGS, Geometric, parse_acceptance
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from sim.latency.roofline import RooflineLatency
@@ -16,25 +19,58 @@ from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
 from traces.importers.base import ImportedTraces, Unseen
 from traces.importers.catalog import read_foreign
+from traces.schema import RequestTrace
 
+_LAWFUL_REQUESTS, _LAWFUL_TOKENS, _LAWFUL_PROMPT, _LAWFUL_TAIL = 24, 400, 512, 16
 ROOFLINE = "roofline"  # the kind of a file of planned latencies; a calibration names none
 LatencySource: TypeAlias = LatencyModel | Path | None  # a model, a file of `read_latency`, or None: fitted from the run
 
 
+@dataclass(frozen=True)
+class LawAlone:
+    """In the place of a run: requests of equal length, whose outcomes the laws of a study decide."""
+
+    alpha: float
+    config: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "a study without a run"
+
+    def traces(self) -> list[RequestTrace]:
+        """24 requests of 512 and 400 tokens, of the first law; each scenario draws its own."""
+        law = Geometric(alpha=self.alpha, num_prompt_tokens=_LAWFUL_PROMPT, tail_depth=_LAWFUL_TAIL)
+        rngs = np.random.default_rng(0).spawn(_LAWFUL_REQUESTS)
+        return [law.sample(_LAWFUL_TOKENS, index, rng) for index, rng in enumerate(rngs)]
+
+
+def law_alone(alignments: Sequence[str]) -> LawAlone:
+    """For a study that needs no run. Raises ValueError where one of its alignments is made from recorded outcomes."""
+    if wrong := [label for label in alignments if not label.startswith("geometric")]:
+        raise ValueError(
+            f"without a run nothing says which drafts are accepted ({', '.join(wrong)}); give --run, or a law such as "
+            "--alignment geometric:alpha=0.8 together with --calibration."
+        )
+    return LawAlone(parse_acceptance(alignments[0], {"geometric": GEOMETRIC_SETTINGS})[1]["alpha"])
+
+
 def open_recording(
-    path: Path, *, temperatures: Sequence[float] = (), unseen: Unseen = Unseen.REJECTED
-) -> Run | ImportedTraces:
-    """A run folder, or a foreign trace in a file.
+    path: Path | None,
+    *,
+    temperatures: Sequence[float] = (),
+    unseen: Unseen = Unseen.REJECTED,
+    alignments: Sequence[str] = (),
+) -> Run | ImportedTraces | LawAlone:
+    """A run folder, a foreign trace in a file, or (None) the laws that a study's alignments name.
 
     temperatures: if exactly one is asked about, it is that of foreign requests that do not name theirs. unseen: what to take
     for outcomes that a foreign trace does not know. Raises RunError or ForeignTraceError.
     """
+    if path is None:
+        return law_alone(alignments)
     if path.is_file():
         return read_foreign(path, temperature=temperatures[0] if len(temperatures) == 1 else None, unseen=unseen)
     return read_run(path)
 
 
-def latency_of(recording: Run | ImportedTraces, source: LatencySource = None) -> LatencyModel:
+def latency_of(recording: Run | ImportedTraces | LawAlone, source: LatencySource = None) -> LatencyModel:
     """The latencies for a recording's policies. source: None takes the calibration beside the run, or fits one now.
 
     Raises ValueError without a source for a foreign trace, which holds no operations to fit.
@@ -43,7 +79,7 @@ def latency_of(recording: Run | ImportedTraces, source: LatencySource = None) ->
         return read_latency(source)
     if source is not None:
         return source
-    if isinstance(recording, ImportedTraces):
+    if isinstance(recording, ImportedTraces | LawAlone):
         raise ValueError(f"{recording.source} holds no times of operations; name a calibration with --calibration.")
     beside = recording.folder / "calibration.json"
     return read_latency(beside) if beside.exists() else FittedLatency(calibrate(recording))

@@ -8,6 +8,7 @@ so that nothing is lost with a worker.
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+from sim.decoding.policies.own import own_modules
 from traces.processes import safe_children
 
 ResultT = TypeVar("ResultT")
@@ -57,11 +59,13 @@ def run_tasks(
     from joblib import Parallel, delayed
 
     parent = os.getpid() if workers.backend == "processes" else None
-    calls = (delayed(_numbered)(function, index, task, parent) for index, task in enumerate(tasks))
+    sent = map(_ByValue.of, tasks) if own_modules() else tasks
+    calls = (delayed(_numbered)(function, index, task, parent) for index, task in enumerate(sent))
     with _backend(workers) as settings:
         # One task a batch and all of them handed over at once: tasks are long, and a cluster may grow meanwhile.
         parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all", **settings)
-        yield from parallel(calls)
+        for index, result in parallel(calls):
+            yield index, result.value() if isinstance(result, _ByValue) else result
 
 
 @contextmanager
@@ -82,16 +86,38 @@ def starting(function: Callable[..., object], workers: Workers) -> Iterator[Call
         ready.close()
 
 
+@dataclass(frozen=True)
+class _ByValue:
+    """What a user's policies are part of, on its way: classes travel whole, for no worker looks into the user's folder."""
+
+    data: bytes
+
+    @classmethod
+    def of(cls, value: object) -> _ByValue:
+        try:
+            import cloudpickle
+        except ImportError:  # joblib's own, in versions that bring one
+            from joblib.externals import cloudpickle
+        for module in own_modules():
+            cloudpickle.register_pickle_by_value(module)
+        return cls(cloudpickle.dumps(value))
+
+    def value(self) -> Any:
+        return pickle.loads(self.data)  # from this program's own processes
+
+
 def _name_of(function: Callable[..., object], parent: int) -> str:
     _follow(parent)
     return function.__name__  # to receive a function is to import its module
 
 
 def _numbered(
-    function: Callable[..., ResultT], index: int, task: tuple[Any, ...], parent: int | None
-) -> tuple[int, ResultT]:
+    function: Callable[..., ResultT], index: int, task: tuple[Any, ...] | _ByValue, parent: int | None
+) -> tuple[int, ResultT | _ByValue]:
     if parent is not None:
         _follow(parent)
+    if isinstance(task, _ByValue):
+        return index, _ByValue.of(function(*task.value()))
     return index, function(*task)
 
 

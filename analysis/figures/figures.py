@@ -107,6 +107,8 @@ def draw_figures(
     explored = read_run(explored_dir)
     if explored.meta.get("kind") != "explored":
         raise ValueError(f"{explored_dir} is not an exploration; give the --output-dir of `specbranch explore`.")
+    if not explored.config["run"]:
+        raise ValueError(f"{explored_dir} was explored without a run, so that there are no recorded outcomes to draw.")
     run, study = read_run(explored.config["run"]), make_study(explored.config["study"], where=str(explored_dir))
     named, used = explored.config["calibration"], explored_dir / LATENCIES
     if latency is None and not used.exists() and "latency" in explored.config:

@@ -67,6 +67,12 @@ def print_published(console: Console, rows: Sequence[PublishedRow]) -> None:
     for row in rows:
         table.add_row(*_cells(row))
     console.print(table)
+    console.print(
+        "c: a target forward takes so many draft forwards. alpha: chance that a draft token is accepted. In brackets: "
+        "published.",
+        style="dim",
+        highlight=False,
+    )
 
 
 def published_page(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from analysis.plan.advice import MIN_GAIN
 from sim.decoding.acceptance_models import Geometric
-from sim.decoding.policies.catalog import label_of, parse_policy
+from sim.decoding.policies.base import Policy
+from sim.decoding.policies.catalog import parse_policy, split_label
 from sim.serving.rounds.base import RoundSource, ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, LengthTable
 from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds, LengthRule
@@ -30,13 +32,13 @@ _NUM_DRAWN_TRACES, _DRAWN_TOKENS = 24, 400
 class Method:
     """A way to decode, as the planner compares them.
 
-    rule: of serial drafts, whose length is one for the batch; or policy: the label of a method of the catalog. plan: its
+    rule: of serial drafts, whose length is one for the batch; or policy: a method that overlaps. plan: its
     rounds on recorded requests; without one they are planned on drawn ones. name: for tables.
     """
 
     name: str
     rule: LengthRule | None = None
-    policy: str | None = None
+    policy: Policy | None = None
     plan: Plan | None = None
     placement: Placement = Placement.IN_TURN
 
@@ -68,8 +70,8 @@ def overlapped(label: str, traces: Sequence[RequestTrace] = ()) -> Method:
     """
     policy = parse_policy(label)
     return Method(
-        name=label.partition(":")[0],
-        policy=label_of(policy),
+        name=split_label(label)[0],
+        policy=policy,
         plan=Plan([policy], traces) if traces else None,
         placement=Placement.OWN_DEVICE,
     )
@@ -102,15 +104,16 @@ def source_of(
         table = _drawn(acceptance.conditional, workload.num_requests, int(workload.output_tokens.max()), seed)
         rule = method.rule
         return lambda: LengthRounds(table, rule)
-    assert method.policy is not None
-    plan = method.plan or _planned_on_drawn(method.policy, acceptance, seed)
+    policy: Any = method.policy  # frozen, hence hashable, which the protocol cannot say
+    assert policy is not None
+    plan = method.plan or _planned_on_drawn(policy, acceptance, seed)
     return lambda: PlannedRounds(plan)
 
 
 @lru_cache(maxsize=4)
-def _planned_on_drawn(policy: str, acceptance: AcceptanceByPosition, seed: int) -> Plan:
+def _planned_on_drawn(policy: Policy, acceptance: AcceptanceByPosition, seed: int) -> Plan:
     """Planned once for all rates."""
-    return Plan([parse_policy(policy)], drawn_traces(acceptance, seed))
+    return Plan([policy], drawn_traces(acceptance, seed))
 
 
 @lru_cache(maxsize=4)

@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.plan.dialects.rows import rows_by_batch
 from analysis.plan.planning import LEVEL, MethodPlan, PlanResult
+from sim.decoding.policies.catalog import label_of
 from sim.serving.rounds.length_rules import LengthTable
 
 _MAX_SURE = 0.99  # of what a simulation of a model may claim
@@ -73,7 +74,7 @@ def _row(plan: PlanResult, each: MethodPlan) -> dict[str, Any]:
     low, high = each.capacity.interval
     row: dict[str, Any] = {
         "method": each.method.name,
-        "policy": each.method.policy or "",
+        "policy": "" if each.method.policy is None else label_of(each.method.policy),
         "placement": each.method.placement.value,
         "requests_per_s_per_replica": each.capacity.mean,
         "requests_per_s_low": low if len(each.capacity.rates) > 1 else None,

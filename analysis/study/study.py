@@ -31,7 +31,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from analysis.study.alignments import KINDS
 from sim.decoding.acceptance_models import parse_acceptance
 from sim.decoding.policies.base import Policy
-from sim.decoding.policies.catalog import PolicyError, make_policy, parse_policy
+from sim.decoding.policies.catalog import PolicyError, make_policy, parse_policy, split_label
 from sim.latency.placement import Placement, PlacementKind
 from traces.folder.run import RunError, read_yaml
 from traces.schema import Sampling
@@ -309,6 +309,6 @@ def _values_of(values: Values) -> tuple[Plain, ...]:
 
 
 def _family_of(label: str) -> Family:
-    name, _, text = label.partition(":")
+    name, text = split_label(label)
     settings = dict(part.split("=", 1) for part in text.split(",") if part)
     return Family(method=name, settings=settings)

@@ -66,19 +66,21 @@ def resolve(
 
 def resolve_on_run(
     labels: Sequence[str],
-    run_dir: Path,
+    run_dir: Path | None,
     *,
     latency: LatencySource = None,
     temperatures: Sequence[float] = (),
     unseen: Unseen = Unseen.REJECTED,
+    alignments: Sequence[str] = (),
 ) -> dict[str, Policy]:
-    """`resolve` on a recorded run, or on a foreign trace with latencies. The run is read only where something is open.
+    """`resolve` on a recorded run, on a foreign trace with latencies, or (None) on a law of
+    `alignments` with latencies. The run is read only where something is open.
 
     temperatures: of the traces that count; all by default.
     """
     if not check_labels(labels):
         return resolve(labels)
-    recording = open_recording(run_dir, temperatures=temperatures, unseen=unseen)
+    recording = open_recording(run_dir, temperatures=temperatures, unseen=unseen, alignments=alignments)
     traces = [trace for trace in recording.traces() if not temperatures or trace.temperature in temperatures]
     if not traces:
         raise PolicyError(f"{run_dir} holds no trace to choose settings on; record there, or give the settings.")
@@ -86,15 +88,16 @@ def resolve_on_run(
 
 
 def default_policies(
-    run_dir: Path,
+    run_dir: Path | None,
     *,
     latency: LatencySource = None,
     temperatures: Sequence[float] = (),
     unseen: Unseen = Unseen.REJECTED,
+    alignments: Sequence[str] = (),
 ) -> list[Policy]:
     """What is explored where nobody says what: of a run, or of a foreign trace with latencies, the default grid as far as the
     traces can answer for it, and every other method as `auto` sets it."""
-    recording = open_recording(run_dir, temperatures=temperatures, unseen=unseen)
+    recording = open_recording(run_dir, temperatures=temperatures, unseen=unseen, alignments=alignments)
     traces = [trace for trace in recording.traces() if not temperatures or trace.temperature in temperatures]
     if not traces:
         return default_grid()

@@ -53,8 +53,9 @@ def fit_signal(traces: Sequence[RequestTrace], signal: str = "margin") -> Signal
     if accepted.all() or not accepted.any():
         raise ValueError("every draft token was accepted, or none: there is no curve to fit.")
     # A slight ridge keeps the curve finite when the signal separates the two perfectly.
-    scale = float(values.std()) or 1.0
-    centre = float(values.mean())
+    centre, scale = float(values.mean()), float(values.std())
+    if scale <= 1e-9 * max(1.0, abs(centre)):  # one value everywhere, which tells nothing: the curve is flat
+        values, centre, scale = np.zeros_like(values), 0.0, 1.0
     inputs = (values - centre) / scale
 
     def loss(parameters: NDArray[np.float64]) -> float:

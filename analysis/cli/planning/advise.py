@@ -127,6 +127,12 @@ def _print_one(rows: list[LengthAdvice]) -> None:
             style="dim" if row.is_guess else "",
         )
     console.print(table)
+    console.print(
+        "K: draft length (num_speculative_tokens). tokens/step: mean acceptance length. serial, overlapped: speed-up with the "
+        "draft before, or beside, the target.",
+        style="dim",
+        highlight=False,
+    )
     if any(row.is_guess for row in rows):
         console.print(
             "?: beyond the measured positions the last conditional chance holds.", style="dim", highlight=False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,60 +14,21 @@ from traces.importers.base import Unseen
 
 if TYPE_CHECKING:
     from analysis.explore.exploration import Exploration
-    from analysis.study.study import Study
 
 MAX_SCENARIOS = 6  # printed; all of them are in the results
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyFlags:
-    """What flags say of a study, in the place of what its file says. None, 0 and empty leave it as it is.
-
-    conditions: values of `analysis.study.study.Conditions` by name. trials: of Optuna, for which a sampler alone suffices.
-    """
-
-    file: Path | None = None
-    policies: Sequence[str] | None = None
-    conditions: Mapping[str, Any] = field(default_factory=dict)
-    objectives: Sequence[str] | None = None
-    trials: int = 0
-    sampler: str | None = None
-    seed: int | None = None
-
-    def study(self) -> Study:
-        """The file's study, or that of the default grid, with the flags' values; StudyError where they make none."""
-        from analysis.study.candidates import default_grid
-        from analysis.study.study import make_study, read_study
-        from sim.decoding.policies.catalog import label_of, parse_policies
-
-        if self.file is None:
-            settings: dict[str, Any] = {"policies": list(map(label_of, default_grid()))}
-        else:
-            settings = read_study(self.file).as_dict()
-        if self.policies:
-            parse_policies(self.policies)
-            settings["policies"] = list(self.policies)
-        conditions = {name: values for name, values in self.conditions.items() if values}
-        settings["conditions"] = dict(settings.get("conditions", {})) | conditions
-        if self.objectives:
-            settings["objectives"] = list(self.objectives)
-        if self.trials or self.sampler:
-            search = dict(settings.get("search", {}))
-            kind = self.sampler or (search["kind"] if search.get("kind", "grid") != "grid" else "tpe")
-            settings["search"] = search | {"kind": kind} | ({"trials": self.trials} if self.trials else {})
-        if self.seed is not None:
-            settings["seed"] = self.seed
-        return make_study(settings, where=str(self.file or "flags"))
-
-
 def explore(
-    run: Annotated[
-        Path,
-        typer.Option(
-            "--run", "--trace", help="Read this run folder of `specbranch record`, or a file of another program."
-        ),
-    ],
     output_dir: OutputDir,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            "--trace",
+            help="Read this run folder of `specbranch record`, or a file of another program; without one, --alignment gives a "
+            "law of acceptance and --calibration the times.",
+        ),
+    ] = None,
     study: Annotated[Path | None, typer.Option(help="Answer this YAML study; the flags below change it.")] = None,
     policy: Policies = None,
     calibration: CalibrationFile = None,
@@ -138,13 +97,12 @@ def explore(
     from analysis.cli.tables import print_lines
     from analysis.explore.exploration import explore_study
     from analysis.explore.scale_out import Workers
-    from analysis.tuning.auto import check_labels, default_policies, resolution_lines, resolve_on_run
-    from sim.decoding.policies.catalog import label_of
+    from analysis.study.flags import StudyFlags
+    from analysis.tuning.asked import asked_study
 
-    stated = [label for label in policy or () if label not in check_labels(policy or ())]
     flags = StudyFlags(
-        file=study,
-        policies=stated,
+        study=study,
+        policies=policy,
         conditions={
             "temperatures": temperature,
             "placements": placement,
@@ -158,19 +116,13 @@ def explore(
         sampler=sampler,
         seed=seed,
     )
-    flags.study()  # refuses what is no study before anything is read
     told = console_for(as_json)
-    if policy or study is not None:
-        resolved = resolve_on_run(policy or (), run, latency=calibration, temperatures=temperature or (), unseen=unseen)
-        print_lines(told, resolution_lines(resolved))
-        policies = list(resolved.values())
-    else:
-        policies = default_policies(run, latency=calibration, temperatures=temperature or (), unseen=unseen)
-    flags = replace(flags, policies=list(map(label_of, policies)))
+    asked, lines = asked_study(flags, run, latency=calibration, unseen=unseen)
+    print_lines(told, lines)
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     with progress_bar(told, "policies") as report:
         explored = explore_study(
-            run, output_dir, flags.study(), latency=calibration, unseen=unseen, workers=where, progress=report
+            run, output_dir, asked, latency=calibration, unseen=unseen, workers=where, progress=report
         )
     _print_exploration(told, explored, output_dir, top)
     conclude([output_dir], as_json=as_json)
@@ -178,12 +130,19 @@ def explore(
 
 def _print_exploration(console: Console, explored: Exploration, output_dir: Path, top: int) -> None:
     """The best policies, how sure that is and what it depends on."""
-    from analysis.cli.tables import print_doubt
+    from analysis.cli.tables import print_columns, print_doubt
 
     for scenario in list(explored.rankings)[:MAX_SCENARIOS]:
         _print_scenario(console, explored, scenario, top)
+    print_columns(
+        console,
+        "speed-up: over plain decoding, [95%] over prompts. tokens/forward: a target forward gives so many (vLLM: mean "
+        "acceptance length). n: prompts.",
+    )
     if len(explored.rankings) > MAX_SCENARIOS:
         console.print(f"{len(explored.rankings) - MAX_SCENARIOS} more scenarios are in results.parquet")
+    if not explored.doubt:
+        _print_across(console, explored)
     print_doubt(console, explored.doubt)
     if explored.effects and not explored.doubt:
         worst = explored.effects[0]
@@ -197,24 +156,52 @@ def _print_exploration(console: Console, explored: Exploration, output_dir: Path
         console.print(assessed.text(), highlight=False, markup=False)
     reused = f", {explored.num_reused_tasks} tasks taken from before" if explored.num_reused_tasks else ""
     console.print(
-        f"{explored.num_policies} policies on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s{reused}; "
+        f"{explored.num_policies} policies on {explored.num_tokens} tokens in {explored.wall_s:.1f} s{reused}; "
         f"results: {output_dir}",
         highlight=False,
     )
 
 
 def _print_scenario(console: Console, explored: Exploration, scenario: str, top: int) -> None:
-    from analysis.cli.tables import print_speeds, short_label
+    from analysis.cli.tables import pasted_label, print_speeds, short_label
 
     rows, ranking = explored.table.scenario == scenario, explored.rankings[scenario]
     speeds = [speed for speed, is_here in zip(explored.speeds, rows, strict=True) if is_here]
     best = sorted(speeds, key=lambda speed: -speed.tokens_per_s)[:top]
     if explored.doubt:  # then nothing is called the best
-        print_speeds(console, f"{len(best)} of {len(speeds)} policies, predicted, {scenario}", best)
+        print_speeds(console, f"{len(best)} of {len(speeds)} policies, predicted, {scenario}", best, explains=False)
         return
-    print_speeds(console, f"Best of {len(speeds)} policies, predicted, {scenario}", best)
+    print_speeds(console, f"Best of {len(speeds)} policies, predicted, {scenario}", best, explains=False)
     sure = f"best with probability {ranking.probability_best:.2f} over prompts"
     if ranking.runner_up is not None and ranking.gain is not None and ranking.gain_interval is not None:
         low, high = ranking.gain_interval
         sure += f"; against {short_label(ranking.runner_up)} {ranking.gain:+.1%} ({low:+.1%} to {high:+.1%})"
-    console.print(f"{sure}; expected regret {ranking.expected_regret:.2%}", highlight=False)
+    console.print(
+        f"{sure}; expected regret {ranking.expected_regret:.2%}; --policy {pasted_label(ranking.best)}", highlight=False
+    )
+
+
+def _print_across(console: Console, explored: Exploration) -> None:
+    """A study of several scenarios in one table and one sentence."""
+    from rich.table import Table
+
+    from analysis.cli.tables import pasted_label, print_columns, short_label
+    from analysis.explore.across import summarise_scenarios
+
+    if (across := summarise_scenarios(explored.table)) is None:
+        return
+    table = Table(title=f"Across {len(across.rows)} scenarios", title_justify="left", box=None, pad_edge=False)
+    table.add_column("scenario")
+    table.add_column("best policy", min_width=18)
+    table.add_column("speed-up", justify="right")
+    table.add_column("loss", justify="right")
+    for scenario, best, speedup, loss in across.rows:
+        table.add_row(scenario, short_label(best), f"{speedup:.2f}", f"{loss:.1%}")
+    console.print(table)
+    print_columns(console, "loss: what the policy below gives up there, as a share of the best speed")
+    console.print(
+        f"One policy for all of them: {pasted_label(across.policy)} loses {across.mean_loss:.1%} in the mean and "
+        f"{across.worst_loss:.1%} at worst.",
+        style="bold",
+        highlight=False,
+    )

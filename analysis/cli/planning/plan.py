@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.options import OutputDir, Seed, console
+from analysis.cli.options import OutputDir, Seed, console, own_policies
 
 if TYPE_CHECKING:
     from analysis.plan.planning import PlanResult
@@ -67,7 +67,8 @@ def plan(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also plan this method, its draft on a device of its own, such as specbranch:draft_length=4."
+            callback=own_policies,
+            help="Also plan this method, its draft on a device of its own, such as specbranch:draft_length=4.",
         ),
     ] = None,
     price: Annotated[float | None, typer.Option(help="A device costs this much an hour.")] = None,

@@ -78,7 +78,12 @@ def roofline(
     )
     write_roofline(planned.latency(), output)
     _print_forwards(planned)
-    console.print(f"calibration: {output}; try policies with: specbranch explore --trace RUN --calibration {output}")
+    console.print(
+        f"calibration: {output}; next: specbranch explore --calibration {output} --alignment geometric:alpha=0.8 --output-dir "
+        "NEW, or with --run and the acceptance that you recorded",
+        highlight=False,
+        soft_wrap=True,
+    )
     if not draft_hardware:
         console.print("both models on the same devices: add --placement shared_device --interference 1.5")
 
@@ -108,4 +113,5 @@ def _print_forwards(planned: Planned) -> None:
     ):
         table.add_row(what, f"{ms(kind, num_tokens, num_rows):.3g}", place)
     console.print(table)
+    console.print("ms: the mean of one forward on that device, by data sheets", style="dim", highlight=False)
     console.print(f"target over draft: {ms(OpKind.VERIFY, 1) / ms(OpKind.DRAFT, 1):.1f}", highlight=False)

@@ -1,6 +1,7 @@
 """Policies by name: what a command line, a study file or a run folder writes for a policy object.
 
-A label is `name` or `name:setting=value,setting=value`; settings at their default may be left out.
+A label is `name` or `name:setting=value,setting=value`; settings at their default may be left out. The name of a policy that
+is not listed here is `module.Class` (`sim.decoding.policies.own`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+from sim.decoding.policies import own
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
 from sim.decoding.policies.overlapped.pearl import Pearl
@@ -42,6 +44,7 @@ POLICIES: dict[str, type[Any]] = {
 
 MAX_TOKENS_A_ROUND = 4096  # also rows of a batch of branches
 MAX_NUMBER = 1e4
+OF_VLLM = "num_speculative_tokens"  # what vLLM's users call draft_length
 
 
 class PolicyError(ValueError):
@@ -54,7 +57,7 @@ def parse_policy(label: str) -> Policy:
     >>> parse_policy("fixed_length:draft_length=6")
     FixedLength(draft_length=6)
     """
-    name, _, text = label.strip().partition(":")
+    name, text = split_label(label)
     settings: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = part.partition("=")
@@ -66,18 +69,32 @@ def parse_policy(label: str) -> Policy:
     return make_policy(name, settings)
 
 
+def split_label(label: str) -> tuple[str, str]:
+    """Name and settings of a label, or of `module:Class(settings)`.
+
+    >>> split_label("pearl:draft_length=6"), split_label("mine:Every(draft_length=2)")
+    (('pearl', 'draft_length=6'), ('mine.Every', 'draft_length=2'))
+    """
+    name, _, text = label.strip().partition(":")
+    if name not in POLICIES:
+        name, _, text = own.canonical(label.strip()).partition(":")
+    return name, text
+
+
 def make_policy(name: str, settings: dict[str, Any]) -> Policy:
     """A policy from its name and settings, as a study file gives them; unknown names and settings are refused."""
-    kind = POLICIES.get(name)
-    if kind is None:
-        raise PolicyError(f"unknown policy {name!r:.80}; known are {', '.join(POLICIES)}.")
+    kind = _kind_of(name)
     known = [field.name for field in dataclasses.fields(kind)]
+    if OF_VLLM in settings and "draft_length" in known:
+        if "draft_length" in settings:
+            raise PolicyError(f"policy {name}: {OF_VLLM} is another name of draft_length; give one of them.")
+        settings = {"draft_length" if key == OF_VLLM else key: value for key, value in settings.items()}
     for key in settings:
         if key not in known:
             settings_text = f"its settings are {', '.join(known)}" if known else "it has no settings"
             raise PolicyError(f"policy {name} has no setting {key!r}; {settings_text}.")
     try:
-        policy = _adapter(name).validate_python(settings)
+        policy = _adapter(kind).validate_python(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -119,10 +136,28 @@ def _check_limits(name: str, policy: Any) -> None:
         raise PolicyError(f"policy {name}: fan_out times draft_length must be at most {MAX_TOKENS_A_ROUND} rows.")
 
 
+def _kind_of(name: str) -> Any:
+    if name in POLICIES:
+        return POLICIES[name]
+    if not own.is_own(name):
+        raise PolicyError(
+            f"unknown policy {name!r:.80}; known are {', '.join(POLICIES)}, and module:Class for one of your own."
+        )
+    try:
+        return own.class_of(name)
+    except own.OwnPolicyError as error:
+        raise PolicyError(str(error)) from None
+
+
 @functools.cache
-def _adapter(name: str) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     """The validator of a policy's settings, made once."""
-    return TypeAdapter(POLICIES[name])
+    try:
+        return TypeAdapter(kind)
+    except PydanticUserError as error:
+        raise PolicyError(
+            f"policy {kind.__name__}: its settings must be numbers, words or yes and no: {error}"
+        ) from None
 
 
 def label_of(policy: Policy) -> str:
@@ -133,7 +168,10 @@ def label_of(policy: Policy) -> str:
     """
     name = next((name for name, kind in POLICIES.items() if kind is type(policy)), None)
     if name is None:
-        raise PolicyError(f"{type(policy).__name__} is not listed in sim.decoding.policies.catalog; add it there.")
+        try:
+            name = own.name_of(type(policy))
+        except own.OwnPolicyError as error:
+            raise PolicyError(str(error)) from None
     assert dataclasses.is_dataclass(policy)
     settings = [f"{field.name}={getattr(policy, field.name)}" for field in dataclasses.fields(policy)]
     return f"{name}:{','.join(settings)}" if settings else name

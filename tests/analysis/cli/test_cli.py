@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -281,3 +282,8 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
     assert rest == {"output_dir", "policy", "temperature", "stop", "chat", "sweep", "resume"}, (
         "a new option needs a default of its settings"
     )
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"specbranch {importlib.metadata.version('specbranch')}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from analysis.explore.exploration import explore_study
 from analysis.explore.scale_out import Workers, run_tasks
 from analysis.study.study import Study
+from sim.decoding.policies.own import import_own
 from tests.analysis.made_up_run import write_run
 
 distributed = pytest.importorskip("distributed")
@@ -23,6 +25,29 @@ LABELS = [
     for length in range(1, 9)
     for method in ("fixed_length:draft_length", "pearl:draft_length", "confidence_stop:threshold=0.4,max_length")
 ]
+
+
+OWN = """
+from dataclasses import dataclass
+from sim.decoding.policies.base import Defaults
+
+@dataclass(frozen=True)
+class EveryOther(Defaults):
+    draft_length: int = 4
+
+    def draft_more(self, seen, pending):
+        return 0 if pending or seen.num_rounds % 2 else self.draft_length
+"""
+
+
+@pytest.fixture
+def own_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Policies of a file in the working folder, where no worker looks."""
+    (tmp_path / "only_here.py").write_text(OWN)
+    monkeypatch.delitem(sys.modules, "only_here", raising=False)
+    monkeypatch.chdir(tmp_path)
+    labels = [import_own(f"only_here:EveryOther(draft_length={length})") for length in (2, 3, 5)]
+    return labels
 
 
 def slow_square(number: int, folder: str) -> tuple[int, int]:
@@ -61,9 +86,12 @@ def test_a_killed_worker_loses_nothing(cluster: object, tmp_path: Path) -> None:
     assert again, "the killed worker had nothing in hand: the test has shown nothing."
 
 
-def test_an_exploration_survives_a_killed_worker_bit_for_bit(cluster: object, run_dir: Path, tmp_path: Path) -> None:
+def test_an_exploration_survives_a_killed_worker_bit_for_bit(
+    cluster: object, run_dir: Path, tmp_path: Path, own_labels: list[str]
+) -> None:
     study = Study(
-        policies=[*LABELS, *(f"outcome_hedging:max_branches={count}" for count in range(1, 9))], policies_per_task=2
+        policies=[*LABELS, *own_labels, *(f"outcome_hedging:max_branches={count}" for count in range(1, 9))],
+        policies_per_task=2,
     )
     address = cluster.scheduler_address  # type: ignore[attr-defined]
     with distributed.Client(address, set_as_default=False) as client:
@@ -85,12 +113,13 @@ def test_an_exploration_survives_a_killed_worker_bit_for_bit(cluster: object, ru
     assert there.rankings == here.rankings
 
 
-def test_processes_give_the_same_bit_for_bit(run_dir: Path, tmp_path: Path) -> None:
-    study = Study(policies=list(LABELS), policies_per_task=5)
+def test_processes_give_the_same_bit_for_bit(run_dir: Path, tmp_path: Path, own_labels: list[str]) -> None:
+    labels = [*LABELS, *own_labels]
+    study = Study(policies=list(labels), policies_per_task=5)
     two = explore_study(run_dir, tmp_path / "two", study, workers=Workers(count=2))
     one = explore_study(run_dir, tmp_path / "one", study)
     pd.testing.assert_frame_equal(two.table, one.table, check_exact=True)
-    other_tasks = explore_study(run_dir, tmp_path / "other", Study(policies=list(LABELS), policies_per_task=24))
+    other_tasks = explore_study(run_dir, tmp_path / "other", Study(policies=list(labels), policies_per_task=27))
     pd.testing.assert_frame_equal(
         other_tasks.table.sort_values("policy", ignore_index=True), one.table.sort_values("policy", ignore_index=True)
     )

@@ -92,6 +92,8 @@ def test_it_is_explored_as_a_family_and_drawn_without_being_named_in_any_palette
     assert {"alternating", "PEARL"} <= {text.get_text() for text in axes.get_legend().get_texts()}
 
 
-def test_without_that_line_it_cannot_be_written_down() -> None:
-    with pytest.raises(PolicyError, match="Alternating is not listed in"):
-        label_of(TOY)
+def test_without_that_line_it_goes_by_its_module_and_class() -> None:
+    label = label_of(TOY)
+    assert label == f"{__name__}.Alternating:draft_length=4"
+    assert parse_policy(label) == TOY
+    assert short_label(label).endswith(".Alternating 4")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.cli.planning.explore import StudyFlags
+from analysis.study.flags import StudyFlags
 from analysis.study.study import Family, Objective, Range, StudyError, make_study, read_study
 from sim.decoding.policies.catalog import label_of
 from sim.decoding.policies.overlapped.pearl import Pearl
@@ -119,19 +119,19 @@ def test_placements_are_links_and_interferences() -> None:
 
 def test_flags_take_the_place_of_what_the_file_says() -> None:
     study = StudyFlags(
-        file=STUDIES / "placements.yaml",
+        study=STUDIES / "placements.yaml",
         policies=["pearl"],
         conditions={"cost_ratios": [4.0], "placements": None},
         trials=30,
         seed=7,
-    ).study()
+    ).resolved()
     assert (study.all_policies(), study.seed) == ([Pearl(6)], 7)
     assert study.conditions.all_cost_ratios() == [4.0]
     assert (study.search.kind, study.search.trials) == ("tpe", 30)
     assert study.conditions.interference == [1.3, 2.0]
     assert study.objectives[0] is Objective.SPEED
-    searched = StudyFlags(objectives=["speed", "energy"], sampler="nsga2").study()
+    searched = StudyFlags(objectives=["speed", "energy"], sampler="nsga2").resolved()
     assert searched.objectives == [Objective.SPEED, Objective.ENERGY]
     assert (searched.search.kind, searched.search.trials) == ("nsga2", 200)
     with pytest.raises(StudyError, match="objectives"):
-        StudyFlags(objectives=["fun"]).study()
+        StudyFlags(objectives=["fun"]).resolved()
