@@ -1,15 +1,17 @@
-"""How many of the target's blocks H-RAD should look at: a predictor for each K, trained and judged on the same rows."""
+"""How many of the target's blocks H-RAD should look at, and at which draft lengths it knows more than the draft: a predictor
+for each, trained and judged on the same rows."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from executor.hrad.baselines import Rule, fit_baselines, predict
-from executor.hrad.dataset import Dataset, with_last_layers
-from executor.hrad.evaluation import Quality, check_apart, quality
-from executor.hrad.predictor import Predictor
+from executor.hrad.dataset import Dataset, with_draft_length, with_last_layers
+from executor.hrad.evaluation import Quality, check_apart, evaluate, quality
+from executor.hrad.predictor import HradError, Predictor
 from executor.hrad.training import TrainingSettings, train
 from traces.progress import Report, silent
 
@@ -22,6 +24,56 @@ class LayerResult:
     num_parameters: int
     feature_bytes: int
     quality: Quality
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthResult:
+    """Gains over the constant at one draft length, in nats a position, with 95% intervals by resampling prompts: of the noisy
+    margin of the first draft token, of H-RAD alone, and of both together."""
+
+    draft_length: int
+    margin: Quality
+    hrad: Quality
+    both: Quality
+
+    @property
+    def added(self) -> float:
+        """What H-RAD adds to the draft's own signals: the gain of both less that of the noisy margin, nats a position."""
+        return self.both.gain - self.margin.gain
+
+
+def ablate_lengths(
+    training: Dataset,
+    evaluation: Dataset,
+    lengths: Sequence[int],
+    settings: TrainingSettings,
+    *,
+    progress: Report = silent,
+) -> list[LengthResult]:
+    """A result for each draft length, in the order given; one at which too little is known is left out, with a warning.
+
+    Both data sets must hold at least the largest one.
+    """
+    cut = [(with_draft_length(training, length), with_draft_length(evaluation, length)) for length in lengths]
+    results = []
+    for index, (part, judged) in enumerate(cut):
+        progress(index + 1, len(lengths))
+        try:
+            trained = train(part, settings)
+        except HradError as error:
+            warnings.warn(f"draft length {lengths[index]} is left out: {error}", stacklevel=2)
+            continue
+        found = evaluate(Predictor(trained.card, trained.network), part, judged, seed=settings.seed)
+        by_name = {rule.name: rule for rule in found.rules}
+        results.append(
+            LengthResult(
+                draft_length=lengths[index],
+                margin=by_name["noisy margin"],
+                hrad=by_name["H-RAD"],
+                both=by_name["H-RAD + first token"],
+            )
+        )
+    return results
 
 
 def ablate_layers(

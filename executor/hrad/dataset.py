@@ -98,6 +98,22 @@ def with_last_layers(dataset: Dataset, num_feature_layers: int) -> Dataset:
     return replace(dataset, meta=replace(meta, num_feature_layers=num_feature_layers), inputs=inputs)
 
 
+def with_draft_length(dataset: Dataset, draft_length: int) -> Dataset:
+    """The same rows as if drafts had this length. Raises HradError where the data's drafts are shorter."""
+    meta = dataset.meta
+    if not 1 <= draft_length <= meta.draft_length:
+        raise HradError(
+            f"the data tells how much of {meta.draft_length} drafted tokens was accepted, so nothing is known of "
+            f"{draft_length}; collect with a larger draft_length."
+        )
+    return replace(
+        dataset,
+        meta=replace(meta, draft_length=draft_length),
+        num_accepted=np.minimum(dataset.num_accepted, draft_length),
+        signals=dataset.signals[:, :draft_length],
+    )
+
+
 def classes_of(num_accepted: NDArray[np.int64], draft_length: int) -> NDArray[np.int64]:
     """Class of each accepted length.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from executor.hrad.ablation import LayerResult
+from executor.hrad.ablation import LayerResult, LengthResult
 from executor.hrad.evaluation import Evaluation, Quality
 from executor.hrad.predictor import CLASS_NAMES, PredictorCard
 
@@ -62,6 +62,23 @@ def print_ablation(console: Console, results: Sequence[LayerResult]) -> None:
         )
         table.add_row(*(cell.replace("[", "\\[") for cell in cells))
     console.print(table)
+
+
+def print_lengths(console: Console, results: Sequence[LengthResult]) -> None:
+    """One row a draft length, and whether H-RAD is worth asking."""
+    table = Table(title="Gain over the constant by draft length, nats", title_justify="left", box=None)
+    for name in ("length", "noisy margin", "H-RAD [95%]", "both", "H-RAD adds"):
+        table.add_column(name.replace("[", "\\["), justify="right", no_wrap=True)
+    for result in results:
+        hrad = f"{result.hrad.gain:+.3f} {_interval(result.hrad.gain_interval)}".replace("[", "\\[")
+        margin, both = (f"{one.gain:+.3f}" for one in (result.margin, result.both))
+        table.add_row(str(result.draft_length), margin, hrad, both, f"{result.added:+.3f}")
+    console.print(table)
+    better = [str(result.draft_length) for result in results if result.hrad.gain > result.margin.gain]
+    if better:
+        console.print(f"H-RAD knows more than the noisy margin at draft length {', '.join(better)}")
+    else:
+        console.print("the noisy margin knows more than H-RAD at every draft length")
 
 
 def as_markdown(evaluation: Evaluation, card: PredictorCard, command: str) -> str:

@@ -1,4 +1,4 @@
-"""`specbranch hrad ablate`: how many of the target's blocks a predictor needs."""
+"""`specbranch hrad ablate`: how many of the target's blocks a predictor needs, and at which draft lengths it pays."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ from analysis.cli.options import (
     within,
 )
 
+_LENGTHS = (2, 4, 8)
+
 
 def ablate(
     data: DataDir,
@@ -41,6 +43,15 @@ def ablate(
     layers: Annotated[
         list[int] | None,
         typer.Option(callback=within(1, 1024), help="Look at this many of the last blocks; give it once for each."),
+    ] = None,
+    lengths: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--draft-length",
+            callback=within(2, 1024),
+            help="Compare H-RAD with the draft's own signals at this draft length; give it once for each. By default at 2, 4 "
+            "and 8, as far as the data goes.",
+        ),
     ] = None,
     target: Target = "embedded",
     draft: DraftModel = "embedded",
@@ -60,19 +71,23 @@ def ablate(
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Train and judge a predictor for each number of the target's last blocks, on the same positions."""
+    """Train and judge predictors on the same positions: by the number of the target's last blocks, and by draft length."""
     from analysis.cli.progress import progress_bar
-    from executor.hrad.ablation import ablate_layers
+    from executor.hrad.ablation import ablate_layers, ablate_lengths
     from executor.hrad.collection import CollectSettings
     from executor.hrad.collection import collect as collect_data
-    from executor.hrad.dataset import Purpose, load_dataset, with_last_layers
-    from executor.hrad.report import print_ablation
+    from executor.hrad.dataset import Purpose, load_dataset, with_draft_length, with_last_layers
+    from executor.hrad.report import print_ablation, print_lengths
     from executor.hrad.training import TrainingSettings
     from executor.recording.settings import DecodingSettings, PromptSettings
 
     training, wanted = load_dataset(data), tuple(layers or (1, 4, 8))
     for count in wanted:
         with_last_layers(training, count)  # refused before anything is decoded
+    known = training.meta.draft_length
+    at = tuple(lengths or [length for length in _LENGTHS if length <= known] or [known])
+    for length in at:
+        with_draft_length(training, length)
     settings = CollectSettings(
         purpose=Purpose.EVALUATION,
         pair=pair_of(
@@ -96,7 +111,11 @@ def ablate(
     with progress_bar(console, "training") as report:
         chosen = TrainingSettings(widths=widths, num_epochs=num_epochs, seed=seed)
         results = ablate_layers(training, evaluation, wanted, chosen, progress=report)
+    with progress_bar(console, "training") as report:
+        by_length = ablate_lengths(training, evaluation, at, chosen, progress=report)
     print_ablation(console, results)
-    text = json.dumps([asdict(result) for result in results], indent=2) + "\n"
-    (output_dir / "ablation.json").write_text(text, encoding="utf-8")
+    print_lengths(console, by_length)
+    for name, rows in (("ablation.json", results), ("draft_lengths.json", by_length)):
+        text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
+        (output_dir / name).write_text(text, encoding="utf-8")
     console.print(f"ablation: {output_dir}")

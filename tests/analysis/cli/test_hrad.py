@@ -79,6 +79,9 @@ def test_ablate_judges_a_predictor_for_each_number_of_blocks_on_the_same_positio
         sum(map(sum, results[0]["quality"]["confusion"]))
     }
     assert "AUC 0" in output
+    by_length = json.loads((folder / "ablated" / "draft_lengths.json").read_text())
+    assert [row["draft_length"] for row in by_length] == [2]
+    assert "H-RAD adds" in output
     refused = _run("ablate", folder, *options[:4], "--layers", "3", "--output-dir", str(folder / "more"))
     assert "collect with a larger num_feature_layers" in str(refused.exception)
     assert not (folder / "more").exists()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from executor.hrad.ablation import ablate_lengths
 from executor.hrad.collection import CollectSettings
-from executor.hrad.dataset import Dataset, DatasetMeta, Purpose, load_dataset, save_dataset
+from executor.hrad.dataset import Dataset, DatasetMeta, Purpose, load_dataset, save_dataset, with_draft_length
 from executor.hrad.evaluation import check_apart, evaluate, expected_calibration_error, measure_cost
 from executor.hrad.predictor import HradError, Predictor, load_predictor, save_predictor
 from executor.hrad.training import TrainingSettings, split_by_prompt, train
@@ -49,6 +50,28 @@ def _separable(num_prompts: int, purpose: Purpose, seed: int) -> Dataset:
 
 
 SETTINGS = TrainingSettings(widths=(16, 8), num_epochs=6, batch_size=64)
+
+
+def test_a_shorter_draft_is_accepted_as_far_as_it_goes() -> None:
+    data = _separable(2, Purpose.TRAINING, 0)
+    cut = with_draft_length(data, 2)
+    assert set(cut.num_accepted.tolist()) == {0, 2}
+    assert set(cut.labels.tolist()) == {0, 2}
+    assert cut.signals.shape[1:] == (2, 3)
+    with pytest.raises(HradError, match="larger draft_length"):
+        with_draft_length(data, 5)
+
+
+def test_at_each_draft_length_what_hrad_adds_is_what_both_gain_beyond_the_margin() -> None:
+    data, judged = _separable(30, Purpose.TRAINING, 0), _separable(20, Purpose.EVALUATION, 1)
+    results = ablate_lengths(data, judged, (3, 4), replace(SETTINGS, num_epochs=3))
+    assert [result.draft_length for result in results] == [3, 4]
+    for result in results:
+        assert result.hrad.gain > result.margin.gain + 0.1  # here the signals say nothing
+        assert result.added == result.both.gain - result.margin.gain > 0.1
+    never = replace(data, num_accepted=np.where(data.num_accepted == 2, 0, data.num_accepted))
+    with pytest.warns(UserWarning, match="draft length 4 is left out: none of the .* is of class confidence"):
+        assert ablate_lengths(never, judged, (4,), SETTINGS) == []
 
 
 def test_training_beats_the_baselines_where_classes_are_separable(tmp_path: Path) -> None:
