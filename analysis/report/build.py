@@ -51,7 +51,7 @@ def sections_of(arms: Sequence[Arm], progress: Report = silent) -> list[Section]
     main = arms[0]
     answers = Answers(main)
     makers: list[Callable[[], Section | None]] = [
-        lambda: verdict_section(answers),
+        lambda: verdict_section(answers, "Verdict" if len(arms) == 1 else f"Verdict on {main.name}"),
         lambda: comparison_section(arms),
         lambda: methods_section(main),
         lambda: prediction_section(main),

@@ -70,10 +70,11 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A paragraph. is_code: a command, to be copied."""
+    """A paragraph. is_code: a command, to be copied. is_strong: an answer."""
 
     text: str
     is_code: bool = False
+    is_strong: bool = False
 
 
 Element: TypeAlias = Table | Chart | Panel | Figures | Facts | Text

@@ -9,12 +9,12 @@
     Plotly.react(place, figure.data, figure.layout, isZoomable ? zoomable : config);
   };
 
-  for (const place of document.querySelectorAll("[data-chart]")) {
+  const drawChart = (place) => {
     const { figure, views } = payloads[place.dataset.chart];
     draw(place, views.length ? views[0][1] : figure);
     const picker = document.querySelector(`select[data-for="${place.dataset.chart}"]`);
     if (picker) picker.addEventListener("change", () => draw(place, views[picker.selectedIndex][1]));
-  }
+  };
 
   // What if: speed-ups on a grid, between whose points they are taken to be straight.
   const whatIf = (place, data) => {
@@ -143,17 +143,32 @@
     shown.hidden = !data.map_note;
   };
 
-  for (const place of document.querySelectorAll("[data-panel='what-if']")) whatIf(place, payloads[place.dataset.name]);
+  // A chart is drawn when it comes near the window, so that the page opens at once; all of them before printing.
+  const waiting = new Map();
+  const drawNow = (place) => {
+    const make = waiting.get(place);
+    waiting.delete(place);
+    if (make) make();
+  };
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) { watcher.unobserve(entry.target); drawNow(entry.target); }
+  }, { rootMargin: "600px 0px" });
+  for (const place of document.querySelectorAll("[data-chart]")) waiting.set(place, () => drawChart(place));
+  for (const place of document.querySelectorAll("[data-panel='what-if']")) waiting.set(place, () => whatIf(place, payloads[place.dataset.name]));
+  [...waiting.keys()].forEach((place) => watcher.observe(place));
 
   // On paper everything is open, and charts have the paper's width.
+  const PAPER_PX = 690;
+  const charts = () => document.querySelectorAll(".js-plotly-plot");
   let opened = [];
   window.addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open])")];
     opened.forEach((details) => { details.open = true; });
-    document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.Plots.resize(chart));
+    [...waiting.keys()].forEach(drawNow);
+    charts().forEach((chart) => Plotly.relayout(chart, { width: chart.closest(".panel") ? PAPER_PX - 50 : PAPER_PX }));
   });
   window.addEventListener("afterprint", () => {
     opened.forEach((details) => { details.open = false; });
-    document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.Plots.resize(chart));
+    charts().forEach((chart) => Plotly.relayout(chart, { width: null, autosize: true }));
   });
 })();

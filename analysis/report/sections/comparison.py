@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from analysis.report.answers import Answers
-from analysis.report.charts import Figure, error_bars, layout, line_at
+from analysis.report.charts import Figure, error_bars, layout
 from analysis.report.elements import Chart, Element, Section, Table, Text, in_chart, with_interval
 from analysis.report.material import Arm
 from analysis.verdict import PROBE, name_of
@@ -64,6 +64,7 @@ def _chart(first: Arm, other: Arm, pairs: Sequence[tuple[Speed, Speed]], number:
             {
                 "type": "scatter",
                 "mode": "markers",
+                "orientation": "h",
                 "name": in_chart(arm.name),
                 "y": names,
                 "x": values,
@@ -82,10 +83,11 @@ def _chart(first: Arm, other: Arm, pairs: Sequence[tuple[Speed, Speed]], number:
                 "",
                 x={"rangemode": "tozero"},
                 y={"autorange": "reversed", "type": "category", "showgrid": False},
-                shapes=[line_at(0.0, axis="x")],
+                scattermode="group",
+                scattergap=0.4,
             ),
         },
-        height=110 + 30 * len(pairs),
+        height=110 + 36 * len(pairs),
         note="With 95% intervals over prompts.",
     )
 

@@ -13,23 +13,13 @@ def sensitivity_section(answers: Answers) -> Section | None:
     """A chart for each price, at the first temperature whose answer has one, and every flip in a sentence."""
     elements: list[Element] = []
     several = len(answers.prices) > 1
+    said: dict[str, list[str]] = {}  # a sentence may hold at several temperatures
     for temperature, prices in answers.prices.items():
-        where = f"At T = {temperature:g}, " if several else ""
-        chosen = name_of(prices.policies[0])
-        flips = sorted(prices.flips(), key=lambda flip: flip.distance)
-        if prices.preferred != prices.policies[0] and method_of(prices.preferred) != method_of(prices.policies[0]):
-            elements.append(
-                Text(
-                    text=f"{where or ''}{chosen} is the fastest as measured, but on calibrated mean times the simulator puts "
-                    f"{_winner(prices.preferred)} before it: the choice between them is not settled."
-                )
-            )
-        for flip in flips:
-            sentence = flip.sentence(name_of)
-            elements.append(Text(text=f"{where}{sentence[0].lower()}{sentence[1:]}" if where else sentence))
-        if not flips and prices.preferred == prices.policies[0]:
-            none = f"{'no' if where else 'No'} price that was tried makes another method faster than {chosen}."
-            elements.append(Text(text=where + none))
+        for sentence in _sentences(prices):
+            said.setdefault(sentence, []).append(f"T = {temperature:g}")
+    for sentence, places in said.items():
+        where = f"At {' and '.join(places)}, " if several else ""
+        elements.append(Text(text=f"{where}{sentence}" if where else sentence[0].upper() + sentence[1:]))
     for temperature, prices in list(answers.prices.items())[:1]:
         for lever in prices.levers:
             at = f", T = {temperature:g}" if several else ""
@@ -46,6 +36,20 @@ def sensitivity_section(answers: Answers) -> Section | None:
         return None
     lead = "The same rounds, timed again with one price moved at a time until another method wins."
     return Section(name="sensitivity", title="What would change the answer", lead=lead, elements=elements)
+
+
+def _sentences(prices: Prices) -> list[str]:
+    """Every flip, the nearest first; each begins with a small letter."""
+    chosen, sentences = name_of(prices.policies[0]), []
+    if method_of(prices.preferred) != method_of(prices.policies[0]):
+        sentences.append(
+            f"{chosen} is the fastest as measured, but on calibrated mean times the simulator puts "
+            f"{_winner(prices.preferred)} before it: the choice between them is not settled."
+        )
+    for flip in sorted(prices.flips(), key=lambda flip: flip.distance):
+        sentence = flip.sentence(name_of)
+        sentences.append(sentence[0].lower() + sentence[1:])
+    return sentences or [f"no price that was tried makes another method faster than {chosen}."]
 
 
 def _winner(label: str) -> str:

@@ -8,27 +8,28 @@ from typing import Any
 from analysis.report.answers import Answers
 from analysis.report.elements import Element, Facts, Figures, Section, Table, Text
 from analysis.report.material import Arm
-from analysis.verdict import Verdict, name_of
+from analysis.verdict import Verdict, name_of, verdict_lines
 from executor.recording.settings import read_settings
 from traces.folder.run import Run, RunError
 
 
-def verdict_section(answers: Answers) -> Section:
+def verdict_section(answers: Answers, title: str = "Verdict") -> Section:
     """The answer first, with its headline."""
     elements: list[Element] = []
     shown = [verdict for verdict in answers.verdicts if verdict.speedup is not None]
     entries = [_headline(answers, each) for each in shown[:3]]
     if entries:
         elements.append(Figures(entries=entries))
-    for verdict in answers.verdicts:
-        elements += [Text(text=line.strip()) for line in verdict.lines()]
-        if verdict.policy and verdict.is_shown:
-            elements.append(Text(text=f"--policy {verdict.policy}", is_code=True))
+    verdicts = answers.verdicts
+    lines = [line.strip() for line in verdict_lines(verdicts)]
+    elements += [Text(text=line, is_strong=line in {each.lines()[0] for each in verdicts}) for line in lines]
+    chosen = dict.fromkeys(each.policy for each in verdicts if each.is_shown and each.policy)
+    elements += [Text(text=f"--policy {policy}", is_code=True) for policy in chosen]
     for plan in answers.arm.plans:
         elements += [Text(text=str(line)) for line in plan.summary.get("verdict", ())]
     if not elements:
         elements.append(Text(text="These runs hold nothing that a verdict could be made of."))
-    return Section(name="verdict", title="Verdict", elements=elements)
+    return Section(name="verdict", title=title, elements=elements)
 
 
 def _headline(answers: Answers, verdict: Verdict) -> tuple[str, str, str]:
