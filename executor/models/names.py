@@ -1,8 +1,8 @@
 """Names of models, as users write them; this is the only place that parses them. Nothing heavy is imported here.
 
 embedded, embedded_small            the shipped pair's models; the second is another, larger draft
-smollm2                             a pretrained target, once `specbranch pair fetch smollm2` has brought it; and its draft,
-                                    which is shipped (`executor.distilled_draft`)
+smollm2                             a pretrained target, once `specbranch pair fetch smollm2` has brought it; as a draft, the
+                                    one that `executor.distilled_draft` ships for it
 FILE.gguf                           a GGUF file, dequantised (`executor.models.stored.gguf_files`)
 prompt_lookup:max_ngram=3           a draft without weights (`executor.models.engines.prompt_lookup`)
 random:llama-3.1-8b                 random weights of a named shape (`sim.decoding.model_shapes.SHAPES`)
@@ -24,7 +24,7 @@ Role = Literal["target", "draft"]
 
 EMBEDDED = "embedded"
 _SHIPPED = Path(__file__).parents[1] / "embedded_pair" / "weights"
-_DISTILLED = Path(__file__).parents[1] / "distilled_draft" / "weights"
+DISTILLED_DRAFTS = Path(__file__).parents[1] / "distilled_draft" / "weights"
 _FOLDERS: dict[str, dict[Role, str]] = {
     EMBEDDED: {"target": "target", "draft": "draft"},
     "embedded_small": {"target": "target", "draft": "draft_small"},
@@ -65,10 +65,20 @@ class RandomShape:
 
 def resolve_model(name: str, role: Role) -> str:
     """The name of a model, replaced by its folder where it is shipped or fetched. Raises ValueError if it is yet to be
-    fetched."""
+    fetched, or no draft of this name is shipped."""
     if name in FETCHED:
-        return str(fetched_folder(name) if role == "target" else _DISTILLED / name)
+        return str(fetched_folder(name) if role == "target" else _shipped_draft(name))
     return str(_SHIPPED / _FOLDERS[name][role]) if name in _FOLDERS else name
+
+
+def _shipped_draft(name: str) -> Path:
+    folder = DISTILLED_DRAFTS / name
+    if not folder.is_dir():
+        raise ValueError(
+            f"no draft for {name} is shipped: train one (specbranch pair train {name}-draft --output-dir NEW) and name its "
+            "folder NEW/draft, or draft without a model (--draft prompt_lookup)."
+        )
+    return folder
 
 
 def resolve_predictor(name: str) -> str:

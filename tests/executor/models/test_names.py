@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.models import names
 from executor.models.names import Lookup, RandomShape, check_drafter, parse_model, resolve_model, resolve_predictor
 from executor.remote.messages import WORKER_SETTINGS, WorkerSettings
 from sim.decoding.policies.serial.fixed_length import FixedLength
@@ -22,6 +23,16 @@ def test_shipped_names_are_folders_of_their_role_and_all_others_stay() -> None:
         assert Path(folder).is_dir()
     assert resolve_model("owner/name", "draft") == "owner/name"
     assert resolve_predictor("") == ""
+
+
+def test_the_draft_of_a_fetched_target_is_the_shipped_one_or_the_command_that_trains_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "DISTILLED_DRAFTS", tmp_path)
+    with pytest.raises(ValueError, match="specbranch pair train smollm2-draft"):
+        resolve_model("smollm2", "draft")
+    (tmp_path / "smollm2").mkdir()
+    assert resolve_model("smollm2", "draft") == str(tmp_path / "smollm2")
 
 
 def test_a_name_is_a_lookup_a_random_shape_or_a_model() -> None:
