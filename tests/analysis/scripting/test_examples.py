@@ -62,6 +62,11 @@ def test_a_trace_is_replayed_under_another_policy(recorded: Path, capsys: pytest
     assert re.search(r"[\d.]+ tokens per target forward\nT = 0: \d+ tokens/s", capsys.readouterr().out)
 
 
+def test_rounds_are_drawn(recorded: Path, tmp_path: Path) -> None:
+    run_script("draw_rounds.py", recorded, tmp_path / "rounds.png")
+    assert (tmp_path / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_capacity_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_script("plan_capacity.py", 40, tmp_path / "planned", 120)
     assert "requests/s a replica" in capsys.readouterr().out
