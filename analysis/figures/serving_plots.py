@@ -76,7 +76,8 @@ def break_even_map(axes: Axes, plan: PlanResult) -> Axes:
 
 def lengths_by_load(axes: Axes, plan: PlanResult) -> Axes:
     """Speed-up of every draft length by the running requests, at the traffic's mean context; the table in a band below."""
-    rule = GoodputRule(plan.machine.costs, plan.acceptance.marginal(max(plan.settings.max_length, 1)))
+    marginal = plan.acceptance.marginal(max(plan.settings.max_length, 1))
+    rule = GoodputRule(plan.machine.costs, marginal, joining=plan.joining)
     colours = [matplotlib.colormaps["viridis"](share) for share in np.linspace(0.85, 0.1, rule.max_length)]
     for length, colour in zip(range(1, rule.max_length + 1), colours, strict=True):
         gains = [rule.gain(ServerLoad.alike(batch, plan.mean_context), length) for batch in _BATCHES]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from sim.decoding.acceptance_models import Geometric
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import parse_policy, split_label
 from sim.serving.rounds.base import RoundSource, ServerLoad
-from sim.serving.rounds.length_rules import GoodputRule, LengthTable
+from sim.serving.rounds.length_rules import GoodputRule, Joining, LengthTable, MovingAverageRule
 from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds, LengthRule
 from sim.serving.rounds.planned import Plan, PlannedRounds
 from sim.serving.rounds.run_lengths import RunLengths, drawn_runs
@@ -63,27 +63,50 @@ def by_load(table: LengthTable) -> Method:
     return Method(name=BY_LOAD, rule=table)
 
 
-def overlapped(label: str, traces: Sequence[RequestTrace] = ()) -> Method:
-    """A method of the catalog, its draft on a device of its own. traces: recorded requests that it runs on.
+def goodput(costs: StepCosts, acceptance: AcceptanceByPosition, max_length: int, joining: Joining | None) -> Method:
+    """The length of the largest goodput in every step, for the batch and the contexts of that step (SmartSpec)."""
+    return Method(name="goodput", rule=GoodputRule(costs, acceptance.marginal(max_length), joining=joining))
+
+
+def moving_average(max_length: int) -> Method:
+    """SGLang's adaptive lengths, by a moving average of what was accepted; those above max_length are left out."""
+    rule = MovingAverageRule()
+    candidates = ((first, tuple(k for k in lengths if k <= max_length)) for first, lengths in rule.candidates)
+    return Method(name="moving average", rule=replace(rule, candidates=tuple(candidates)))
+
+
+def overlapped(
+    label: str, traces: Sequence[RequestTrace] = (), *, placement: Placement = Placement.OWN_DEVICE
+) -> Method:
+    """A method of the catalog, its draft on a device of its own, or of all replicas.
+
+    traces: recorded requests that it runs on.
 
     Raises ValueError for an unknown method, and where the traces cannot answer its questions.
     """
     policy = parse_policy(label)
     return Method(
-        name=split_label(label)[0],
+        name=split_label(label)[0] + (", one draft" if placement is Placement.SHARED_DRAFT else ""),
         policy=policy,
         plan=Plan([policy], traces) if traces else None,
-        placement=Placement.OWN_DEVICE,
+        placement=placement,
     )
 
 
 def best_lengths(
-    costs: StepCosts, acceptance: AcceptanceByPosition, max_length: int, mean_context: float
+    costs: StepCosts,
+    acceptance: AcceptanceByPosition,
+    max_length: int,
+    mean_context: float,
+    joining: Joining | None = None,
 ) -> LengthTable:
-    """The length of the largest goodput for every batch size at this mean context, as bands; the last one has no end."""
+    """The length of the largest goodput for every batch size at this mean context, as bands; the last one has no end.
+
+    joining: prompts that are read in the same steps; None: none are.
+    """
     if not max_length:
         return LengthTable.of((1, None, 0))
-    rule = GoodputRule(costs, acceptance.marginal(max_length))
+    rule = GoodputRule(costs, acceptance.marginal(max_length), joining=joining)
     rows: list[tuple[int, int | None, int]] = []
     longest = max_length  # a jump of the step's cost must not lengthen drafts again
     for batch in range(1, MAX_BATCH + 1):

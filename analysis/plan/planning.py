@@ -9,11 +9,21 @@ from dataclasses import dataclass, field
 from analysis.explore.scale_out import Workers, run_tasks
 from analysis.plan.capacity import COARSE, NARROW_STEP, WIDE_STEP, Capacity, highest_factor
 from analysis.plan.machines import Machine
-from analysis.plan.methods import BY_LOAD, Method, best_lengths, by_load, fixed, overlapped, plain
+from analysis.plan.methods import (
+    BY_LOAD,
+    Method,
+    best_lengths,
+    by_load,
+    fixed,
+    goodput,
+    moving_average,
+    overlapped,
+    plain,
+)
 from analysis.plan.runs import RunResult, Scheduler, run_method
 from analysis.plan.traffic import Traffic
 from sim.serving.cluster import Router
-from sim.serving.rounds.length_rules import LengthTable
+from sim.serving.rounds.length_rules import Joining, LengthTable
 from sim.serving.settings import Placement
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.metrics.serving import Objectives
@@ -24,6 +34,8 @@ _LONELY = 1e-4  # of the rate, so that requests hardly meet
 _NUM_LONELY = 60
 _MIN_STAYS, _MAX_LONGER = 4.0, 8  # arrivals last so many stays of a request; runs are made so many times longer
 LEVEL = 0.02  # capacities that differ by less are level
+RULES = ("goodput", "moving_average")
+_MAX_SHARING = 4  # more replicas than the rate asks for that are tried with one draft; more do not relieve it
 _MAX_STRETCH = 12  # runs' worth of requests, for a cluster
 
 
@@ -32,7 +44,8 @@ class PlanSettings:
     """What is asked.
 
     attainment: share of requests that must meet every objective. max_length: longest serial draft. policies: labels of methods
-    that overlap, on a draft device of their own. num_requests: of each simulated run, num_replications of them at least;
+    that overlap, on a draft device of their own; shares_draft: and on one for all replicas, too. rules: of RULES, serial
+    lengths that are chosen in every step. num_requests: of each simulated run, num_replications of them at least;
     more are made until the best method's rate is known to `precision` (half-width of its 95% interval), max_replications at
     most. max_replicas: more are not tried.
     """
@@ -41,6 +54,8 @@ class PlanSettings:
     attainment: float = 0.95
     max_length: int = 5
     policies: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    shares_draft: bool = False
     num_requests: int = 1200
     num_replications: int = 3
     max_replications: int = 6
@@ -57,6 +72,12 @@ class PlanSettings:
             )
         if not 0 <= self.max_length <= 32:
             raise ValueError(f"max_length must lie between 0 and 32 draft tokens, but got {self.max_length}.")
+        if unknown := [name for name in self.rules if name not in RULES]:
+            raise ValueError(f"unknown rule of lengths {unknown[0]!r}; known are {', '.join(RULES)}.")
+        if self.rules and not self.max_length:
+            raise ValueError("rules of lengths need drafts of at least 1 token; raise max_length.")
+        if self.shares_draft and not self.policies:
+            raise ValueError("a draft device is shared by methods that overlap; name at least one policy.")
         if self.num_requests < 100:
             raise ValueError(
                 f"a run needs at least 100 requests for a share of them to say much, but got {self.num_requests}."
@@ -87,7 +108,8 @@ class MethodPlan:
 @dataclass(frozen=True, kw_only=True)
 class PlanResult:
     """methods: all of them, the best of each kind planned to the end. table: draft length by load. mean_context: tokens of
-    a running request in the cache, in the mean. curves: (method, rate, goodput, is_settled) of one replica, a second.
+    a running request in the cache, in the mean. joining: prompts and outputs, in the mean. curves: (method, rate, goodput,
+    is_settled) of one replica, a second.
     """
 
     traffic: Traffic
@@ -96,6 +118,7 @@ class PlanResult:
     acceptance: AcceptanceByPosition
     table: LengthTable
     mean_context: float
+    joining: Joining
     methods: tuple[MethodPlan, ...]
     curves: tuple[tuple[str, float, float, bool], ...]
 
@@ -129,11 +152,18 @@ class PlanResult:
         """Devices of all replicas, those of drafts included."""
         if plan.num_replicas is None:
             return None
-        return plan.num_replicas * self.devices_per_replica(plan)
+        if plan.method.placement is Placement.SHARED_DRAFT:
+            return plan.num_replicas * self.machine.num_devices + 1
+        return plan.num_replicas * round(self.devices_per_replica(plan))
 
-    def devices_per_replica(self, plan: MethodPlan) -> int:
-        """The target's, and one for a draft that does not live on them."""
-        return self.machine.num_devices + (plan.method.placement is not Placement.IN_TURN)
+    def devices_per_replica(self, plan: MethodPlan) -> float:
+        """The target's, and one for a draft that does not live on them, or a replica's share of it."""
+        drafts: dict[Placement, float] = {
+            Placement.IN_TURN: 0,
+            Placement.OWN_DEVICE: 1,
+            Placement.SHARED_DRAFT: 1 / (plan.num_replicas or 1),
+        }
+        return self.machine.num_devices + drafts[plan.method.placement]
 
     def rate_per_device(self, plan: MethodPlan) -> float:
         """Requests a second that a replica holds, over its devices."""
@@ -185,11 +215,17 @@ def make_plan(
     workers = workers or Workers()
     whole = traffic.sample(settings.num_requests, settings.seed)
     mean_context = _mean_context(whole)
-    table = best_lengths(machine.costs, acceptance, settings.max_length, mean_context)
+    joining = Joining(float(whole.prompt_tokens.mean()), float(whole.output_tokens.mean()))
+    table = best_lengths(machine.costs, acceptance, settings.max_length, mean_context, joining)
     methods = [plain(), *(fixed(length) for length in range(1, settings.max_length + 1))]
     if len(table.bands) > 1:
         methods.append(by_load(table))
-    methods += [overlapped(label, traces) for label in settings.policies]
+    if "goodput" in settings.rules:
+        methods.append(goodput(machine.costs, acceptance, settings.max_length, joining))
+    if "moving_average" in settings.rules:
+        methods.append(moving_average(settings.max_length))
+    placements = [Placement.OWN_DEVICE, *([Placement.SHARED_DRAFT] if settings.shares_draft else [])]
+    methods += [overlapped(label, traces, placement=place) for label in settings.policies for place in placements]
     inputs = _Inputs(traffic=traffic, machine=machine, acceptance=acceptance, settings=settings)
     _check_objectives(inputs, methods)
 
@@ -229,6 +265,7 @@ def make_plan(
         acceptance=acceptance,
         table=table,
         mean_context=mean_context,
+        joining=joining,
         methods=tuple(plans),
         curves=tuple(curves),
     )
@@ -335,7 +372,10 @@ def _fewest_replicas(inputs: _Inputs, method: Method, capacity: Capacity) -> tup
         while count > 1 and holds(count - 1):
             count -= 1
         return count, results[count]
-    while count < settings.max_replicas:
+    is_shared = method.placement is Placement.SHARED_DRAFT
+    for _ in range(_MAX_SHARING if is_shared else settings.max_replicas):
+        if count == settings.max_replicas:
+            break
         count += 1
         if holds(count):
             return count, results[count]

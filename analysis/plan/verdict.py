@@ -10,6 +10,7 @@ from analysis.plan.dialects.rows import rows_by_batch
 from analysis.plan.planning import LEVEL, MethodPlan, PlanResult
 from sim.decoding.policies.catalog import label_of
 from sim.serving.rounds.length_rules import LengthTable
+from sim.serving.settings import Placement
 
 _MAX_SURE = 0.99  # of what a simulation of a model may claim
 
@@ -53,7 +54,8 @@ def capacity_sentence(plan: PlanResult) -> str:
         return f"For capacity it hardly matters: outputs are {plan.output_share:.0%} of all tokens, and {held}."
     name, sureness = best.method.name, f"{gain:+.0%}, sure to {sure:.0%}"
     if plan.devices_per_replica(best) > plan.devices_per_replica(plain):
-        name += ", with a device for each draft,"
+        shares = best.method.placement is Placement.SHARED_DRAFT
+        name += " device for all replicas," if shares else ", with a device for each draft,"
     if plain_count is None:
         return f"{name}: {_devices(count, plan)}; without speculation no number of replicas that was tried holds it."
     if count is not None and count < plain_count:

@@ -71,6 +71,15 @@ def plan(
             help="Also plan this method, its draft on a device of its own, such as specbranch:draft_length=4.",
         ),
     ] = None,
+    shared_draft: Annotated[
+        bool, typer.Option("--shared-draft", help="Also plan these methods with one draft device for all replicas.")
+    ] = False,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also plan lengths that a rule chooses in every step: goodput (SmartSpec) or moving_average (SGLang)."
+        ),
+    ] = None,
     price: Annotated[float | None, typer.Option(help="A device costs this much an hour.")] = None,
     max_num_seqs: Annotated[int, typer.Option(help="The engine runs up to this many requests at once.")] = 256,
     max_num_batched_tokens: Annotated[int, typer.Option(help="A step takes up to this many new tokens.")] = 8192,
@@ -122,6 +131,8 @@ def plan(
         attainment=attainment,
         max_length=max_length,
         policies=tuple(policy or ()),
+        rules=tuple(rule or ()),
+        shares_draft=shared_draft,
         num_requests=num_prompts,
         precision=precision,
         scheduler=Scheduler(

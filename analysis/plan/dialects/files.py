@@ -11,7 +11,7 @@ from analysis.plan.dialects.sglang import write_sglang
 from analysis.plan.dialects.tensorrt_llm import write_tensorrt_llm
 from analysis.plan.dialects.vllm import write_vllm
 from sim.serving.rounds.base import ServerLoad
-from sim.serving.rounds.length_rules import GoodputRule, LengthTable
+from sim.serving.rounds.length_rules import GoodputRule, Joining, LengthTable
 from traces.fits.step_costs import AcceptanceByPosition, StepCosts
 
 NOT_MODELLED = """\
@@ -26,13 +26,15 @@ NOT_MODELLED = """\
 @dataclass(frozen=True, kw_only=True)
 class ServedTable:
     """A table and what it was made from. draft: name of the draft's model, "" for none. method: in vLLM's words.
-    mean_context: tokens of a running request in the cache. max_num_seqs: the engine's largest batch.
+    mean_context: tokens of a running request in the cache. joining: prompts read in the same steps. max_num_seqs: the
+    engine's largest batch.
     """
 
     table: LengthTable
     costs: StepCosts
     acceptance: AcceptanceByPosition
     mean_context: float
+    joining: Joining | None = None
     max_num_seqs: int
     draft: str
     method: str = "draft_model"
@@ -41,7 +43,7 @@ class ServedTable:
         """Tokens a second of this length over those without speculation, less 1, for a batch of this size."""
         if not length:
             return 0.0
-        rule = GoodputRule(self.costs, self.acceptance.marginal(length))
+        rule = GoodputRule(self.costs, self.acceptance.marginal(length), joining=self.joining)
         return rule.gain(ServerLoad.alike(batch, self.mean_context), length) - 1
 
 

@@ -5,6 +5,7 @@ Each rule is a frozen setting; `start` gives what chooses for one replica. See `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -145,17 +146,39 @@ class _TableController:
 
 
 @dataclass(frozen=True)
+class Joining:
+    """Prompts that join a batch which goes on for ever: as many as outputs end. Tokens of a request, in the mean.
+
+    They fill the steps on which drafts ride, so that a batch with prompts to read has its best draft length at fewer requests.
+    Raises ValueError for prompts below 0 and outputs below 1.
+    """
+
+    prompt_tokens: float
+    output_tokens: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.prompt_tokens < math.inf and 1 <= self.output_tokens < math.inf):
+            raise ValueError(
+                f"requests have prompts of at least 0 and outputs of at least 1 token, but got {self.prompt_tokens} and "
+                f"{self.output_tokens}."
+            )
+
+
+@dataclass(frozen=True)
 class GoodputRule:
     """The length of the largest goodput, (1 + expected accepted) / seconds of a step: SmartSpec (arXiv:2406.14066).
 
     model: seconds of forwards. acceptance: marginal chance that draft token 1, 2, ... is accepted, as engines count it; its
     number of entries is the longest draft. smoothing: weight of each step's outcome in a moving estimate of the mean number
     accepted, which scales the chances; 0 believes in them as they are.
+    joining: prompts that are read beside the batch; None as in the paper, whose steps decode alone. A step reads whole
+    prompts, one more or one less, so that their number is that of the mean; limits of tokens a step are left out.
     """
 
     model: SummedModel
     acceptance: tuple[float, ...]
     smoothing: float = 0.0
+    joining: Joining | None = None
 
     def __post_init__(self) -> None:
         if not self.acceptance or not all(0 <= chance <= 1 for chance in self.acceptance):
@@ -172,12 +195,27 @@ class GoodputRule:
 
     def goodput(self, load: ServerLoad, length: int, scale: float = 1.0) -> float:
         """Tokens a second of each request, where the whole batch drafts so many tokens. scale: of all chances."""
-        running, context = load.num_running, load.context_tokens
-        emitted, drafted_s = 1.0, 0.0
+        emitted = 1.0
         for position in range(length):
             emitted += min(1.0, scale * self.acceptance[position])
-            drafted_s += self.model.draft_s(running, context + running * position, running)
-        return emitted / (drafted_s + self.model.target_s(running * (length + 1), context, running))
+        if self.joining is None:
+            return emitted / self._step_s(load, length, 0, 0)
+        num_joining = load.num_running * emitted / self.joining.output_tokens
+        few = math.floor(num_joining)
+        fewer_s, more_s = (
+            self._step_s(load, length, count, round(count * self.joining.prompt_tokens)) for count in (few, few + 1)
+        )
+        return emitted / (fewer_s + (num_joining - few) * (more_s - fewer_s))
+
+    def _step_s(self, load: ServerLoad, length: int, num_prompts: int, prompt_tokens: int) -> float:
+        """Seconds of drafts and verification, with so many prompts; the draft reads them in its first forward."""
+        running, context = load.num_running, load.context_tokens
+        drafted_s, joined = 0.0, prompt_tokens
+        for position in range(length):
+            drafted_s += self.model.draft_s(running + joined, context + running * position, running)
+            joined = 0
+        num_tokens = running * (length + 1) + prompt_tokens
+        return drafted_s + self.model.target_s(num_tokens, context, running + num_prompts)
 
     def gain(self, load: ServerLoad, length: int) -> float:
         """Goodput of this length over that of plain decoding."""

@@ -117,6 +117,47 @@ def test_drafts_shorten_with_the_batch_and_lengthen_with_the_context() -> None:
     assert length_sentence(hopeless) == "Do not speculate: plain decoding is the faster one at every load."
 
 
+def test_rules_of_lengths_and_a_shared_draft_are_planned_beside_the_others() -> None:
+    settings = replace(
+        SETTINGS, rules=("goodput", "moving_average"), shares_draft=True, num_replications=2, max_replications=2
+    )
+    plan = make_plan(TRAFFIC, MACHINE, ACCEPTANCE, settings)
+    by_name = {each.method.name: each for each in plan.methods}
+    # Both know the load in every step, so that neither is far from the table by load; a moving average knows no costs.
+    table, rule = by_name["K by load"], by_name["goodput"]
+    assert rule.capacity.mean >= 0.97 * table.capacity.mean
+    assert by_name["none"].capacity.mean < by_name["moving average"].capacity.mean <= 1.03 * rule.capacity.mean
+    assert by_name["moving average"].method.rule.max_length == 3  # type: ignore[union-attr]
+    own, shared = by_name["pearl"], by_name["pearl, one draft"]
+    assert shared.capacity == own.capacity  # of one replica
+    assert own.num_replicas
+    assert plan.num_devices(own) == 2 * own.num_replicas
+    if shared.num_replicas is not None:
+        assert plan.num_devices(shared) == shared.num_replicas + 1
+        assert shared.num_replicas >= own.num_replicas  # they wait for each other
+        assert plan.devices_per_replica(shared) == pytest.approx(1 + 1 / shared.num_replicas)
+
+
+def test_one_draft_device_does_not_serve_any_number_of_replicas() -> None:
+    """Here a draft's token takes as long as the target's, so that two replicas keep its device busy all the time."""
+    slow = replace(MACHINE, costs=replace(COSTS, draft=replace(COSTS.target, floor_s=0.01)))
+    settings = replace(SETTINGS, shares_draft=True, num_replications=2, max_replications=2, num_requests=100)
+    plan = make_plan(TRAFFIC, slow, ACCEPTANCE, settings)
+    by_name = {each.method.name: each for each in plan.methods}
+    assert by_name["pearl"].num_replicas
+    assert by_name["pearl, one draft"].num_replicas is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"), [({"rules": ("best",)}, "'best'"), ({"rules": ("goodput",), "max_length": 0}, "max_length")]
+)
+def test_rules_that_do_not_exist_or_have_no_lengths_are_refused(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one policy"):
+        PlanSettings(objectives=SETTINGS.objectives, shares_draft=True)
+
+
 def test_objectives_that_nothing_can_meet_are_refused_with_the_reason() -> None:
     settings = replace(SETTINGS, objectives=Objectives.parse(["ttft:1000 tpot:4"]), policies=())
     with pytest.raises(ValueError, match=r"tpot:4 cannot be met on h100: even alone only \d+% of the requests do"):

@@ -14,7 +14,7 @@ from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.replay import closed_rounds
 from sim.serving.rounds.base import RoundSource, ServerLoad
-from sim.serving.rounds.length_rules import Band, GoodputRule, LengthTable, MovingAverageRule
+from sim.serving.rounds.length_rules import Band, GoodputRule, Joining, LengthTable, MovingAverageRule
 from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds
 from sim.serving.rounds.machines import MachineRounds
 from sim.serving.rounds.planned import Plan, PlannedRounds
@@ -168,6 +168,29 @@ def test_goodput_shortens_drafts_as_the_batch_fills_the_device() -> None:
 
     for batch, length in zip((1, 4, 8, 16, 32, 64, 128), lengths, strict=True):
         assert goodput(batch, length) == max(goodput(batch, other) for other in range(9))
+
+
+def test_prompts_in_the_same_steps_shorten_drafts_and_change_nothing_where_there_are_none() -> None:
+    acceptance = tuple(0.8**n for n in range(1, 9))
+    alone = GoodputRule(Costs(), acceptance)
+    none = GoodputRule(Costs(), acceptance, joining=Joining(0.0, 10.0))
+    busy = GoodputRule(Costs(), acceptance, joining=Joining(200.0, 10.0))
+    for batch in (1, 4, 8, 16, 32):
+        load = load_of(batch)
+        assert none.goodput(load, 3) == pytest.approx(alone.goodput(load, 3))
+        assert busy.best_length(load) <= alone.best_length(load)
+        # As long a run as one likes: outputs of 10 tokens end, each replaced by a prompt of 200, read where it fits.
+        emitted, steps_s = sum(0.8**n for n in range(4)), 0.0
+        num_steps, owed = 20_000, 0.0
+        for _ in range(num_steps):
+            owed += batch * emitted / 10
+            count, owed = int(owed), owed - int(owed)
+            first_s = Costs().draft_s(batch + 200 * count, 0, batch)
+            steps_s += first_s + 2 * Costs().draft_s(batch, 0, batch) + Costs().target_s(4 * batch + 200 * count, 0, 0)
+        assert busy.goodput(load, 3) == pytest.approx(emitted * num_steps / steps_s, rel=1e-3)
+    assert busy.best_length(load_of(8)) < alone.best_length(load_of(8))
+    with pytest.raises(ValueError, match="outputs of at least 1"):
+        Joining(10.0, 0.0)
 
 
 def test_goodput_learns_what_is_accepted() -> None:

@@ -14,6 +14,7 @@ from analysis.plan.dialects.vllm import read_vllm
 from analysis.plan.measured.benches import Engine
 from analysis.plan.measured.fit import fit_server
 from analysis.plan.methods import best_lengths
+from sim.serving.rounds.length_rules import Joining
 from tests.analysis.command import call
 from traces.importers.engines.records import read_acceptance
 from traces.importers.server_bench import ServerBench, read_server_bench
@@ -60,7 +61,7 @@ def as_log(row: dict[str, str]) -> str:
 @pytest.mark.parametrize("draft", ["Qwen3-1.7B", "Qwen3-32B-speculator.eagle3"])
 def test_files_of_runs_lead_to_the_draft_lengths_that_the_whole_table_wants(draft: str, tmp_path: Path) -> None:
     """Of 63 runs 15 are fitted. A measured throughput repeats to some 2%: with the 1.7B draft K = 3, 4, 5 give 759, 748, 779
-    tokens/s at 16 requests, so that a single load may miss by 4%, all loads together by no more than 1.5%. Where the draft
+    tokens/s at 16 requests, so that a single load may miss by 4%, all loads together by no more than 1.3%. Where the draft
     leaves too little memory for all requests, lengths are compared on the server as it is, with the draft."""
     if not TABLE.exists():
         pytest.skip(f"{TABLE} is not here")
@@ -86,14 +87,17 @@ def test_files_of_runs_lead_to_the_draft_lengths_that_the_whole_table_wants(draf
     ]
     costs = fit_server(fitted, engine=Engine()).steps.step_costs(draft)
     acceptance = read_acceptance(folder / "acceptance.json").acceptance()
-    context = sum(bench.input_tokens + bench.output_tokens / 2 for bench in benches) / sum(
-        b.num_requests for b in benches
+    num_requests = sum(bench.num_requests for bench in benches)
+    prompt, output = (
+        sum(getattr(bench, name) for bench in benches) / num_requests for name in ("input_tokens", "output_tokens")
     )
+    context, joining = prompt + output / 2, Joining(prompt, output)
     served = ServedTable(
-        table=best_lengths(costs, acceptance, 6, context),
+        table=best_lengths(costs, acceptance, 6, context, joining),
         costs=costs,
         acceptance=acceptance,
         mean_context=context,
+        joining=joining,
         max_num_seqs=256,
         draft=draft,
     )
@@ -108,7 +112,7 @@ def test_files_of_runs_lead_to_the_draft_lengths_that_the_whole_table_wants(draf
         lengths = range(7) if load <= room else range(1, 7)
         regrets[load] = 1 - speeds[length, load] / max(speeds[each, load] for each in lengths)
     assert max(regrets.values()) <= 0.04, regrets
-    assert sum(regrets.values()) / len(regrets) <= 0.015, regrets
+    assert sum(regrets.values()) / len(regrets) <= 0.013, regrets
 
 
 def _key(bench: ServerBench) -> tuple[int, int]:
