@@ -41,12 +41,11 @@ from sim.decoding.acceptance_models import parse_acceptance
 from sim.decoding.policies.catalog import POLICIES, parse_policy
 from tests.analysis.check.test_reports import REPORT, ROW
 from tests.analysis.made_up_run import write_run
-from tests.traces.importers.engines import engine_files
+from tests.analysis.serving_files import Read, write_serving_files
 from tests.traces.importers.test_vllm_responses import response
 from traces.fits.calibration import calibrate
 from traces.folder.run import read_run
 from traces.importers.catalog import read_foreign
-from traces.importers.engines.catalog import read_engine_files
 
 ROOT = Path(__file__).parents[2]
 MAX_MESSAGE = 1000
@@ -91,17 +90,6 @@ PROMPT_ROWS = (
 )
 
 
-ENGINE_FILES = {
-    "vllm_runs.jsonl": f"{json.dumps(engine_files.VLLM_RUN)}\n{json.dumps(engine_files.VLLM_SPEC)}",
-    "sglang_run.jsonl": json.dumps(engine_files.SGLANG_RUN),
-    "report.log": engine_files.REPORT,
-    "server.log": engine_files.SERVER_LOG,
-    "page.txt": engine_files.page(100, (90, 80)),
-    "guidellm.json": json.dumps(engine_files.guidellm(), indent=1),
-    "responses.jsonl": json.dumps(engine_files.response([8, 0, 6, 6], 60)),
-}
-
-
 @dataclass(frozen=True)
 class Case:
     """One input: what it is for, and the seed that it follows from."""
@@ -131,8 +119,7 @@ class Fuzzer:
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         (folder / "served.jsonl").write_text(f"{json.dumps(response([2, 0, 3], [3, 3, 3]))}\n" * 3)
         (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in PROMPT_ROWS))
-        for name, text in ENGINE_FILES.items():
-            (folder / name).write_text(text)
+        serving = write_serving_files(folder)
         write_report(folder, VALIDATION, REPORT)
         write_report(folder, "comparison", [ROW])
         with warnings.catch_warnings():
@@ -148,9 +135,7 @@ class Fuzzer:
             "roofline": lambda rng: self._damaged(rng, "roofline.json", read_latency),
             "study": lambda rng: self._damaged(rng, "study.yaml", read_study),
             "study values": lambda rng: make_study(_with_nasty(rng, STUDY)),
-            "engine files": lambda rng: self._damaged(
-                rng, rng.choice(sorted(ENGINE_FILES)), lambda path: read_engine_files([path])
-            ),
+            **{kind: self._one_of(files) for kind, files in serving.items()},
             "served": lambda rng: self._damaged(rng, "served.jsonl", lambda path: read_foreign(path).traces()),
             "validation": lambda rng: self._damaged(rng, "validation.json", lambda path: read_validation(path.parent)),
             "comparison": lambda rng: self._damaged(rng, "comparison.json", lambda path: read_comparison(path.parent)),
@@ -175,6 +160,15 @@ class Fuzzer:
             is_refused = True
             problem = _problem_of(error)
         return Outcome(case, time.process_time() - started, is_refused, problem)
+
+    def _one_of(self, files: dict[str, Read]) -> Callable[[random.Random], object]:
+        """A reader of one of these files, damaged."""
+
+        def read(rng: random.Random) -> object:
+            name = rng.choice(sorted(files))
+            return self._damaged(rng, name, files[name])
+
+        return read
 
     def _damaged(self, rng: random.Random, name: str, read: Callable[[Path], object]) -> object:
         """Read a file whose bytes or values were damaged."""
@@ -205,8 +199,11 @@ class Fuzzer:
         arguments = [*name.split(), *given.get(name, [])]
         for option in self._commands[name]:
             if rng.random() < (0.95 if option.required else 0.2):
-                arguments.append(option.opts[0])
-                if not option.is_flag:
+                is_argument = option.param_type_name == "argument"
+                arguments += [] if is_argument else [option.opts[0]]
+                if is_argument:
+                    arguments.append(self._value(rng, name, option.opts[0], out))
+                elif not option.is_flag:
                     arguments += [self._value(rng, name, option.opts[0], out) for _ in range(option.nargs)]
         if rng.random() < 0.05:
             arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(["--magic", "-x", "", "stray", "--"]))
@@ -227,6 +224,10 @@ class Fuzzer:
             "--study": self._folder / "study.yaml",
             "--prompts": self._folder / "prompts.jsonl",
             "--explored": self._folder / "explored",
+            "files": self._folder / rng.choice(("vllm_runs.jsonl", "report.log", "page.txt")),
+            "--traffic": self._folder / "azure.traffic",
+            "--costs": self._folder / "step_costs.json",
+            "--per-position": self._folder / "acceptance.json",
             "--policy": "pearl",
             "--target": "llama-3.1-8b" if command == "roofline" else "embedded",
             "--draft": "llama-68m" if command == "roofline" else "embedded",

@@ -24,7 +24,8 @@ def _check(outcomes: list[Outcome]) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["prompts", "run", "calibration", "study", "served", "settings", "policy", "command line"]
+    "target",
+    ["prompts", "run", "calibration", "study", "served", "traffic", "advice", "settings", "policy", "command line"],
 )
 def test_some_hostile_inputs(fuzzer: Fuzzer, target: str) -> None:
     outcomes = [fuzzer.run(Case(target, seed)) for seed in range(12 if target == "command line" else 40)]

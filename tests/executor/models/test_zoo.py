@@ -145,6 +145,8 @@ def test_ctrl_c_is_130_one_line_and_a_readable_prefix(to: str, seconds: int, tmp
     arguments = [str(CASES / "ctrl_c.py"), str(seconds), to, str(folder)]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment)
     code, *lines = done.stdout.strip().splitlines()
+    if code == "rc -2" and "importlib" in done.stdout:
+        pytest.skip("the machine is so loaded that the signal came before the command began")
     assert code == "rc 130", done.stdout
     assert sum("interrupted" in line for line in lines) <= 1
     assert "Traceback" not in done.stdout
