@@ -101,13 +101,17 @@ def test_3_a_ctrl_c_is_130_and_a_line(tmp_path: Path) -> None:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    parts, deadline = tmp_path / "out" / "parts", time.monotonic() + MAX_S
-    while not (parts.is_dir() and len(list(parts.iterdir())) > 3):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=MAX_S)[1]
+    try:
+        parts, deadline = tmp_path / "out" / "parts", time.monotonic() + MAX_S
+        while not (parts.is_dir() and len(list(parts.iterdir())) > 3):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=MAX_S)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, (process.returncode, error)
     assert "interrupted" in error
 
