@@ -11,16 +11,19 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from executor.pair import Session
+from executor.recording.batches import BatchGrid, time_batches
 from executor.recording.contention import ContentionMeter
 from executor.recording.settings import RecordSettings, config_of
 from executor.request import Request
 from executor.roles.draft import Draft
 from executor.roles.target import Target
 from sim.decoding.policies.base import Needs
+from traces.fits.batched_ops import BATCH_SWEEP
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
 from traces.progress import Report, silent
@@ -57,37 +60,63 @@ def record_sweep(
     output_dir: str | Path,
     grid: Grid,
     *,
+    batches: BatchGrid | None = None,
     session: Session | None = None,
     progress: Report = silent,
 ) -> Run:
     """Time a grid with the pair of `settings` (its prompts and policies are not used); returns the run folder.
 
     Its ops are those of a decoding run, so that `traces.fits.calibration.calibrate` reads them. One request a context.
+    batches: also time steps of several requests, each model alone, once the session is closed; a request a context and model.
     """
     needed = max(grid.contexts) + max(grid.widths) + grid.num_steps + 2
+    if batches is not None:
+        needed = max(needed, batches.longest)
     if needed > (settings.pair.engine.capacity or needed):
         raise ValueError(
             f"this sweep needs a capacity of {needed} tokens, but got {settings.pair.engine.capacity}; use a larger one."
         )
-    config = {**config_of(settings), "sweep": asdict(grid)}
+    config = {**config_of(settings), "sweep": asdict(grid)} | ({"batches": asdict(batches)} if batches else {})
     writer = RunWriter(output_dir, config=config, meta={"kind": "sweep"})
-    with writer, nullcontext(session) if session is not None else Session(settings.pair) as session:
-        meter = ContentionMeter([session.target.pid])
-        start_s = time.perf_counter()
-        shares = []
-        for request_id, context in enumerate(grid.contexts):
-            began_s = time.perf_counter()
-            ops = _Sweeper(session, grid, context, request_id).run()
-            writer.ops([op._replace(start_s=op.start_s - start_s, end_s=op.end_s - start_s) for op in ops])
-            contention = meter.lap()
-            shares.append(contention.other_share)
-            span = (began_s - start_s, time.perf_counter() - start_s)
-            writer.request(_record_of(request_id, context, span, contention.is_clean))
-            writer.flush()
-            progress(request_id + 1, len(grid.contexts))
-        contended = {"mean_other_share": sum(shares) / len(shares), "worst_other_share": max(shares)}
-        writer.finish({"contention": contended}, meta={"devices": list(session.devices)})
+    num_contexts = len(grid.contexts) + (2 * len(batches.contexts) if batches else 0)
+    with writer:
+        with nullcontext(session) if session is not None else Session(settings.pair) as session:
+            writing = _Writing(writer, ContentionMeter([session.target.pid]), num_contexts, progress)
+            for request_id, context in enumerate(grid.contexts):
+                writing.write(f"sweep:{context}", "sweep", context, _Sweeper(session, grid, context, request_id).run())
+            devices = list(session.devices)
+        if batches is not None:
+            writing.meter = ContentionMeter([])
+
+            def take(actor: Actor, context: int, ops: list[Op]) -> None:
+                writing.write(f"{actor.value}:{context}", BATCH_SWEEP, context, ops)
+
+            time_batches(settings.pair, batches, take, first_request=len(grid.contexts))
+        contended = {"mean_other_share": fmean(writing.shares), "worst_other_share": max(writing.shares)}
+        writer.finish({"contention": contended}, meta={"devices": devices})
     return read_run(output_dir)
+
+
+class _Writing:
+    """Operations of one context after another, as requests of the run folder."""
+
+    def __init__(self, writer: RunWriter, meter: ContentionMeter, num_contexts: int, progress: Report) -> None:
+        self.meter, self.shares = meter, list[float]()
+        self._writer, self._num_contexts, self._progress = writer, num_contexts, progress
+        self._start_s = self._began_s = time.perf_counter()
+
+    def write(self, prompt_id: str, policy: str, context: int, ops: list[Op]) -> None:
+        """Take what was timed since the last call."""
+        start_s, request_id = self._start_s, len(self.shares)
+        self._writer.ops([op._replace(start_s=op.start_s - start_s, end_s=op.end_s - start_s) for op in ops])
+        contention = self.meter.lap()
+        self.shares.append(contention.other_share)
+        span = (self._began_s - start_s, time.perf_counter() - start_s)
+        record = _record_of(request_id, context, span, contention.is_clean)
+        self._writer.request(record._replace(prompt_id=prompt_id, policy=policy))
+        self._writer.flush()
+        self._progress(request_id + 1, self._num_contexts)
+        self._began_s = time.perf_counter()
 
 
 class _Sweeper:

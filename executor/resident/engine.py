@@ -64,7 +64,7 @@ class ResidentEngine:
         num_slots: slots in use, if the host knows, which spares plain torch to look at the others.
         Returns (rows, hidden) before the final norm, and (rows, num_feature_layers, hidden) of the last blocks' outputs.
         """
-        operations: Operations = self._operations if len(ids) <= self._largest_rows else self._torch
+        operations = self.operations_for(len(ids))
         weights = self.weights
         rotation = Rotation(positions, weights.cosines, weights.sines)
         hidden = weights.embedding.index_select(0, ids)
@@ -86,9 +86,18 @@ class ResidentEngine:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, hidden) before the final norm -> (rows, vocab), float32."""
-        operations: Operations = self._operations if len(hidden) <= self._largest_rows else self._torch
+        operations = self.operations_for(len(hidden))
         weights = self.weights
         return operations.linear(hidden, weights.head, norm=weights.final_norm, out_dtype=torch.float32)
+
+    def operations_for(self, num_rows: int) -> Operations:
+        """The kernels, or plain torch for chunks wider than they take."""
+        return self._operations if num_rows <= self._largest_rows else self._torch
+
+    def line_cache(self) -> tuple[Tensor, Tensor]:
+        """(layers, length, kv_heads, head_dim) keys and values of the line."""
+        last = NUM_TAIL_SLOTS + self._length
+        return self._keys[:, NUM_TAIL_SLOTS:last], self._values[:, NUM_TAIL_SLOTS:last]
 
     def line(self, first: Tensor, num_rows: int) -> tuple[Tensor, Tensor, View]:
         """Positions, slots and view of `num_rows` tokens appended at `first`, a 0-dim int64 tensor on the device."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
+from traces.fits.batched_ops import BATCH_SWEEP
 from traces.fits.cold_start import ColdStart, fit_cold_start
 from traces.fits.latency import NUM_RESAMPLES, TERMS, LatencyFit, fit_latency
 from traces.fits.round_check import RoundCheck, check_rounds
@@ -193,7 +194,8 @@ def calibrate(
             f"{run.folder} holds {kind} times, not measured ones: the fit describes the model that made them.",
             stacklevel=2,
         )
-    requests, ops = run.requests, machine.adjusted(run.ops)
+    requests = run.requests[run.requests["policy"] != BATCH_SWEEP]  # step costs are fitted to those
+    ops = machine.adjusted(run.ops[run.ops["request_id"].isin(requests["request_id"])].reset_index(drop=True))
     unclean = requests.loc[~requests["is_clean"].astype(bool), "request_id"]
     groups = groups_of(ops)
     is_clean = ~ops["request_id"].isin(unclean).to_numpy()

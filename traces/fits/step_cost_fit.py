@@ -130,7 +130,8 @@ class StepCostFit:
 
     target, drafts: the laws; drafts by name. hosts: seconds a step besides, by draft. intervals: 95% of each fitted
     parameter, by "target.NAME" or "DRAFT.NAME", from the covariance of the least squares (priors included).
-    residuals: (measurements,) fitted / measured - 1.
+    residuals: (measurements,) fitted / measured - 1. deviations: rows of a matrix whose product with standard normal numbers
+    gives the logarithms' errors, in the order of intervals; () where nothing was fitted.
     """
 
     target: ForwardCost
@@ -138,6 +139,28 @@ class StepCostFit:
     hosts: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     residuals: tuple[float, ...]
+    deviations: tuple[tuple[float, ...], ...] = ()
+
+    def drawn(self, rng: np.random.Generator) -> StepCostFit:
+        """Another fit that the measurements leave possible: its parameters are drawn from what they say of these."""
+        roots = np.array(self.deviations).reshape(len(self.intervals), -1)
+        errors = roots @ rng.standard_normal(roots.shape[1])
+        values: dict[str, dict[str, float]] = {}
+        for name, error in zip(self.intervals, errors.tolist(), strict=True):
+            model, _, parameter = name.rpartition(".")
+            values.setdefault(model, {})[parameter] = error
+        for model in self.drafts:
+            own = values.setdefault(model, {})
+            for parameter in SHARED:
+                own.setdefault(parameter, values.get("target", {}).get(parameter, 0.0))
+        hosts = {model: seconds * math.exp(values[model].get(HOST, 0.0)) for model, seconds in self.hosts.items()}
+        return StepCostFit(
+            target=_moved(self.target, values.get("target", {})),
+            drafts={model: _moved(law, values[model]) for model, law in self.drafts.items()},
+            hosts=hosts,
+            intervals={},
+            residuals=(),
+        )
 
     def step_costs(self, draft_name: str = "") -> StepCosts:
         """With one draft, or none. Raises KeyError for a draft that was not fitted."""
@@ -200,13 +223,28 @@ def fit_step_costs(
         return np.concatenate([np.log(ratios(logs)) / errors, (logs - start) / spread])
 
     solved = least_squares(residuals, start, x_scale="jac")
-    deviations = np.sqrt(np.diag(np.linalg.inv(solved.jac.T @ solved.jac)))
+    covariance = np.linalg.inv(solved.jac.T @ solved.jac)
+    deviations = np.sqrt(np.diag(covariance))
     misfit = max(1.0, math.sqrt(2 * solved.cost / len(measurements)))  # errors larger than stated widen the intervals
     intervals = {
         f"{model}.{name}": (math.exp(log - Z95 * misfit * sd), math.exp(log + Z95 * misfit * sd))
         for (model, name), log, sd in zip(names, solved.x.tolist(), deviations.tolist(), strict=True)
     }
-    return replace(fitted(solved.x), intervals=intervals, residuals=tuple((ratios(solved.x) - 1).tolist()))
+    levels, vectors = np.linalg.eigh(covariance)
+    roots = misfit * vectors * np.sqrt(np.maximum(levels, 0.0))
+    return replace(
+        fitted(solved.x),
+        intervals=intervals,
+        residuals=tuple((ratios(solved.x) - 1).tolist()),
+        deviations=tuple(map(tuple, roots.tolist())),
+    )
+
+
+def _moved(law: ForwardCost, errors: Mapping[str, float]) -> ForwardCost:
+    """The law with its parameters' logarithms moved."""
+    values = {name: getattr(law, name) * math.exp(errors.get(name, 0.0)) for name in PARAMETERS}
+    values["sharpness"] = max(values["sharpness"], 1.0)
+    return ForwardCost(**values, max_graph_tokens=law.max_graph_tokens)
 
 
 def _with(guess: ForwardCost, values: Mapping[str, float]) -> ForwardCost:

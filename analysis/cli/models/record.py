@@ -128,6 +128,13 @@ def record(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Time a grid of contexts, widths and branches instead of decoding.")
     ] = False,
+    sweep_batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            callback=within(1, 1024),
+            help="With --sweep, also time steps of this many requests at once, for `plan`; give it once for each number.",
+        ),
+    ] = None,
 ) -> None:
     """Run a pair for real and write down everything that happened."""
     from analysis.check.identity import why_tokens_differ
@@ -179,11 +186,15 @@ def record(
         repeats=repeats,
         tail_depth=tail_depth,
     )
+    if sweep_batch and not sweep:
+        raise ValueError("--sweep-batch is a part of --sweep; give both.")
     if sweep:
+        from executor.recording.batches import BatchGrid
         from executor.recording.sweep import Grid, record_sweep
 
+        batches = BatchGrid(batches=tuple(sorted(set(sweep_batch)))) if sweep_batch else None
         with progress_bar(console, "sweeping") as report:
-            swept = record_sweep(settings, output_dir, Grid(), progress=report).requests
+            swept = record_sweep(settings, output_dir, Grid(), batches=batches, progress=report).requests
         print_doubt(console, doubt_of(int((~swept.is_clean).sum()), len(swept)))
         console.print(f"run folder: {output_dir}; fit it with: specbranch calibrate --run {output_dir}")
         return

@@ -10,6 +10,7 @@ import typer
 from analysis.cli.options import MAX_CAPACITY, OutputDir, console, within
 
 if TYPE_CHECKING:
+    from analysis.plan.measured.replay import ReplayRun
     from traces.importers.engines.records import EngineFile
 
 
@@ -36,6 +37,10 @@ def import_files(
             callback=within(1, MAX_CAPACITY * 64), help="The memory holds this many tokens, where no log says it."
         ),
     ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Compare the benchmarks with what this replay.json of a plan or a calibration predicts."),
+    ] = None,
 ) -> None:
     """Read what an engine in production prints, and say what it tells and what it cannot."""
     from analysis.plan.inputs import new_folder
@@ -43,6 +48,11 @@ def import_files(
     from traces.importers.engines.catalog import read_engine_files
     from traces.importers.engines.records import Served, pooled
 
+    asked = None
+    if replay is not None:
+        from analysis.plan.measured.replay import read_replay
+
+        asked = read_replay(replay)
     read = read_engine_files(files, Served(draft_length=draft_length, draft=draft, method=draft_method))
     new_folder(output_dir)
     written = write_bench_folder(read, output_dir, kv_tokens=kv_tokens)
@@ -57,9 +67,11 @@ def import_files(
     console.print(told, style="bold", highlight=False)
     _print_table(read)
     console.print(f"{', '.join(written)}: {output_dir}", highlight=False)
-    if "benches.csv" in written:
+    if asked is not None:
+        _print_replay(asked, output_dir)
+    elif "benches.csv" in written:
         console.print(
-            f"next: specbranch plan --check {output_dir / 'benches.csv'} --output-dir CHECKED",
+            f"next: specbranch calibrate --bench {output_dir}, or plan --check {output_dir / 'benches.csv'}",
             highlight=False,
             soft_wrap=True,
         )
@@ -69,6 +81,34 @@ def import_files(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _print_replay(asked: list[ReplayRun], output_dir: Path) -> None:
+    """Predicted beside measured."""
+    from rich.table import Table
+
+    from analysis.plan.measured.replay import compare_replay, replay_sentence, write_compared
+    from traces.importers.server_bench import read_server_bench
+
+    path = output_dir / "benches.csv"
+    if not path.exists():
+        raise ValueError("these files hold no benchmark to compare with the replay.")
+    found = compare_replay(asked, read_server_bench(path))
+    write_compared(found, output_dir)
+    console.print(replay_sentence(found), style="bold", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("at once", justify="right")
+    for name in ("tokens/s", "TPOT ms", "TTFT ms"):
+        for column in (name, "predicted", "error"):
+            table.add_column(column, justify="right")
+    for each in found:
+        cells = [str(each.run.max_concurrency)]
+        for name, error in each.errors().items():
+            scale = 1e3 if name.endswith("_s") and "per_s" not in name else 1.0
+            values = (getattr(part, name) for part in (each.measured, each.run))
+            cells += [*(f"{scale * value:.4g}" for value in values), f"{error:+.1%}"]
+        table.add_row(*cells)
+    console.print(table)
 
 
 def _print_table(files: list[EngineFile]) -> None:

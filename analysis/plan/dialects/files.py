@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from analysis.plan.dialects.rows import rows_by_batch
 from analysis.plan.dialects.sglang import write_sglang
 from analysis.plan.dialects.tensorrt_llm import write_tensorrt_llm
@@ -26,8 +28,8 @@ NOT_MODELLED = """\
 @dataclass(frozen=True, kw_only=True)
 class ServedTable:
     """A table and what it was made from. draft: name of the draft's model, "" for none. method: in vLLM's words.
-    mean_context: tokens of a running request in the cache. joining: prompts read in the same steps. max_num_seqs: the
-    engine's largest batch.
+    mean_context: tokens of a running request in the cache. joining: prompts read in the same steps. possible: other
+    costs that the measurements leave possible, for intervals; () where nobody knows. max_num_seqs: the engine's largest batch.
     """
 
     table: LengthTable
@@ -35,15 +37,51 @@ class ServedTable:
     acceptance: AcceptanceByPosition
     mean_context: float
     joining: Joining | None = None
+    possible: tuple[StepCosts, ...] = ()
     max_num_seqs: int
     draft: str
     method: str = "draft_model"
 
     def gain(self, batch: int, length: int) -> float:
         """Tokens a second of this length over those without speculation, less 1, for a batch of this size."""
+        return self._gain(self.costs, batch, length)
+
+    def interval(self, batch: int, length: int) -> tuple[float, float] | None:
+        """95% of `gain`, by what the fit of the step costs leaves open; acceptance is as it was counted."""
+        if not self.possible:
+            return None
+        low, high = np.quantile([self._gain(costs, batch, length) for costs in self.possible], [0.025, 0.975])
+        return float(low), float(high)
+
+    def rows(self) -> list[dict[str, object]]:
+        """For programs: a row a band, with the gains at both of its ends and their intervals."""
+        return [
+            {
+                "first": first,
+                "last": last,
+                "draft_length": length,
+                "gain_first": self.gain(first, length),
+                "gain_last": self.gain(last, length),
+                "gain_first_95": self.interval(first, length),
+                "gain_last_95": self.interval(last, length),
+            }
+            for first, last, length in self.bands()
+        ]
+
+    def bands(self) -> list[tuple[int, int, int]]:
+        """(first, last, K) up to the engine's largest batch."""
+        return rows_by_batch(self.table, self.max_num_seqs)
+
+    def told(self, batch: int, length: int) -> str:
+        """A gain in words, with its interval where there is one."""
+        interval = self.interval(batch, length) if length else None
+        between = "" if interval is None else f" [{interval[0]:+.0%}, {interval[1]:+.0%}]"
+        return f"{self.gain(batch, length):+.0%}{between}"
+
+    def _gain(self, costs: StepCosts, batch: int, length: int) -> float:
         if not length:
             return 0.0
-        rule = GoodputRule(self.costs, self.acceptance.marginal(length), joining=self.joining)
+        rule = GoodputRule(costs, self.acceptance.marginal(length), joining=self.joining)
         return rule.gain(ServerLoad.alike(batch, self.mean_context), length) - 1
 
 
@@ -54,7 +92,7 @@ def write_engines(served: ServedTable, folder: Path) -> list[str]:
     or has no such method, is left out, and engines.md says why.
     """
     table, seqs = served.table, served.max_num_seqs
-    rows = rows_by_batch(table, seqs)
+    rows = served.bands()
     longest = max(length for _, _, length in rows)
     if not longest:
         return []
@@ -83,8 +121,13 @@ def _notes(served: ServedTable, rows: list[tuple[int, int, int]]) -> str:
     """How to start each engine, what each row gains, and what nobody computed."""
     longest = max(length for _, _, length in rows)
     table = "".join(
-        f"| {first} to {last} | {length} | {served.gain(first, length):+.0%} | {served.gain(last, length):+.0%} |\n"
+        f"| {first} to {last} | {length} | {served.told(first, length)} | {served.told(last, length)} |\n"
         for first, last, length in rows
+    )
+    sure = (
+        "in brackets 95%, by what the measurements leave open of the step costs"
+        if served.possible
+        else "without intervals, for these step costs come without any"
     )
     steps = f"--speculative-num-steps {longest} --speculative-num-draft-tokens {longest + 1} --speculative-eagle-topk 1"
     return (
@@ -92,7 +135,7 @@ def _notes(served: ServedTable, rows: list[tuple[int, int, int]]) -> str:
         "| running requests | K | gain at the first | gain at the last |\n|---|---|---|---|\n"
         f"{table}\n"
         f"Gain: tokens a second of the whole batch over plain decoding, by the step costs and acceptance of this plan at "
-        f"{served.mean_context:.0f} tokens a request. `summary.json` has how sure the plan is.\n\n"
+        f"{served.mean_context:.0f} tokens a request; {sure}.\n\n"
         '    vllm serve TARGET --speculative-config "$(cat vllm.json)"\n'
         '    vllm serve TARGET --speculative-config "$(cat vllm-replay.json)"   # accepts by the plan\'s rates: times only\n'
         f"    python -m sglang.launch_server --model-path TARGET --speculative-algorithm EAGLE3 {steps} \\\n"

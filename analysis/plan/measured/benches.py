@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sim.serving.cluster import serve
 from sim.serving.costs import SummedCosts
-from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds
+from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds, LengthRule
 from sim.serving.rounds.run_lengths import drawn_runs
 from sim.serving.settings import Server
 from sim.serving.workload.arrivals import BenchServe
@@ -60,9 +60,12 @@ class SimulatedBench:
     draft: Floats
 
 
-def simulate_bench(bench: ServerBench, costs: StepCosts, *, engine: Engine, seed: int) -> SimulatedBench:
+def simulate_bench(
+    bench: ServerBench, costs: StepCosts, *, engine: Engine, seed: int, rule: LengthRule | None = None
+) -> SimulatedBench:
     """Run one benchmark; the same arguments give the same result to the last bit.
 
+    rule: chooses draft lengths of at most the benchmark's, which are its own where it is None.
     Arrivals and acceptance have streams of their own, so that runs with other costs meet the same requests and luck.
     """
     arrivals, lengths, acceptance = np.random.default_rng(seed).spawn(3)
@@ -85,7 +88,7 @@ def simulate_bench(bench: ServerBench, costs: StepCosts, *, engine: Engine, seed
         workload,
         server,
         lambda: SummedCosts(_Forwards(target, draft)),
-        lambda: LengthRounds(runs, FixedLengthRule(bench.draft_length)),
+        lambda: LengthRounds(runs, rule or FixedLengthRule(bench.draft_length)),
     )
     (totals,) = served.replicas
     duration_s = float(served.last_s.max())

@@ -63,8 +63,8 @@ class HuggingFaceEngine:
         self.features = torch.empty(0, num_feature_layers, self.hidden_size, device=self.device)
 
         to_place: Any = model  # `to` is overloaded per keyword, which mypy does not follow through transformers
-        self._model: Any = to_place.to(device=self.device, dtype=dtype).eval()
-        self._cache_argument = cache_argument(model)
+        self.module: Any = to_place.to(device=self.device, dtype=dtype).eval()
+        self.cache_argument = cache_argument(model)
         self._layer_types = set(layer_types)
         self._window: int | None = getattr(config, "sliding_window", None)
         if not layer_types and getattr(config, "use_sliding_window", True) is False:
@@ -96,7 +96,7 @@ class HuggingFaceEngine:
     @torch.inference_mode()
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """What the model's input embedding gives for the tokens."""
-        embeddings: Tensor = self._model.get_input_embeddings()(torch.tensor(tokens, device=self.device))
+        embeddings: Tensor = self.module.get_input_embeddings()(torch.tensor(tokens, device=self.device))
         return embeddings.float()
 
     def roll_back(self, length: int) -> None:
@@ -162,12 +162,12 @@ class HuggingFaceEngine:
 
     def _forward(self, tokens: Sequence[int], positions: Tensor, is_visible: Tensor, slot_positions: Tensor) -> Tensor:
         """One chunk, stored behind everything cached. is_visible: (rows, slots). Returns (rows, vocab), float32."""
-        output = self._model(
+        output = self.module(
             input_ids=torch.tensor([list(tokens)], device=self.device),
             position_ids=positions[None],
             attention_mask=self._masks(positions, is_visible, slot_positions),
             use_cache=True,
-            **{self._cache_argument: self._cache},
+            **{self.cache_argument: self._cache},
         )
         logits: Tensor = output.logits[0, :, : self.vocab_size]
         return logits.float()
@@ -198,7 +198,7 @@ class HuggingFaceEngine:
 
     def _decoder_blocks(self) -> nn.ModuleList:
         """The list of decoder blocks, whatever this architecture calls it."""
-        for module in self._model.modules():
+        for module in self.module.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
                 return module
         raise ValueError(f"the model has no list of {self.num_layers} decoder blocks to take features from.")

@@ -22,7 +22,7 @@ _BRANCH_STEPS = 16  # steps of a branch for which a mask is made at once
 _BRANCH_SLOTS = 256  # slots behind the line at first; more are made when needed
 
 
-class _Workspace:
+class Workspace:
     """Intermediate tensors of one width, and the views that the forward takes of them."""
 
     def __init__(self, engine: "StaticEngine", num_rows: int) -> None:
@@ -86,21 +86,21 @@ class StaticEngine:
         self.features = torch.empty(0, num_feature_layers, self.hidden_size, device=self.device)
 
         # Explicit products beat the fused kernels at these widths on a CPU; half precision and CUDA take the latter.
-        self._is_explicit = self.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        self.is_explicit = self.device.type == "cpu" and dtype in (torch.float32, torch.float64)
         self._norm_eps: float = config.rms_norm_eps
         self._norm_floor = self._floor(self.hidden_size)
-        self._weights = lift(
+        self.weights = lift(
             model,
             num_positions=capacity + _PAD,
             vocab_size=self.vocab_size if head_tokens is None else len(head_tokens),
             device=self.device,
             dtype=dtype,
-            folds_norms=self._is_explicit,
+            folds_norms=self.is_explicit,
         )
         self._cache = self._empty_cache(capacity + _BRANCH_SLOTS)
         self._causal = self._causal_mask()
-        self._no_mask = torch.zeros(1, 1, device=self.device, dtype=dtype)
-        self._workspaces: dict[int, _Workspace] = {}
+        self.no_mask = torch.zeros(1, 1, device=self.device, dtype=dtype)
+        self._workspaces: dict[int, Workspace] = {}
         self._length = 0
         self._starts: tuple[int, ...] = ()
         self._num_grown = 0
@@ -122,7 +122,7 @@ class StaticEngine:
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Rows of the embedding table."""
         ids = torch.tensor(tokens, device=self.device)
-        return self._weights.embedding.index_select(0, ids).float()
+        return self.weights.embedding.index_select(0, ids).float()
 
     def roll_back(self, length: int) -> None:
         """Cut the line; the slots behind it are overwritten when their turn comes."""
@@ -141,7 +141,7 @@ class StaticEngine:
             num_new, width = len(piece), _width(len(piece))
             first = self._length
             mask = None if width == 1 else self._causal[:width, self.capacity - first : self.capacity + width]
-            rotary = self._weights.rotary[first : first + width]
+            rotary = self.weights.rotary[first : first + width]
             hidden, kept = self._forward(self._padded(piece), rotary, first, mask)
             hiddens.append(hidden[:num_new])
             features.append(kept[:num_new])
@@ -149,8 +149,8 @@ class StaticEngine:
         if self.num_feature_layers:
             self.features = torch.cat(features).float()
         if last_only:
-            return self._logits(hiddens[-1][-1:])
-        return self._logits(hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens))
+            return self.logits(hiddens[-1][-1:])
+        return self.logits(hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens))
 
     @torch.inference_mode()
     def open_branches(self, starts: Sequence[int]) -> None:
@@ -175,11 +175,11 @@ class StaticEngine:
             if first + width > mask.shape[1]:
                 mask = self._branch_mask = self._mask_of_branches(2 * self._num_grown)
             mask = mask[:, : first + width]
-        rotary = self._weights.rotary.index_select(0, self._branch_positions)
+        rotary = self.weights.rotary.index_select(0, self._branch_positions)
         hidden, _ = self._forward(self._padded(tokens), rotary, first, mask)
         self._branch_positions.add_(1)
         self._num_grown += 1
-        return self._logits(hidden)[:num_rows]
+        return self.logits(hidden)[:num_rows]
 
     @torch.inference_mode()
     def adopt(self, row: int, num_tokens: int) -> None:
@@ -191,6 +191,12 @@ class StaticEngine:
             self._cache[:, start : start + num_tokens] = tail.clone()  # the two may overlap
         self._length = start + num_tokens
         self._starts = ()
+
+    # What a batch of requests is made of, too (`executor.models.engines.batched`).
+
+    def line_cache(self) -> Tensor:
+        """(layers, length, 2, kv_heads, head_dim) keys and values of the line."""
+        return self._cache[:, : self._length]
 
     # The model.
 
@@ -204,55 +210,55 @@ class StaticEngine:
         num_slots = first_slot + num_rows
         space = self._workspaces.get(num_rows)
         if space is None:
-            space = self._workspaces[num_rows] = _Workspace(self, num_rows)
-        if mask is not None and self._is_explicit and self.num_groups > 1:
+            space = self._workspaces[num_rows] = Workspace(self, num_rows)
+        if mask is not None and self.is_explicit and self.num_groups > 1:
             mask = mask.repeat_interleave(self.num_groups, dim=0)
         # One view of the whole cache each, unbound into layers: cheaper than slicing in every block.
         new = self._cache[:, first_slot:num_slots].flatten(2).unbind(0)
         keys = self._cache[:, :num_slots, 0].transpose(1, 2).unbind(0)
         values = self._cache[:, :num_slots, 1].transpose(1, 2).unbind(0)
 
-        hidden = self._weights.embedding.index_select(0, ids)
+        hidden = self.weights.embedding.index_select(0, ids)
         first_feature = self.num_layers - self.num_feature_layers
         features = []
-        for index, block in enumerate(self._weights.blocks):
-            block.query_key_value.into(space.query_key_value, self._normed(hidden, block.attention_norm))
-            self._rotate(space, block, rotary)
+        for index, block in enumerate(self.weights.blocks):
+            block.query_key_value.into(space.query_key_value, self.normed(hidden, block.attention_norm))
+            self.rotate(space, block, rotary)
             new[index].copy_(space.key_value)
             attended = self._attend(space, keys[index], values[index], mask)
             hidden = block.attention_out.added_to(hidden, attended)
-            block.gate_up.into(space.gate_up, self._normed(hidden, block.mlp_norm))
+            block.gate_up.into(space.gate_up, self.normed(hidden, block.mlp_norm))
             hidden = block.down.added_to(hidden, functional.silu(space.gate).mul_(space.up))
             if index >= first_feature:
                 features.append(hidden)
         return hidden, torch.stack(features, dim=1) if features else self.features
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """(rows, hidden) before the final norm -> (rows, vocab), float32."""
-        return self._weights.head(self._normed(hidden, self._weights.final_norm)).float()
+        return self.weights.head(self.normed(hidden, self.weights.final_norm)).float()
 
-    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """RMS norm. Without a weight, x / sqrt(|x|^2 + n eps): three kernels, where rms_norm on a CPU runs eight."""
         if weight is None:
             return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._norm_floor)
         return functional.rms_norm(x, (self.hidden_size,), weight, self._norm_eps)
 
-    def _rotate(self, space: _Workspace, block: Block, rotary: Tensor) -> None:
+    def rotate(self, space: Workspace, block: Block, rotary: Tensor) -> None:
         """Normalise (Qwen3) and turn queries and keys, in place."""
         if block.query_key_norm is not None:
             normed = functional.rms_norm(space.query_key, (self.head_dim,), None, self._norm_eps)
             torch.mul(normed, block.query_key_norm, out=space.query_key)
-        if self._is_explicit:
+        if self.is_explicit:
             torch.view_as_complex(space.pairs).mul_(rotary)
         else:
             space.pairs.copy_(torch.view_as_real(torch.view_as_complex(space.pairs.float()) * rotary))
 
-    def _attend(self, space: _Workspace, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, space: Workspace, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of all rows, (rows, heads * head_dim). keys, values: (kv_heads, slots, head_dim)."""
         num_kv_heads, num_rows, num_groups, head_dim = space.queries.shape
-        if self._is_explicit:
+        if self.is_explicit:
             queries = space.queries.reshape(num_kv_heads, num_rows * num_groups, head_dim)
-            bias = self._no_mask if mask is None else mask
+            bias = self.no_mask if mask is None else mask
             scores = torch.baddbmm(
                 bias, queries, keys.transpose(1, 2), beta=0 if mask is None else 1, alpha=head_dim**-0.5
             )

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from traces.fits.step_costs import AcceptanceByPosition
 
+MAX_DRAFT_LENGTH = 1024  # tokens; no engine drafts as many
 THE_MEMORY = "the memory"  # begins the sentence on a size that nobody said
 MAX_MISMATCH = 0.03  # of a mean length against the sum of its rates, which are rounded
 
@@ -33,8 +34,8 @@ class AcceptanceRecord:
 
     def __post_init__(self) -> None:
         mean, length = self.mean_acceptance_length, self.draft_length
-        if length is not None and length < 1:
-            raise ValueError(f"{self.source}: K must be at least 1, but got {length}.")
+        if length is not None and not 1 <= length <= MAX_DRAFT_LENGTH:
+            raise ValueError(f"{self.source}: K must lie between 1 and {MAX_DRAFT_LENGTH}, but got {length}.")
         if not 1 <= mean <= (1e6 if length is None else length + 1 + MAX_MISMATCH):
             raise ValueError(f"{self.source}: a mean acceptance length of {mean:g} cannot be with K = {length}.")
         if not self.marginal:
