@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from traces.fits.step_cost_fit import Measurement, Prior, StepCostFit, fit_step_costs
 from traces.fits.step_costs import ForwardCost, StepCosts
@@ -23,6 +24,7 @@ DRAFT = "draft"
 MIN_GROUPS = 6  # combinations of batch, width and context of each model
 _ERROR = 0.02  # relative, of one combination; what the law leaves out is more than its noise
 _SHAPE = ["num_tokens", "batch", "context_tokens"]
+_COLUMNS = [*_SHAPE, "seconds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +84,15 @@ def fit_batches(run: Run) -> BatchedCosts | None:
             )
     target, draft = _prior(models[Actor.TARGET]), _prior(models[Actor.DRAFT])
     # A law of the draft alone: its forwards stand beside an unmeasured step of the target that takes no time.
-    measurements = [_measurement(row, "") for row in models[Actor.TARGET].itertuples(index=False)]
-    measurements += [_measurement(row, DRAFT) for row in models[Actor.DRAFT].itertuples(index=False)]
+    measurements = [_measurement(row, "") for row in models[Actor.TARGET][_COLUMNS].to_numpy(float)]
+    measurements += [_measurement(row, DRAFT) for row in models[Actor.DRAFT][_COLUMNS].to_numpy(float)]
     fit = fit_step_costs(measurements, target, {DRAFT: draft})
     return BatchedCosts(fit=fit, num_groups=len(measurements))
 
 
-def _measurement(row: object, draft_name: str) -> Measurement:
-    """One forward. row: of `_SHAPE` and seconds."""
-    num_tokens, batch, context, seconds = row  # type: ignore[misc]  # a named tuple of pandas
+def _measurement(row: NDArray[np.float64], draft_name: str) -> Measurement:
+    """One forward. row: of `_COLUMNS`."""
+    num_tokens, batch, context, seconds = row.tolist()
     forward = np.array([[num_tokens * batch, context * batch, batch, 1.0]])
     none = np.zeros((0, 4))
     if not draft_name:

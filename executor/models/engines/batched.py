@@ -169,7 +169,8 @@ class _ResidentBatch:
         shape = engine.weights.shape
         cache = (shape.num_layers, len(prompts) * self._slots, shape.num_kv_heads, shape.head_dim)
         self._keys, self._values = (torch.zeros(cache, device=engine.device, dtype=engine.dtype) for _ in range(2))
-        stream = torch.cuda.Stream(engine.device) if engine.device.type == "cuda" else None
+        is_cuda = engine.device.type == "cuda"
+        stream = torch.cuda.Stream(engine.device) if is_cuda else None  # type: ignore[no-untyped-call]  # torch has no types here
         self._graphs = Graphs(engine.device, stream)
         self._ids: dict[tuple[int, int], Tensor] = {}
 
@@ -212,12 +213,12 @@ class _ResidentBatch:
             keys, values = self._keys[index], self._values[index]
             queries = operations.rotate_and_store(states, rotation, slots, keys, values, block.head_norm)
             by_head = queries.view(batch, width, -1, shape.head_dim).transpose(1, 2)
-            own = [
+            own_keys, own_values = (
                 cache.view(-1, self._slots, shape.num_kv_heads, shape.head_dim)[:batch, :last].transpose(1, 2)
                 for cache in (keys, values)
-            ]
+            )
             mixed = functional.scaled_dot_product_attention(
-                by_head, *own, attn_mask=mask, enable_gqa=shape.num_heads > shape.num_kv_heads
+                by_head, own_keys, own_values, attn_mask=mask, enable_gqa=shape.num_heads > shape.num_kv_heads
             )
             mixed = mixed.transpose(1, 2).reshape(batch * width, -1)
             hidden = operations.linear(mixed, block.attention_out, residual=hidden)

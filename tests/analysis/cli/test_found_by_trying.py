@@ -18,10 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +66,7 @@ def recorded(folder: Path) -> Path:
     return Path(shutil.copytree(ROOT / "tests" / "data" / "run_v1", folder / "run"))
 
 
+SIMULATE = ("simulate", "--run", "run", "--policy", "pearl:draft_length=2", "--output-dir", "out")
 SHORT = (
     "--num-prompts",
     "1",
@@ -138,7 +138,7 @@ def with_weights(folder: Path, role: str, change: float) -> Path:
     model = Path(shutil.copytree(PAIR / role, folder / role))
     weights = load_file(model / "model.safetensors")
     (name,) = [name for name in weights if name.endswith("model.norm.weight") or name == "norm.weight"]
-    weights[name] = weights[name] * np.asarray(change, dtype=weights[name].dtype)
+    weights[name] = weights[name] * change
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     return model
 
@@ -182,7 +182,7 @@ def test_13_times_of_a_disturbed_run_carry_their_doubt(tmp_path: Path) -> None:
     requests = pd.read_parquet(folder / "requests.parquet")
     requests["is_clean"] = False
     requests.to_parquet(folder / "requests.parquet")
-    done = run(tmp_path, "simulate", "--run", "run", "--output-dir", "out")
+    done = run(tmp_path, *SIMULATE)
     assert "disturbed" in done.error + done.text, done.error + done.text
 
 
@@ -200,7 +200,7 @@ def test_14_broken_calibrations_are_refused(place: tuple[str | int, ...], value:
         inner = inner[key]
     inner[place[-1]] = value
     path.write_text(json.dumps(known))
-    run(tmp_path, "simulate", "--run", "run", "--output-dir", "out").refuses("calibration.json")
+    run(tmp_path, *SIMULATE, "--calibration", "run/calibration.json").refuses("calibration.json")
 
 
 def test_14_hosts_that_take_no_number_are_refused(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_15_missing_values_of_tables_are_refused(table: str, column: str, tmp_pa
     values[column] = values[column].astype("Float64" if column.endswith("_s") else "Int64")
     values.loc[0, column] = pd.NA
     values.to_parquet(path)
-    run(tmp_path, "simulate", "--run", "run", "--output-dir", "out").refuses(table)
+    run(tmp_path, *SIMULATE).refuses(table)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_15_missing_values_of_tables_are_refused(table: str, column: str, tmp_pa
 )
 def test_17_settings_that_are_none_are_a_line(text: str, tmp_path: Path) -> None:
     (recorded(tmp_path) / "config.yaml").write_text(text)
-    done = run(tmp_path, "simulate", "--run", "run", "--output-dir", "out")
+    done = run(tmp_path, *SIMULATE)
     done.refuses("config.yaml")
     assert len(done.error) < 2000, len(done.error)
 
