@@ -2,7 +2,7 @@
 
 The tests use nothing of the package but its command, so that they also run against code from before the faults were mended:
 
-    PYTHONPATH=OLD_CHECKOUT pytest -m slow tests/analysis/cli/test_found_by_trying.py
+    PYTHONPATH=OLD_CHECKOUT pytest -m slow tests/analysis/tried/test_found_by_trying.py
 
 Every one of them fails there, with the code at 1cda327.
 """
