@@ -81,6 +81,11 @@ class Session:
         return self.draft.num_captures + self._roles.target.num_captures if self._roles is not None else 0
 
     @property
+    def layouts(self) -> dict[str, dict[str, str]]:
+        """How each model's weights lie in memory, where its engine has a choice."""
+        return {"target": dict(self.target.layouts), "draft": dict(getattr(self.engine, "layouts", {}))}
+
+    @property
     def target(self) -> Target:
         """The target, in its process or on its stream."""
         if self._roles is None or not self._roles.target.is_alive:

@@ -23,6 +23,14 @@ class EngineKind(enum.StrEnum):
     RESIDENT = "resident"  # Llama-type models on a GPU: draft and target in one process, steps as graphs
 
 
+class Layout(enum.StrEnum):
+    """How the static engine keeps weights in memory on a CPU (`executor.models.engines.projections`)."""
+
+    AUTO = "auto"  # for each shape the faster of the two, measured when the model is loaded
+    PLAIN = "plain"
+    PACKED = "packed"  # float32 only
+
+
 class Transport(enum.StrEnum):
     """How the draft's process and the target's talk."""
 
@@ -54,6 +62,7 @@ class EngineSettings:
     vocab_size: tokens that its head is cut to; None for all. num_feature_layers: last blocks whose hidden states it keeps.
     trusts_remote_code: whether code in the folder of the model may be run where transformers does not know its class.
     embedding_of: model whose embedding table a distilled draft reads, the target; a pair fills it in.
+    layout: of the static engine's weights on a CPU; what was taken stands in a run's meta, as weight_layouts.
     """
 
     kind: EngineKind = EngineKind.STATIC
@@ -64,6 +73,7 @@ class EngineSettings:
     num_feature_layers: int = 0
     trusts_remote_code: bool = False
     embedding_of: str = ""
+    layout: Layout = Layout.AUTO
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

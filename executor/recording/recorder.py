@@ -270,6 +270,7 @@ class _Recorder:
                 "target_fingerprint": fingerprint(resolve_model(pair.target, "target")),
                 "draft_fingerprint": fingerprint(resolve_model(pair.draft, "draft")),
                 "devices": list(session.devices),
+                "weight_layouts": session.layouts,
                 "cores": session.cores,
                 "torch_threads": torch.get_num_threads(),
                 "contention": self.contention(),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Any, NoReturn
@@ -80,7 +80,7 @@ class TargetClient:
         self.is_alive = True
         try:
             self._wait_for_pipe(LOAD_TIMEOUT_S)
-            self._read_report()
+            self.layouts: Mapping[str, str] = self._read_report()["layouts"]
             devices = (resolve_device(pair.engine.device), resolve_device(pair.target_engine.device))
             self._channel = open_channel(pair.transport, self._meeting_place, 0, devices, core=core)
         except ConnectionError as error:

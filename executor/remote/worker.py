@@ -60,7 +60,7 @@ def main() -> None:
             if devices[1].type == "cuda":
                 torch.cuda.set_device(devices[1])
             target = _load(pair)
-            pipe.send({"loaded": True})  # now both sides open the channel
+            pipe.send({"loaded": True, "layouts": dict(target.layouts)})  # now both sides open the channel
             channel = open_channel(pair.transport, meeting_place, 1, devices, core=settings.core)
             _serve(target, channel, pipe, check_parent)
             target.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class GraphTarget:
         self._marks = shared.marks
         self._host = torch.zeros(2, dtype=torch.int64, pin_memory=engine.device.type == "cuda")
         self.is_alive = True
+        self.layouts: Mapping[str, str] = {}
 
     @property
     def num_captures(self) -> int:

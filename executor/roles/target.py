@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from executor.request import Request
@@ -38,6 +38,7 @@ class Target(Protocol):
     """The decision maker's handle on a target, wherever it runs. Times are seconds of time.perf_counter."""
 
     is_alive: bool
+    layouts: Mapping[str, str]  # of its engine's weights; empty where the engine has no choice
 
     @property
     def pid(self) -> int:

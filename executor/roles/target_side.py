@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -35,6 +35,7 @@ class TargetSide:
         self._engine, self._predictor = engine, predictor
         self._num_feature_layers = engine.num_feature_layers
         self.is_alive = True
+        self.layouts: Mapping[str, str] = getattr(engine, "layouts", {})
 
     @property
     def pid(self) -> int:

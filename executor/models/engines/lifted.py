@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from executor.models.engines.projections import PlainProjection, Projection, can_pack, laid_out
+from executor.models.settings import Layout
+
 SUPPORTED_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 STABLE_ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the context
 
@@ -41,35 +44,7 @@ def why_unsupported(config: PreTrainedConfig, capacity: int) -> str | None:
     return None
 
 
-class Projection:
-    """x -> x W^T + b, as a plain product with the transposed weight.
-
-    There is one copy of each weight for all widths. A second one, packed for many rows (oneDNN), gains on some processors in
-    a loop of one width, and loses where widths take turns, as they do in decoding: two copies fill the cache. Target of 12 x
-    192 with 160 tokens cached, one thread, AMD EPYC, 1 and 4 rows in turns, ms: 3.2 and 4.8 plain, 3.5 and 5.9 with both;
-    draft of 2 x 256: 0.5 and 1.0, 0.8 and 1.4.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: (outputs, inputs), as in torch.nn.Linear."""
-        self._columns = weight.t().contiguous() if weight.device.type == "cpu" else weight.t()
-        self._bias = bias
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """Write the projection of x (rows, inputs) to out (rows, outputs)."""
-        if self._bias is None:
-            torch.mm(x, self._columns, out=out)
-        else:
-            torch.addmm(self._bias, x, self._columns, out=out)
-
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual (rows, outputs) plus the projection of x (rows, inputs)."""
-        total = torch.addmm(residual, x, self._columns)
-        return total if self._bias is None else total.add_(self._bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The projection of x (rows, inputs), (rows, outputs)."""
-        return torch.mm(x, self._columns) if self._bias is None else torch.addmm(self._bias, x, self._columns)
+_KINDS = ("query_key_value", "attention_out", "gate_up", "down")
 
 
 class Block(NamedTuple):
@@ -92,24 +67,53 @@ class Weights(NamedTuple):
     final_norm: Tensor | None
     head: Projection
     rotary: Tensor  # (positions, 1, head_dim / 2), complex
+    layouts: dict[str, str]  # of each kind of projection, with its shape
 
 
 def lift(
-    model: Any, *, num_positions: int, vocab_size: int, device: torch.device, dtype: torch.dtype, folds_norms: bool
+    model: Any,
+    *,
+    num_positions: int,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    folds_norms: bool,
+    layout: Layout = Layout.PLAIN,
 ) -> Weights:
     """Rearranged copies of a LlamaForCausalLM's weights (or of one of the other supported types).
 
-    model: the transformers module; its rotary embedding makes the table, so that every rope scaling is its own.
+    model: the transformers module; its rotary embedding makes the table, so that every rope scaling is its own. layout: plain
+    is taken where there is no other.
     """
     lifter = _Lifter(device, dtype, folds_norms)
     decoder, head = model.model, model.get_output_embeddings()
-    return Weights(
+    plain = Weights(
         embedding=lifter.placed(decoder.embed_tokens.weight),
         blocks=[lifter.block(layer, model.config) for layer in decoder.layers],
         final_norm=lifter.norm(decoder.norm.weight),
         head=lifter.projection([head.weight[:vocab_size]], [None], after=decoder.norm.weight),
         rotary=_rotary_table(decoder.rotary_emb, num_positions, dtype).to(device),
+        layouts={},
     )
+    return _laid_out(plain, layout if can_pack(device, dtype) else Layout.PLAIN)
+
+
+def _laid_out(weights: Weights, layout: Layout) -> Weights:
+    """The same weights, each kind of projection in its layout; one kind after the other, so that only one is there twice."""
+    blocks, layouts = weights.blocks, {}
+    head: Any = weights.head
+    model_bytes = sum(getattr(block, kind).columns.nbytes for block in blocks for kind in _KINDS) + head.columns.nbytes
+    for kind in _KINDS:
+        num_inputs, num_outputs = getattr(blocks[0], kind).columns.shape
+        laid, taken = laid_out([getattr(block, kind) for block in blocks], layout, model_bytes=model_bytes)
+        for index, projection in enumerate(laid):  # in place, which frees the copies that were not taken
+            named: dict[str, Any] = {kind: projection}
+            blocks[index] = blocks[index]._replace(**named)
+        layouts[f"{kind} {num_outputs}x{num_inputs}"] = taken.value
+    num_inputs, num_outputs = head.columns.shape
+    (laid_head,), taken = laid_out([head], layout, model_bytes=model_bytes)
+    layouts[f"head {num_outputs}x{num_inputs}"] = taken.value
+    return weights._replace(head=laid_head, layouts=layouts)
 
 
 class _Lifter(NamedTuple):
@@ -135,7 +139,7 @@ class _Lifter(NamedTuple):
         if after is not None and self.folds_norms:
             weight = weight * (self.placed(after) * weight.shape[1] ** 0.5)
         bias = None if biases[0] is None else torch.cat([self.placed(each) for each in biases if each is not None])
-        return Projection(weight, bias)
+        return PlainProjection(weight, bias)
 
     def block(self, layer: Any, config: Any) -> Block:
         """One decoder block; layer, config: of transformers."""

@@ -103,6 +103,7 @@ class RuledEngine:
         self._engine, self._rules = engine, rules
         self.vocab_size, self.hidden_size, self.num_layers = engine.vocab_size, engine.hidden_size, engine.num_layers
         self.capacity, self.device, self.dtype = engine.capacity, engine.device, engine.dtype
+        self.layouts: dict[str, str] = getattr(engine, "layouts", {})
         self._line: list[int] = []
         self._rows: list[list[int]] = []
         self._starts: tuple[int, ...] = ()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from executor.models.engines.base import check_adoption, check_extension, check_growth, check_roll_back, check_starts
 from executor.models.engines.lifted import Block, lift, why_unsupported
+from executor.models.settings import Layout
 
 _CHUNK = 256  # longest piece of a prompt in one forward: bounds the mask and the scores
 _PAD = 1  # some chunks run with one row more: see _width
@@ -62,10 +63,12 @@ class StaticEngine:
         vocab_size: int | None = None,
         num_feature_layers: int = 0,
         head_tokens: Tensor | None = None,
+        layout: Layout = Layout.PLAIN,
     ) -> None:
         """`vocab_size` cuts a padded head to its first rows; `num_feature_layers` last blocks are kept as features.
 
         head_tokens: ids of the tokens that the model's head has rows for, ascending, where these are not the first ones.
+        layout: of the weights on a CPU.
         """
         config = model.config
         if reason := why_unsupported(config, capacity):
@@ -96,7 +99,9 @@ class StaticEngine:
             device=self.device,
             dtype=dtype,
             folds_norms=self.is_explicit,
+            layout=layout,
         )
+        self.layouts = self.weights.layouts
         self._cache = self._empty_cache(capacity + _BRANCH_SLOTS)
         self._causal = self._causal_mask()
         self.no_mask = torch.zeros(1, 1, device=self.device, dtype=dtype)

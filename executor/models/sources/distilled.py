@@ -80,6 +80,7 @@ class DistilledSource:
                 vocab_size=vocab_size,
                 num_feature_layers=settings.num_feature_layers,
                 head_tokens=head_tokens[head_tokens < vocab_size],
+                layout=settings.layout,
             )
 
     @property

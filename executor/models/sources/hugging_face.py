@@ -129,6 +129,7 @@ class HuggingFaceSource:
             engine_class: type[StaticEngine] | type[HuggingFaceEngine]
             engine_class = StaticEngine if kind is EngineKind.STATIC else HuggingFaceEngine
             module = self._module(dtype)
+            options: dict[str, Any] = {"layout": settings.layout} if engine_class is StaticEngine else {}
             try:
                 return engine_class(
                     module,
@@ -137,6 +138,7 @@ class HuggingFaceSource:
                     dtype=dtype,
                     vocab_size=vocab_size,
                     num_feature_layers=settings.num_feature_layers,
+                    **options,
                 )
             except ValueError as error:
                 raise ModelError(f"{self._path}: {error}") from error

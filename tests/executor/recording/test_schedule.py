@@ -103,3 +103,6 @@ def test_a_run_says_how_its_prompts_were_given(session: object, tmp_path: Path) 
     settings = replace(settings, prompts=replace(settings.prompts, form=PromptForm.AUTO))
     run = record_run(settings, tmp_path / "run", session=session)
     assert run.config["prompts"]["form"] == "raw"
+    assert set(run.meta["weight_layouts"]) == {"target", "draft"}
+    assert set(run.meta["weight_layouts"]["target"].values()) <= {"plain", "packed"}
+    assert len(run.meta["weight_layouts"]["target"]) == 5
