@@ -19,9 +19,7 @@ LOOKS |= dict.fromkeys(("look", "branch"), ("draft works ahead", "#56b4e9"))
 def main(run_dir: str, output: str) -> None:
     """The first request; a target forward takes eight draft forwards (without `calibration`: measured times)."""
     with tempfile.TemporaryDirectory() as home:
-        specbranch.simulate(
-            run_dir, f"{home}/new", POLICIES, calibration=ConstantLatency(draft_s=0.001, verify_s=0.008)
-        )
+        specbranch.simulate(run_dir, f"{home}/new", POLICIES, calibration=ConstantLatency(draft_s=1e-3, verify_s=8e-3))
         runs = [specbranch.read_run(f"{home}/new/{n:02d}-{p.partition(':')[0]}").ops for n, p in enumerate(POLICIES)]
         tables = [ops[(ops.request_id == ops.request_id[0]) & ops.kind.isin(LOOKS)] for ops in runs]
     figure, axes = plt.subplots(len(POLICIES), figsize=(8, 4.4), sharex=True, layout="constrained")
