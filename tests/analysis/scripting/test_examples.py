@@ -67,6 +67,7 @@ def test_rounds_are_drawn(recorded: Path, tmp_path: Path) -> None:
     assert (tmp_path / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow  # half a minute on a free core
 def test_capacity_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_script("plan_capacity.py", 40, tmp_path / "planned", 120)
     assert "requests/s a replica" in capsys.readouterr().out
