@@ -37,6 +37,7 @@ NOT_RUN = (
     (("served.jsonl",), "needs responses of a server; tests/analysis/explore/test_foreign.py does"),
     (("distributed",), "needs gloo; tests/executor/remote/test_distributed.py does"),
     (("fetch",), "needs a download"),
+    (("smollm2",), "needs a download"),
     (("train",), "hours"),
     (("--help",), "says what it says"),
 )
