@@ -13,12 +13,13 @@ from typing import Any
 
 from analysis.check.comparison import ComparedPolicy
 from analysis.check.validation import Validation
-from analysis.cli.tables import short_label
+from analysis.cli.tables import pasted_label, short_label
 from sim.decoding.policies.catalog import PolicyError
 from traces.metrics.speeds import Speed, doubt_of
 
 PLAIN = "autoregressive"
 MIN_SUMMARISED = 3  # scenarios
+MAX_DETAILED = 4
 PROBE = "probe"  # a policy that only calibrates
 NO_METHOD = "No method is shown to beat plain decoding here"
 
@@ -28,6 +29,14 @@ def name_of(policy: str) -> str:
     it, as of a run that other code wrote."""
     try:
         return short_label(policy)
+    except PolicyError:
+        return policy
+
+
+def label_for(policy: str) -> str:
+    """A policy as `--policy` takes it, without the settings that are at their defaults where the catalog knows them."""
+    try:
+        return pasted_label(policy)
     except PolicyError:
         return policy
 
@@ -246,15 +255,18 @@ def contender_of(speed: Speed) -> Contender:
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
-    """All verdicts for people; what is the same for all of them is said once, at the end."""
+    """All verdicts for people; what is the same for all of them is said once, at the end. Of many scenarios the first few
+    answers stand here, without what is said of each: --json and the report hold everything."""
     parts = ("how_sure", "would_change", "next_step")
     shared = {
         name: getattr(verdicts[0], name)
         for name in parts
         if len(verdicts) > 1 and len({getattr(each, name) for each in verdicts}) == 1
     }
-    none: dict[str, Any] = dict.fromkeys(shared, "")
-    lines = [line for each in verdicts for line in replace(each, **none).lines()]
+    is_many = len(verdicts) > MAX_DETAILED
+    none: dict[str, Any] = dict.fromkeys(parts if is_many else shared, "")
+    lines = [line for each in verdicts[:MAX_DETAILED] for line in replace(each, **none).lines()]
+    lines += [f"{len(verdicts) - MAX_DETAILED} more scenarios are answered in --json."] if is_many else []
     lines += _across(verdicts)
     return [*lines, *Verdict(where="", answer="", **shared).lines()[1:]] if shared else lines
 

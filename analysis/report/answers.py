@@ -8,8 +8,8 @@ from functools import cached_property
 from analysis import verdict
 from analysis.explore.flips import Prices, vary_prices
 from analysis.report.charts import method_of
-from analysis.report.material import Arm, Explored
-from analysis.verdict import PROBE, Contender, Verdict, name_of
+from analysis.report.material import Arm, Explored, Plan
+from analysis.verdict import PROBE, Contender, Verdict, label_for, name_of
 from executor.models.names import check_drafter
 from executor.recording.settings import draft_of
 from sim.decoding.policies.base import Policy
@@ -48,10 +48,29 @@ class Answers:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """One for each temperature, or scenario of an exploration; none of an arm that holds a plan only."""
+        """One for each temperature, scenario of an exploration, or plan."""
+        if not self.arm.runs:
+            return [_of_plan(plan) for plan in self.arm.plans]
         return _verdicts(
             self.arm, {temperature: change_sentence(prices) for temperature, prices in self.prices.items()}
         )
+
+
+def _of_plan(plan: Plan) -> Verdict:
+    """What the plan says, and that it is to be checked."""
+    told = plan.summary.get("verdict") or ["The plan holds no verdict."]
+    rows = plan.methods[plan.methods.method == plan.summary.get("best_method")]
+    sure = ""
+    if len(rows) and (low := rows.iloc[0].get("requests_per_s_low")) is not None and low == low:
+        high = rows.iloc[0]["requests_per_s_high"]
+        sure = f"A replica holds {low:.3g} to {high:.3g} requests a second (95%, over replications of a simulation)."
+    return Verdict(
+        where="",
+        answer=" ".join(map(str, told)),
+        how_sure=sure,
+        would_change="Acceptance and step costs are those given; measured ones of your server may differ.",
+        next_step="a load test of one replica, then specbranch plan --check on its table.",
+    )
 
 
 def _some(traces: Sequence[RequestTrace]) -> list[RequestTrace]:
@@ -140,7 +159,7 @@ def _next_step(arm: Arm, policy: str = "") -> str:
         return "a load test of your server with this setting, held against specbranch plan."
     source = arm.recorded.folder if arm.recorded else "RUN"
     if arm.explored:
-        return f"specbranch validate --run {source} --output-dir NEW --policy {policy}"
+        return f"specbranch validate --run {source} --output-dir NEW --policy {label_for(policy)}"
     return f"specbranch explore --run {source} --output-dir NEW"
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
-from analysis.cli.options import OutputDir, Seed, console, own_policies
+from analysis.cli.conclusion import AsJson, conclude, console_for
+from analysis.cli.options import OutputDir, Seed, own_policies
 
 if TYPE_CHECKING:
     from analysis.plan.planning import PlanResult
@@ -100,6 +102,7 @@ def plan(
     backend: Annotated[str, typer.Option(help="Work in processes of this machine, or on dask.")] = "processes",
     scheduler: Annotated[str | None, typer.Option(help="The Dask scheduler has this address.")] = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -157,10 +160,11 @@ def plan(
     from analysis.plan.files import write_plan
 
     write_plan(result, output_dir, draft=draft, draft_method=draft_method)
-    _print(result, output_dir)
+    _print(console_for(as_json), result, output_dir)
+    conclude([output_dir], as_json=as_json)
 
 
-def _print(result: PlanResult, output_dir: Path) -> None:
+def _print(console: Console, result: PlanResult, output_dir: Path) -> None:
     """The verdict, a table, and where the rest is."""
     from rich.table import Table
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from analysis.report.answers import Answers
 from analysis.report.elements import Element, Section, Text
 from analysis.report.material import Arm
+from analysis.verdict import label_for
 from executor.recording.settings import read_settings
 from traces.folder.run import RunError
 
@@ -63,8 +64,8 @@ def recommendation_section(answers: Answers) -> Section | None:
         where = f"{verdict.where}: " if verdict.where else ""
         if verdict.is_shown and verdict.policy:
             elements.append(Text(text=f"{where}use this policy."))
-            elements.append(Text(text=f"--policy {verdict.policy}", is_code=True))
-        else:
+            elements.append(Text(text=f"--policy {label_for(verdict.policy)}", is_code=True))
+        elif verdict.policy:
             elements.append(Text(text=f"{where}stay with plain decoding until a method is shown to be faster."))
     for step in dict.fromkeys(verdict.next_step for verdict in answers.verdicts if verdict.next_step):
         elements.append(Text(text=f"Next: {step}"))

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.report.answers import Answers
 from analysis.report.elements import Element, Facts, Figures, Section, Table, Text
 from analysis.report.material import Arm
-from analysis.verdict import Verdict, name_of, verdict_lines
+from analysis.verdict import Verdict, label_for, name_of, verdict_lines
 from executor.recording.settings import read_settings
 from traces.folder.run import Run, RunError
 
@@ -24,8 +24,8 @@ def verdict_section(answers: Answers, title: str = "Verdict") -> Section:
     lines = [line.strip() for line in verdict_lines(verdicts)]
     elements += [Text(text=line, is_strong=line in {each.lines()[0] for each in verdicts}) for line in lines]
     chosen = dict.fromkeys(each.policy for each in verdicts if each.is_shown and each.policy)
-    elements += [Text(text=f"--policy {policy}", is_code=True) for policy in chosen]
-    for plan in answers.arm.plans:
+    elements += [Text(text=f"--policy {label_for(policy)}", is_code=True) for policy in chosen]
+    for plan in answers.arm.plans if answers.arm.runs else ():
         elements += [Text(text=str(line)) for line in plan.summary.get("verdict", ())]
     if not elements:
         elements.append(Text(text="These runs hold nothing that a verdict could be made of."))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.cli.tables import pasted_label
 from analysis.report.answers import Answers
 from analysis.report.material import read_arm
 from tests.analysis.command import call
@@ -39,7 +40,8 @@ def test_explore_ends_with_a_verdict_that_says_what_to_run_next(
     assert verdict.is_shown
     assert verdict.answer in printed
     assert f"specbranch validate --run {run_folder}" in printed
-    assert f"--policy {verdict.policy}" in printed
+    assert verdict.policy is not None
+    assert f"--policy {pasted_label(verdict.policy)}" in printed
 
 
 def test_json_is_all_that_stands_on_standard_output(
