@@ -5,7 +5,9 @@ accepted, which is what H-RAD predicts, and SpecBranch acts on it as it acts on 
 first wrong token itself. Between no knowledge and the class oracle lies what a real predictor tells, in nats of mutual
 information: at how many of them SpecBranch with classes overtakes the best SpecBranch without is the information that is
 needed to pay. Beside them stands what there is to know from: how well the target's entropy, and the draft's own signals, tell
-accepted from rejected tokens (area under the curve, 0.5 is nothing).
+accepted from rejected tokens (area under the curve, 0.5 is nothing); and what expected-value windows (outcome hedging)
+reach today with the margin alone, and with hazards from all of the draft's scalars, on requests that neither curve nor
+settings were chosen on.
 """
 
 from __future__ import annotations
@@ -20,18 +22,21 @@ from numpy.typing import NDArray
 from analysis.papers.bounds import clairvoyant
 from sim.decoding.informed import ClassConfusion, said_classes, window_classes
 from sim.decoding.policies.base import Policy
+from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.overlapped.specbranch import OnMiss, SpecBranch
 from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.latency.base import LatencyModel
 from sim.sweep.sweep import sweep
-from traces.fits.signals import area_under_curve, signal_and_acceptance
+from traces.fits.hazards import fit_hazards, with_hazards
+from traces.fits.signals import area_under_curve, fit_signal, signal_and_acceptance
 from traces.folder.run import Run
 from traces.schema import RequestTrace
 
 WINDOWS = (1, 2, 3, 4, 6, 8)
 MAX_BRANCHES = 4
+MIN_HELD_OUT = 4  # requests: two to choose on, two to judge on
 SHARES_KNOWN = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -65,6 +70,7 @@ class Ceiling:
 
 
 FIXED, PEARL, WITHOUT = "best fixed length", "PEARL", "SpecBranch without H-RAD"
+MARGIN, HAZARDS = "outcome hedging, margin (held out)", "outcome hedging, hazards (held out)"
 CLASSES, POSITIONS = "SpecBranch, oracle of classes", "SpecBranch, oracle of positions"
 
 
@@ -104,6 +110,9 @@ def ceiling_of(
     }
     base = _speeds([Autoregressive()], traces, latency)[0]
     speedups = {name: float(_speeds(policies, traces, latency).max() / base) for name, policies in plain.items()}
+    if len(traces) >= MIN_HELD_OUT:
+        speeds = _held_out(traces, latency, windows)
+        speedups |= {name: speed / float(base) for name, speed in speeds.items()}
     by_window = {}
     for window in windows:
         policies = _settings(window, uses_hrad=True)
@@ -138,6 +147,37 @@ def _settings(window: int, *, uses_hrad: bool, epsilons: Sequence[float] = (0.0,
         for epsilon in epsilons
         for on_miss, prior in misses
     ]
+
+
+def _held_out(traces: Sequence[RequestTrace], latency: LatencyModel, windows: Sequence[int]) -> dict[str, float]:
+    """Tokens/s of expected-value windows, each half of the requests judged by what was fitted and chosen on the other."""
+    seconds, tokens = dict.fromkeys((MARGIN, HAZARDS), 0.0), sum(trace.num_tokens for trace in traces)
+    for half in (0, 1):
+        fitted, judged = list(traces[half::2]), list(traces[1 - half :: 2])
+        curve, hazards = fit_signal(fitted, "margin"), fit_hazards(fitted)
+        told = [[with_hazards(trace, hazards) for trace in part] for part in (fitted, judged)]
+        forms: list[tuple[str, float, float, list[RequestTrace], list[RequestTrace]]] = [
+            (MARGIN, curve.intercept, curve.slope, fitted, judged),
+            (HAZARDS, 0.0, 1.0, told[0], told[1]),
+        ]
+        for name, intercept, slope, seen, unseen in forms:
+            policies = [
+                OutcomeHedging(
+                    intercept=intercept,
+                    slope=slope,
+                    draft_length=window,
+                    max_branches=count,
+                    serial_length=serial,
+                    least_reach=reach,
+                )
+                for window in windows
+                for count in (1, 4, 12)
+                for serial in (0, min(2, windows[-1]))
+                for reach in (0.0, 0.15, 0.3)
+            ]
+            best = policies[int(np.argmax(_speeds(policies, seen, latency)))]
+            seconds[name] += float(sweep([best], unseen, latency).decode_s.sum())
+    return {name: tokens / spent for name, spent in seconds.items()}
 
 
 def _told(traces: Sequence[RequestTrace], window: int, known: float, seed: int) -> list[RequestTrace]:

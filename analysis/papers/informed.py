@@ -60,8 +60,8 @@ class Knowledge:
         return ClassConfusion.knowing(self.known, self.boldness)
 
 
-# Close to what `specbranch published --fit` gives.
-FITTED = Knowledge(confidence_sd=2.5, persistence=0.5, confidence_shift=-1.4, known=0.8, boldness=0.3)
+# What `specbranch published --fit` gave.
+FITTED = Knowledge(confidence_sd=4.52, persistence=0.498, confidence_shift=-3.18, known=0.99, boldness=0.741)
 
 
 @dataclass(frozen=True, kw_only=True)
