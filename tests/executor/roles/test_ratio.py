@@ -23,7 +23,7 @@ from executor.roles.ratio import settle_by_ratio
 from executor.verification import noisy_scores
 from sim.decoding.policies.catalog import parse_policy
 from sim.decoding.replay import replay
-from sim.decoding.rules import under_rule
+from sim.decoding.rules import acceptance, under_rule
 from tests.laws.verification_laws import Rule as Law
 from tests.laws.verification_laws import verify
 from tests.settings import pair_settings
@@ -162,27 +162,28 @@ def test_what_the_loop_cannot_run_is_refused(ratio: Session) -> None:
 
 
 @pytest.mark.slow
-def test_predicted_tokens_a_round_are_those_executed(ratio: Session) -> None:
-    """60 prompts: rounds executed under the ratio rule, against the chances along the same sequences, which are exact in law;
-    both within 1%."""
+def test_executed_acceptances_have_the_recorded_chances(ratio: Session) -> None:
+    """60 prompts under the ratio rule. Along the executed sequences each test succeeds with the recorded chance, hence the sum
+    of the differences has a known variance; tokens a round are predicted within 1%, and what that variance leaves open."""
     rng = np.random.default_rng(0)
-    executed, predicted = np.zeros(2), np.zeros(2)
+    executed, predicted, difference, variance = np.zeros(2), np.zeros(2), 0.0, 0.0
     for number, prompt in enumerate(load_prompts("held_out", 60)):
-        for seed in range(3):
-            request = Request(
-                prompt_id=prompt.prompt_id,
-                tokens=ratio.encode(prompt.text),
-                max_new_tokens=64,
-                sampling=Sampling(1.0),
-                seed=seed,
-                noise_key=number,
-            )
-            if len(request.tokens) + 64 > ratio.capacity:
-                continue
-            done = ratio.run(request, FIXED, request_id=0)
-            executed += (len(done.tokens), len(done.rounds))
-            trace = ratio.annotate(done, request_id=0, tail_depth=0).trace
-            for _ in range(10):
-                predicted += (trace.num_tokens, len(replay(FIXED, under_rule(trace, Rule.RATIO, rng))))
+        request = replace(request_of(ratio, number, Sampling(1.0), num_new=64), tokens=ratio.encode(prompt.text)[:40])
+        done = ratio.run(request, FIXED, request_id=0)
+        trace = ratio.annotate(done, request_id=0, tail_depth=0).trace
+        for round_, _ in done.rounds:
+            num_tested = round_.num_accepted + (round_.num_rejected > 0)
+            for index in range(num_tested):
+                chances = trace.chances[round_.position + index]
+                chance = acceptance(chances.target, chances.draft)
+                difference += (index < round_.num_accepted) - chance
+                variance += chance * (1 - chance)
+        executed += (len(done.tokens), len(done.rounds))
+        for _ in range(10):
+            predicted += (trace.num_tokens, len(replay(FIXED, under_rule(trace, Rule.RATIO, rng))))
+    assert abs(difference) < 4 * np.sqrt(variance), f"{difference / np.sqrt(variance):.1f} standard errors off"
     error = (predicted[0] / predicted[1]) / (executed[0] / executed[1]) - 1
-    assert abs(error) <= 0.01, f"predicted tokens a round are {error:+.2%} off"
+    open_ = np.sqrt(variance) / executed[1]  # a round more for each token that is not accepted
+    assert abs(error) <= 0.01 + 3 * open_, (
+        f"predicted tokens a round are {error:+.2%} off, {open_:.2%} a standard error"
+    )
