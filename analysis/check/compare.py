@@ -17,6 +17,7 @@ from analysis.check.validation import VALIDATION
 from analysis.study.candidates import CALIBRATION_POLICIES, HRAD_CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES
 from analysis.tuning.choosing import AUTO_TRIED, choose_lookup, choose_policies
 from analysis.tuning.search import MAX_TRIED, Chosen
+from analysis.tuning.what_if import WHAT_IF, WhatIf, merged, what_if
 from sim.decoding.policies.catalog import label_of
 from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.latency.base import LatencyModel
@@ -64,7 +65,8 @@ def compare(
     """Record and calibrate on some prompts, choose each family's settings on the simulator, run all of them on others.
 
     Writes recorded/ and compared/ run folders, and recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is
-    another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json.
+    another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json, the
+    same methods at other costs, and DSI, in what_if.json (`analysis.tuning.what_if`).
     fit: the latency model of a recorded run; None calibrates it. effort: when measuring may stop before all prompts are
     through, with each draft; None goes through all of them.
     """
@@ -101,7 +103,7 @@ def compare(
     rows = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, **given)
     choose = partial(choose_policies, max_tried=AUTO_TRIED if is_quick else MAX_TRIED)
     rows = [
-        *_compare_pair(settings, output_dir, "", choose, **given),
+        *_compare_pair(settings, output_dir, "", choose, ask_what_if=partial(what_if, is_quick=is_quick), **given),
         *(row for row in rows if row.family != "autoregressive"),
     ]
     write_report(output_dir, COMPARISON, rows)
@@ -118,8 +120,9 @@ def _compare_pair(
     fit: Callable[[Run], LatencyModel] | None,
     effort: Effort | None,
     progress: Stages,
+    ask_what_if: Callable[..., WhatIf] | None = None,
 ) -> list[ComparedPolicy]:
-    """The comparison with one draft."""
+    """The comparison with one draft. ask_what_if: asks of traces and latencies what other costs would have brought."""
     from executor.pair import Session
     from executor.recording.recorder import record, record_run
     from executor.recording.schedule import in_blocks, make_requests
@@ -131,10 +134,17 @@ def _compare_pair(
             recorded = record_run(settings, recorded_dir, session=session, progress=report)
         latency, traces = (fit or partial(_calibrated, seed=decoding.seed))(recorded), recorded.traces()
         families: dict[float, Mapping[str, Chosen]] = {}
-        for temperature in decoding.temperatures:
-            usable = [trace for trace in traces if trace.temperature == temperature]
+        by_temperature = {
+            temperature: [trace for trace in traces if trace.temperature == temperature]
+            for temperature in decoding.temperatures
+        }
+        for temperature, usable in by_temperature.items():
             with progress(f"choosing settings at T = {temperature:g}") as report:
                 families[temperature] = choose(usable, latency, progress=report)
+        if ask_what_if is not None:
+            with progress("choosing settings at other costs") as report:
+                parts = [ask_what_if(usable, latency, progress=report) for usable in by_temperature.values()]
+            write_report(output_dir, WHAT_IF, merged(parts))
         policies = list(dict.fromkeys(choice.policy for chosen in families.values() for choice in chosen.values()))
         measuring = replace(
             settings,

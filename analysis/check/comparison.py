@@ -15,6 +15,7 @@ from rich.table import Table
 from analysis.check.reports import read_report, typed_report
 from analysis.check.validation import Validation
 from analysis.tuning.search import Chosen
+from analysis.tuning.what_if import Simulated
 from sim.decoding.policies.catalog import label_of
 from traces.folder.run import Run
 from traces.metrics.counts import count_rounds
@@ -113,8 +114,8 @@ def read_comparison(folder: Path) -> list[ComparedPolicy]:
     return typed_report(folder, COMPARISON, rows, TypeAdapter(list[ComparedPolicy]))
 
 
-def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
-    """The table for people, one a temperature."""
+def print_comparison(console: Console, rows: Sequence[ComparedPolicy], simulated: Sequence[Simulated] = ()) -> None:
+    """The table for people, one a temperature. simulated: methods that were predicted only, marked as such."""
     for temperature in dict.fromkeys(row.temperature for row in rows):
         title = f"T = {temperature:g}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -125,9 +126,9 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
             "pred.",
             "speed\nup",
             "tok /\nfwd",
-            "rolled\nback",
-            "unused",
-            "wasted",
+            "rej./\nsubm.",
+            "lost/\ndraft",
+            "lost/\npos.",
             "fwd /\ntok",
         )
         for name in names:
@@ -146,11 +147,22 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy]) -> None:
                 f"{row.wasted_target_rate:.0%}",
                 f"{row.draft_forwards_per_token:.2f}",
             )
+        for predicted in (row for row in simulated if row.temperature == temperature):
+            table.add_row(
+                f"{predicted.family} (simulated,\n{predicted.num_servers} targets)",
+                "-",
+                "-",
+                f"{predicted.tokens_per_s:.0f}",
+                f"{predicted.speedup:.2f}",
+                f"{predicted.tokens_per_target_forward:.2f}",
+                *("-",) * 3,
+                f"{predicted.draft_forwards_per_token:.2f}",
+            )
         console.print(table)
     console.print(
         "adj.: adjusted to the machine's median speed; pred.: predicted. tok/fwd: tokens a target forward gives (vLLM: mean "
-        "acceptance length). rolled back: submitted tokens that were rejected; unused: drafted tokens that were lost; wasted: "
-        "verified positions that were lost. fwd/tok: draft forwards a token.",
+        "acceptance length). rej./subm.: rejected of the submitted draft tokens; lost/draft: drafted tokens that were never "
+        "emitted; lost/pos.: verified positions that emitted nothing. fwd/tok: draft forwards a token.",
         style="dim",
         highlight=False,
     )

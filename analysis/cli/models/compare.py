@@ -56,6 +56,7 @@ def compare(
     from analysis.check.comparison import print_comparison
     from analysis.check.precision import Effort, parse_precision
     from analysis.cli.progress import progress_bar
+    from analysis.tuning.what_if import print_what_if, read_what_if
 
     told = console_for(as_json)
     effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
@@ -76,7 +77,9 @@ def compare(
         trusts_remote_code=trust_remote_code,
         progress=lambda title: progress_bar(told, title),
     )
-    print_comparison(told, rows)
+    elsewhere = read_what_if(output_dir)
+    print_comparison(told, rows, elsewhere.simulated)
+    print_what_if(told, elsewhere)
     told.print(f"run folders: {output_dir}")
     conclude([output_dir], as_json=as_json)
     if not all(row.is_identical for row in rows):
