@@ -129,7 +129,7 @@ class PairWorld:
         elif isinstance(command, Look):
             return draft.look()
         elif isinstance(command, Branch):
-            draft.branch(command.fanout, command.num_steps)
+            return draft.branch(command.fanout, command.num_steps, command.num_further, self._target.has_verdict)
         elif isinstance(command, Settle):
             return self._settle(self.wait_verdict())
         elif isinstance(command, Keep):
@@ -180,7 +180,11 @@ class SyntheticWorld:
     def answer(self, command: Command) -> Reply:
         """The other world's answer, once the models have done what the command says."""
         if not isinstance(command, Settle):
-            self._models.answer(command)
+            done = self._models.answer(command)
+            if isinstance(command, Branch):
+                assert isinstance(done, int), "a branch is answered by the steps that were done"
+                self._outcomes.answer(command._replace(num_steps=done, num_further=0))
+                return done
             return self._outcomes.answer(command)
         self._models.wait_verdict()
         settled = self._outcomes.answer(command)

@@ -122,6 +122,11 @@ class Session:
         check_classes(policy, self.has_predictor)
         check_drafter(policy, self.draft_name)
         check_serial(policy, self.rule)
+        if policy.needs.is_timed and not isinstance(self.draft, DraftSide):
+            raise ValueError(
+                "a free-running draft needs a draft that steps one by one, but the resident engine replays graphs: give "
+                "num_further=0, or use the static engine."
+            )
         longest = len(request.tokens) + request.max_new_tokens
         if longest > self.capacity:
             raise ValueError(

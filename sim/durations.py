@@ -106,6 +106,11 @@ class Warmth:
                 self._waking_s *= self._cold_start.decay
         return spent_s
 
+    def woken(self, times: list[float]) -> list[float]:
+        """These forwards with what waking takes of each, were they done now; nothing is noted."""
+        waking_s = [self._waking_s * self._cold_start.decay**ordinal for ordinal in range(len(times))]
+        return [seconds + waking for seconds, waking in zip(times, waking_s, strict=True)]
+
     def verify(self, seconds: float) -> None:
         """The target starts; what is drafted from here on is beside it."""
         self._verify_s, self._ahead_s = seconds, 0.0

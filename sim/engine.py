@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 
 from sim.decoding.draft_cache import Forwards, host, prefill
-from sim.decoding.machine import Close, Submit
+from sim.decoding.machine import Branch, Close, Submit
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import POLICIES, label_of
 from sim.decoding.replay import drive_trace
@@ -32,6 +32,7 @@ class SimulatedRun:
     """What a run folder holds, before it is written. Rounds and operations are in the order of their ends."""
 
     rounds: list[tuple[Round, RoundTimes]] = field(default_factory=list)
+    closed: list[Close] = field(default_factory=list)  # records with their ledgers, in the order of `rounds`
     requests: list[RequestRecord] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
 
@@ -126,7 +127,7 @@ class _Stage:
         work.close_round(-1)
         first_token_s = start_s = env.now
         num_before = trace.num_prompt_tokens  # of round 0
-        for command in drive_trace(self.policy, trace):
+        for command in drive_trace(self.policy, trace, work.steps_of):
             if isinstance(command, Submit):
                 work.verify(command.forwards)
             elif isinstance(command, Close):
@@ -136,6 +137,7 @@ class _Stage:
                 forwards = host(round_.num_pending, round_.num_branches, num_before + round_.position)
                 yield env.timeout(work.settle_s(forwards))
                 self.run.rounds.append((round_, RoundTimes(start_s, env.now, work.draft_s, work.verify_s)))
+                self.run.closed.append(command)
                 if round_.round == 0:
                     first_token_s = env.now
                 start_s = env.now
@@ -160,7 +162,8 @@ class _Work:
         self._warmth = Warmth(cold_start, takes_turns=stage.takes_turns) if cold_start.first_s else None
         self._records = stage.record_ops
         self._jobs: list[tuple[Job, Forwards, list[float]]] = []
-        self.draft_s = self.verify_s = 0.0
+        self._planned: list[float] | None = None  # of the branch under way, where its steps hang on time
+        self.draft_s = self.verify_s = self._ahead_s = 0.0
 
     def prefill(self, num_prompt_tokens: int) -> list[Job]:
         """Both models' prompts, at the same time."""
@@ -176,18 +179,41 @@ class _Work:
     def verify(self, forwards: Forwards) -> None:
         """The target starts; what the draft does from here on is ahead of the verdict."""
         times = self._durations.of(forwards)
-        self.verify_s = times[0]
+        self.verify_s, self._ahead_s = times[0], 0.0
         if self._warmth is not None:
             self._warmth.verify(times[0])
         self.verification = job = self._stage.target.submit(times[0])
         if self._records:
             self._jobs.append((job, forwards, times))
 
+    def steps_of(self, command: Branch) -> int:
+        """How far a free-running draft goes: a further step begins as long as the verdict has not come.
+
+        Where nobody knows yet when that will be, both models slow each other down alike, so that their undisturbed times tell.
+        """
+        times = self._durations.of(command.forwards)
+        spent_s = times if self._warmth is None else self._warmth.woken(times)
+        end_s = self.verification.end_s
+        left_s = self.verify_s - self._ahead_s if end_s is None else end_s - self._stage.env.now
+        if self._stage.takes_turns:
+            left_s = 0.0  # the draft begins when the verdict is there
+        steps, begins_s = command.num_steps, sum(spent_s[: command.num_steps])
+        while steps < len(times) and begins_s < left_s:
+            begins_s += spent_s[steps]
+            steps += 1
+        self._planned = times[:steps] if times else None  # without a forward nothing follows
+        return steps
+
     def draft(self, forwards: Forwards) -> Job:
         """Forwards of the draft, the first ones slower after a wait."""
-        times = self._durations.of(forwards)
+        if self._planned is None:
+            times = self._durations.of(forwards)
+        else:
+            times, self._planned = self._planned, None
+            forwards = forwards._replace(num_forwards=len(times))
         spent_s = sum(times) if self._warmth is None else self._warmth.drafted_s(times)
         self.draft_s += spent_s
+        self._ahead_s += spent_s
         job = self._stage.draft.submit(spent_s)
         if self._records:
             self._jobs.append((job, forwards, times))

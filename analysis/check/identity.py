@@ -56,7 +56,7 @@ def compare_rounds(measured: Run) -> RoundComparison:
         executed = measured.rounds_of(request_id)
         num_rounds += len(executed)
         policy, trace = parse_policy(label), replace(traces[prompt_id, temperature], request_id=request_id)
-        if executed == replay(policy, trace):
+        if executed == replay(policy, trace, executed=executed):
             continue
         if is_within_rounding(executed, policy, trace, rounding):
             num_within_rounding += 1
@@ -118,7 +118,8 @@ def _cause(dtype: str) -> str:
 def is_within_rounding(executed: list[Round], policy: Policy, trace: RequestTrace, rounding: float) -> bool:
     """Whether some trace whose laws differ by rounding gives these rounds. rounding: standard deviation of logits."""
     return any(
-        executed == replay(policy, _moved(trace, rounding, np.random.default_rng(seed))) for seed in range(NUM_TRIES)
+        executed == replay(policy, _moved(trace, rounding, np.random.default_rng(seed)), executed=executed)
+        for seed in range(NUM_TRIES)
     )
 
 

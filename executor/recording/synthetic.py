@@ -45,7 +45,7 @@ class SyntheticAcceptance:
 
     def outcomes(self, request: Request, policy: Policy) -> World:
         """What decides in the models' place while this policy runs."""
-        return TraceWorld(self.trace_of(request), policy.needs)
+        return TraceWorld(self.trace_of(request), policy.needs, lambda command: command.num_steps)
 
 
 def _model_of(label: str) -> AcceptanceModel:

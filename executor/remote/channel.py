@@ -30,6 +30,10 @@ class Channel(Protocol):
         """
         ...
 
+    def has_message(self) -> bool:
+        """Whether `wait` would return at once; False where this end cannot tell."""
+        ...
+
     def close(self) -> None:
         """Release this end."""
         ...

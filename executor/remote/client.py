@@ -112,6 +112,10 @@ class TargetClient:
         """Start to verify the pending tokens after the first num_cached committed ones and `last`, the newest."""
         self._post(verify_message(pending, last=last, num_cached=num_cached), "verification")
 
+    def has_verdict(self) -> bool:
+        """Whether the outcome is there already, without waiting."""
+        return self._open_channel().has_message()
+
     def wait_verdict(self) -> TargetVerdict:
         """The outcome of the verification under way."""
         verdict, self._num_captures = read_verdict(self._wait())

@@ -72,6 +72,10 @@ class DistributedChannel:
                 with _as_connection_errors():
                     self._sends.append((self._group.send([sent], self._peer, _TAG), sent))
 
+    def has_message(self) -> bool:
+        """False: a receive that is under way cannot be asked without waiting."""
+        return False
+
     def wait(self, check: Callable[[], None], timeout_s: float = math.inf) -> Message:
         """The next message; see `Channel.wait`."""
         deadline = time.perf_counter() + min(timeout_s, _FOREVER_S)

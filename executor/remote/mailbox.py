@@ -41,6 +41,10 @@ class MailboxChannel:
         """The next message; see `Channel.wait`."""
         return self._inbox.wait(check, timeout_s)
 
+    def has_message(self) -> bool:
+        """See `Channel.has_message`."""
+        return self._inbox.has_message()
+
     def close(self) -> None:
         """Release both mappings."""
         self._outbox.close()
@@ -100,6 +104,10 @@ class Mailbox:
         self._last = wanted
         end = _BODY + words[2]
         return Message(words[1], list(words[_BODY:end]), list(self._floats[end : end + words[3]]))
+
+    def has_message(self) -> bool:
+        """Whether the next message is there."""
+        return bool(self._words[0] == self._last + 1)
 
     def close(self) -> None:
         """Release the mapping."""

@@ -8,7 +8,7 @@ and their signals stay in device buffers; the host learns them when a round sett
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -164,11 +164,18 @@ class GraphDraft:
         self._fetch()
         return self._signals_at(self._num_pending, 1)[0]
 
-    def branch(self, fanout: Sequence[int], num_steps: int) -> None:
-        """Draft ahead for every hedged outcome, all rows in one batch."""
+    def branch(
+        self,
+        fanout: Sequence[int],
+        num_steps: int,
+        num_further: int = 0,
+        has_verdict: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """Draft ahead for every hedged outcome, all rows in one batch. A graph runs a fixed number of steps: sessions refuse
+        policies that go further."""
         self._fanout, self._num_steps = tuple(fanout), num_steps
         if num_steps == 0:
-            return
+            return 0
         rows = [(n, rank) for n, count in enumerate(fanout) for rank in self._ranks(n, count)]
         if len(rows) > MAX_ROWS:
             raise ValueError(
@@ -183,6 +190,7 @@ class GraphDraft:
             key = ("branch", width, num_steps, *self._law_key())
             self._ahead_tokens, self._ahead_signals = self._graphs.run(key, lambda: self._branch_body(width, num_steps))
             self._note(Forwards(Actor.DRAFT, OpKind.BRANCH, num_steps, 1, len(rows), self._engine.length), start)
+        return num_steps
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
         """Commit an outcome; see `Draft.settle`."""

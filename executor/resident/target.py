@@ -112,6 +112,10 @@ class GraphTarget:
             self._host.copy_(outcome, non_blocking=True)
         self._num_cached = num_cached
 
+    def has_verdict(self) -> bool:
+        """False: nobody asks, for drafts on graphs run a fixed number of steps."""
+        return False
+
     def wait_verdict(self) -> TargetVerdict:
         """The outcome of the verification under way."""
         self._wait()

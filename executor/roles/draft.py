@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from executor.noise import NoiseTable
@@ -65,8 +65,15 @@ class Draft(Protocol):
         """The law right after the pending tokens."""
         ...
 
-    def branch(self, fanout: Sequence[int], num_steps: int) -> None:
-        """Draft ahead for every hedged outcome, all rows in one batch."""
+    def branch(
+        self,
+        fanout: Sequence[int],
+        num_steps: int,
+        num_further: int = 0,
+        has_verdict: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """Draft ahead for every hedged outcome, all rows in one batch: num_steps, and up to num_further more as long as
+        has_verdict says no. Returns the steps done."""
         ...
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,8 +122,15 @@ class DraftSide:
         self._frontier = self._forward(OpKind.LOOK)
         return self._frontier.signal
 
-    def branch(self, fanout: Sequence[int], num_steps: int) -> None:
-        """Draft ahead for every hedged outcome, all rows in one batch."""
+    def branch(
+        self,
+        fanout: Sequence[int],
+        num_steps: int,
+        num_further: int = 0,
+        has_verdict: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """Draft ahead for every hedged outcome, all rows in one batch: num_steps, and up to num_further more as long as
+        has_verdict says no. Returns the steps done."""
         start = time.perf_counter()
         committed, generated = len(self._committed), len(self._committed) - self._num_prompt
         self._rows, self._steps = [], []
@@ -134,13 +141,15 @@ class DraftSide:
                 assert law is not None, "hedging the end of the pending tokens needs a look first"
                 ranks = hedged_ranks(count, is_pending_known=is_pending_known)
                 self._rows.extend(_Row(n, token) for token in law.tokens[ranks.start : ranks.stop])
-        if num_steps == 0:
-            return
+        if num_steps == 0 and (not num_further or has_verdict()):
+            return 0
         engine, num_rows = self._engine, len(self._rows)
         engine.open_branches([committed + row.num_accepted for row in self._rows])
         newest = [row.first for row in self._rows]
         context = engine.length
-        for step in range(num_steps):
+        for step in range(num_steps + num_further):
+            if step >= num_steps and has_verdict():
+                break
             logits = engine.grow(newest)
             scores = self._score(logits, [generated + row.num_accepted + 1 + step for row in self._rows])
             newest = ids_of(choose(scores), engine.head_tokens).tolist()
@@ -148,6 +157,7 @@ class DraftSide:
             end = time.perf_counter()
             self._note(OpKind.BRANCH, 1, num_rows, context + step, start, end)
             start = end
+        return len(self._steps)
 
     def settle(self, num_accepted: int, next_token: int) -> tuple[int, bool, tuple[Signal, ...]]:
         """Commit an outcome. Returns the next token's rank if it is known (else -1), whether a hedge covered it, and the

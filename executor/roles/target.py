@@ -65,6 +65,10 @@ class Target(Protocol):
         """
         ...
 
+    def has_verdict(self) -> bool:
+        """Whether the outcome is there already, without waiting; False where nobody can tell."""
+        ...
+
     def wait_verdict(self) -> TargetVerdict:
         """The outcome of the verification under way."""
         ...

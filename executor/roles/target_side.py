@@ -89,6 +89,10 @@ class TargetSide:
             predict_s = time.perf_counter() - asked
         self._verdict = TargetVerdict(num_accepted, next_token, start, time.perf_counter(), predict_s, classes)
 
+    def has_verdict(self) -> bool:
+        """It answers at once."""
+        return True
+
     def wait_verdict(self) -> TargetVerdict:
         """The outcome of the last `submit`."""
         return self._verdict

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sim.decoding.draft_cache import DraftCache, Forwards
 from sim.decoding.ledger import Ledger
-from sim.decoding.policies.base import Load, Observation, Policy, Verdict
+from sim.decoding.policies.base import Hedges, Load, Observation, Policy, Verdict
 from traces.schema import RollbackCase, Round, Signal
 
 ClassProbs: TypeAlias = tuple[float, float, float]
@@ -45,11 +45,13 @@ class Look(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """Extend every hedge by `num_steps` tokens, all rows as one batch (see `policies.base.Hedges`)."""
+    """Extend every hedge by `num_steps` tokens, all rows as one batch (see `policies.base.Hedges`), and by up to num_further
+    more as long as no verdict has come. forwards: of all of them."""
 
     fanout: tuple[int, ...]
     num_steps: int
     forwards: Forwards
+    num_further: int = 0
 
 
 class Settle(NamedTuple):
@@ -93,7 +95,7 @@ class Settled(NamedTuple):
     class_probs: ClassProbs | None
 
 
-Reply: TypeAlias = list[Signal] | Signal | Settled | Load | None
+Reply: TypeAlias = list[Signal] | Signal | Settled | Load | int | None
 
 
 def decode(
@@ -108,7 +110,8 @@ def decode(
     """Decode one request: yields commands, is sent their replies, ends after the last `Close`.
 
     DraftTokens is answered by a list of the tokens' signals, Look by a signal, Settle by `Settled`, Close by the server's
-    load at the next round's start (None where there is no such thing), everything else by None.
+    load at the next round's start (None where there is no such thing), a Branch with further steps by the number of steps
+    that were done, everything else by None.
     class_probs: H-RAD's prediction after the prefill, if there is one. load: of the server when the first round starts.
     Raises ValueError when the policy hedges more or fewer outcomes than there are.
 
@@ -163,10 +166,16 @@ def decode(
                 frontier = yield Look(look)
                 assert frontier is not None, "a look is answered by a signal"
                 forwards += 1
-            fanout, num_steps = _useful(policy.hedge(seen, pending, frontier), num_pending, remaining)
+            fanout, num_steps, num_further = _useful(policy.hedge(seen, pending, frontier), num_pending, remaining)
             num_rows = sum(fanout)
             if num_rows:
-                yield Branch(fanout, num_steps, cache.branch(num_rows, num_steps))
+                longest = num_steps + num_further
+                done = yield Branch(fanout, num_steps, cache.branch(num_rows, longest), num_further)
+                if num_further:
+                    assert num_steps <= done <= longest, (
+                        "a free-running draft does the steps that it has to, and some more"
+                    )
+                    num_steps = cache.num_hedged = done
                 forwards += num_steps
 
         # Settle.
@@ -251,11 +260,11 @@ def _within(count: int, most: int) -> int:
     return max(0, min(count, most))
 
 
-def _useful(hedges: tuple[tuple[int, ...], int], num_pending: int, remaining: int) -> tuple[tuple[int, ...], int]:
+def _useful(hedges: Hedges, num_pending: int, remaining: int) -> tuple[tuple[int, ...], int, int]:
     """Hedges without those that could not be used: after n accepted tokens `remaining - n - 1` may still be emitted."""
-    fanout, num_steps = hedges
+    fanout, num_steps, num_further = hedges
     if not fanout:
-        return (), 0
+        return (), 0, 0
     if len(fanout) != num_pending + 1:
         raise ValueError(
             f"a policy hedged {len(fanout)} outcomes for {num_pending} pending tokens; "
@@ -265,8 +274,10 @@ def _useful(hedges: tuple[tuple[int, ...], int], num_pending: int, remaining: in
         fanout = tuple(count if remaining - n - 1 >= 1 else 0 for n, count in enumerate(fanout))
     for first, count in enumerate(fanout):
         if count:
-            return fanout, max(0, min(num_steps, remaining - first - 2))
-    return (), 0
+            most = max(0, remaining - first - 2)
+            num_steps = _within(num_steps, most)
+            return fanout, num_steps, _within(num_further, most - num_steps)
+    return (), 0, 0
 
 
 def _rollback_case(

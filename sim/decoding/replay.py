@@ -8,19 +8,29 @@ that look at them): they are the very rounds that the executor would run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 from sim.decoding.machine import Branch, Close, Command, DraftTokens, Look, Reply, Settle, Settled, Submit, Timed
 from sim.decoding.policies.base import Needs, Policy
 from sim.decoding.world import drive
 from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
 
+StepsOf: TypeAlias = Callable[[Branch], int]  # of a branch of a free-running draft: how many steps were done
+
 
 class TraceWorld:
     """Answers the step machine's commands from one recorded request; it knows outcomes, not times."""
 
-    def __init__(self, trace: RequestTrace, needs: Needs) -> None:
+    def __init__(self, trace: RequestTrace, needs: Needs, steps_of: StepsOf | None = None) -> None:
+        """steps_of: how far a free-running draft went; ValueError without it for a policy that has one."""
         check_answers(trace, needs)
+        if needs.is_timed and steps_of is None:
+            raise ValueError(
+                "the rounds of a free-running draft depend on times, which are not known here: give num_further=0, or use "
+                "simulate, explore or a recorded run."
+            )
+        self._steps_of = steps_of if needs.is_timed else None
         self.trace = trace
         self._num_tokens = trace.num_tokens
         self._num_alternatives = needs.num_alternatives
@@ -53,6 +63,9 @@ class TraceWorld:
             return self._signals_at(self.num_pending, 1)[0]
         elif isinstance(command, Branch):
             self.fanout, self.num_steps = command.fanout, command.num_steps
+            if self._steps_of is not None:
+                self.num_steps = self._steps_of(command)
+                return self.num_steps
         elif isinstance(command, DraftTokens):
             first, count = self.num_pending, command.num_tokens
             self.num_pending += count
@@ -141,22 +154,35 @@ def check_answers(trace: RequestTrace, needs: Needs) -> None:
         )
 
 
-def drive_trace(policy: Policy, trace: RequestTrace) -> Iterator[Timed]:
+def drive_trace(policy: Policy, trace: RequestTrace, steps_of: StepsOf | None = None) -> Iterator[Timed]:
     """`drive` on a recorded request. Raises ValueError where the trace cannot answer the policy's questions."""
     return drive(
         policy,
-        TraceWorld(trace, policy.needs),
+        TraceWorld(trace, policy.needs, steps_of),
         request_id=trace.request_id,
         max_new_tokens=trace.max_new_tokens,
         num_prompt_tokens=trace.num_prompt_tokens,
     )
 
 
-def closed_rounds(policy: Policy, trace: RequestTrace) -> list[Close]:
+def closed_rounds(policy: Policy, trace: RequestTrace, steps_of: StepsOf | None = None) -> list[Close]:
     """Records and ledgers of the rounds that `policy` runs on a recorded request, without times; see `drive_trace`."""
-    return [command for command in drive_trace(policy, trace) if isinstance(command, Close)]
+    return [command for command in drive_trace(policy, trace, steps_of) if isinstance(command, Close)]
 
 
-def replay(policy: Policy, trace: RequestTrace) -> list[Round]:
-    """The records of `closed_rounds`."""
-    return [closed.round for closed in closed_rounds(policy, trace)]
+def replay(policy: Policy, trace: RequestTrace, *, executed: Sequence[Round] = ()) -> list[Round]:
+    """The records of `closed_rounds`. executed: rounds that say how far a free-running draft went; others need none."""
+    steps_of = steps_in(executed) if policy.needs.is_timed and executed else None
+    return [closed.round for closed in closed_rounds(policy, trace, steps_of)]
+
+
+def steps_in(executed: Sequence[Round]) -> StepsOf:
+    """How far the draft went in rounds that were recorded, one after another; as far as it had to where they say nothing that
+    it could have done."""
+    recorded = iter([round_.num_branch_steps for round_ in executed if round_.num_branches])
+
+    def steps_of(command: Branch) -> int:
+        wanted = next(recorded, 0)
+        return min(max(wanted, command.num_steps), command.num_steps + command.num_further)
+
+    return steps_of

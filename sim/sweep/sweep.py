@@ -14,6 +14,7 @@ import numpy as np
 from sim.decoding.machine import Close
 from sim.decoding.policies.base import Policy
 from sim.decoding.replay import check_answers, closed_rounds
+from sim.engine import simulate
 from sim.latency.base import Conditions, LatencyModel
 from sim.sweep.lockstep import Floats, Ints, Lanes, RoundArrays, TraceArrays, step_all
 from sim.sweep.rules import ARRAY_RULES
@@ -105,6 +106,15 @@ def sweep(
         kinds.setdefault((type(policy), policy.overlaps, conditions), []).append(index)
     for (kind, _, conditions), chosen in kinds.items():
         sums.use(timers[conditions])
+        timed = [index for index in chosen if policies[index].needs.is_timed]
+        for index in timed:  # how far the draft goes hangs on times: ask the engine
+            for request, trace in enumerate(traces):
+                run = simulate(policies[index], [trace], latency, takes_turns=takes_turns, record_ops=False)
+                lane = index * len(traces) + request
+                sums.add(round_arrays(run.closed, lane, int(arrays.starts[request])))
+        chosen = [index for index in chosen if index not in timed]
+        if not chosen:
+            continue
         if kind in ARRAY_RULES and len(chosen) * len(traces) >= _FEWEST_LANES:
             rule = ARRAY_RULES[kind]([policies[index] for index in chosen], arrays)
             step_all(rule, lanes_of(chosen, arrays), arrays, sums.add)

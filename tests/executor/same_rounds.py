@@ -12,6 +12,6 @@ def assert_replayed(executed: list[Round], policy: Policy, trace: RequestTrace) 
     """Signals' last digits depend on the width of the forward that they came from, hence on processor and libraries. Where a
     policy weighs two hedges alike up to these digits, or the draft two tokens, rounds must be those of a trace that differs
     by no more."""
-    replayed = replay(policy, trace)
+    replayed = replay(policy, trace, executed=executed)
     if executed != replayed and not is_within_rounding(executed, policy, trace, ROUNDING["float32"]):
         assert executed == replayed, policy

@@ -32,6 +32,9 @@ POLICIES = [
     "outcome_hedging:slope=0,intercept=0.3,hedges=geometric,draft_length=3,max_branches=8,serial_length=3",
     "outcome_hedging:hedges=confidence,least_acceptance=0.4,max_branches=6",
     "outcome_hedging:max_branches=0,serial_length=4",
+    "pearl:draft_length=1,num_further=12",
+    "specbranch:uses_hrad=false,draft_length=1,num_further=12",
+    "outcome_hedging:draft_length=0,max_branches=6,num_further=12",
 ]
 TEMPERATURES = (0.0, 0.7, 1.0)
 

@@ -8,7 +8,7 @@ simulator, trace replay and the executor put the very same frozen object to the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from traces.schema import Signal
@@ -53,11 +53,13 @@ class Hedges(NamedTuple):
     """Outcomes to draft for: at n accepted tokens the `fanout[n]` best next tokens of the draft, each `num_steps` further.
 
     fanout has one entry for each number of accepted tokens 0..L. For n < L the pending token itself is excluded (it
-    would have been accepted); for n = L nothing is.
+    would have been accepted); for n = L nothing is. num_further: steps more that the draft may go on for as long as the
+    verdict has not come (a free-running draft); how many it was is known only in time.
     """
 
     fanout: tuple[int, ...]
     num_steps: int
+    num_further: int = 0
 
 
 def hedged_ranks(fan_out: int, *, is_pending_known: bool) -> range:
@@ -82,6 +84,7 @@ class Needs(NamedTuple):
     classes: H-RAD's class probabilities after each verification.
     drafts: whether the draft model is used at all (its prefill is skipped otherwise).
     learns: whether `Policy.learn` is asked after each verdict.
+    is_timed: whether its rounds depend on times (a free-running draft): replay must be told how far each one went.
     """
 
     signals: bool = False
@@ -90,6 +93,7 @@ class Needs(NamedTuple):
     classes: bool = False
     drafts: bool = True
     learns: bool = False
+    is_timed: bool = False
 
 
 class Verdict(NamedTuple):
@@ -161,6 +165,15 @@ class Defaults:
 
     def learn(self, memory: Any, verdict: Verdict) -> Any:
         return None
+
+
+# A setting that came later: labels leave it out at its default, so that those of older runs stay the same.
+UNNAMED_AT_DEFAULT = {"is_unnamed_at_default": True}
+
+
+def further_setting() -> int:
+    """The setting of a free-running draft, 0 by default: see `Hedges.num_further`."""
+    return field(default=0, metadata=UNNAMED_AT_DEFAULT)
 
 
 def check_at_least(name: str, value: float, least: float, *, instead: str) -> None:

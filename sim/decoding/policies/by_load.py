@@ -41,6 +41,7 @@ class ByLoad:
             classes=any(needs.classes for needs in every),
             drafts=any(needs.drafts for needs in every),
             learns=any(needs.learns for needs in every),
+            is_timed=any(needs.is_timed for needs in every),
         )
 
     @property

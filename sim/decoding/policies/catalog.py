@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from sim.decoding.policies import own
-from sim.decoding.policies.base import Policy
+from sim.decoding.policies.base import UNNAMED_AT_DEFAULT, Policy
 from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.overlapped.probe import Probe
@@ -161,7 +161,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def label_of(policy: Policy) -> str:
-    """The label of a policy, all settings named; `parse_policy` reads it back.
+    """The label of a policy, all settings named (but those that came later, at their default); `parse_policy` reads it back.
 
     >>> label_of(FixedLength(draft_length=6))
     'fixed_length:draft_length=6'
@@ -173,5 +173,9 @@ def label_of(policy: Policy) -> str:
         except own.OwnPolicyError as error:
             raise PolicyError(str(error)) from None
     assert dataclasses.is_dataclass(policy)
-    settings = [f"{field.name}={getattr(policy, field.name)}" for field in dataclasses.fields(policy)]
+    settings = [
+        f"{field.name}={getattr(policy, field.name)}"
+        for field in dataclasses.fields(policy)
+        if not (field.metadata == UNNAMED_AT_DEFAULT and getattr(policy, field.name) == field.default)
+    ]
     return f"{name}:{','.join(settings)}" if settings else name

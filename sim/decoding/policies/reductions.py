@@ -24,7 +24,9 @@ def as_outcome_hedging(policy: Policy) -> OutcomeHedging | None:
     if isinstance(policy, FixedLength):
         return _plain(draft_length=0, max_branches=0, serial_length=policy.draft_length)
     if isinstance(policy, Pearl):
-        return _plain(draft_length=policy.draft_length - 1, max_branches=1, hedges=Choice.FRONTIER)
+        return _plain(
+            draft_length=policy.draft_length - 1, max_branches=1, hedges=Choice.FRONTIER, num_further=policy.num_further
+        )
     if isinstance(policy, Saguaro) and policy.miss_exponent == 1:
         return _plain(
             draft_length=policy.draft_length,
@@ -46,6 +48,7 @@ def as_outcome_hedging(policy: Policy) -> OutcomeHedging | None:
             max_branches=policy.max_branches,
             hedges=Choice.FRONTIER if policy.is_fixed_count else Choice.CONFIDENCE,
             uses_hrad=policy.uses_hrad,
+            num_further=policy.num_further,
         )
     return None
 
@@ -57,6 +60,7 @@ def _plain(
     serial_length: int = 0,
     hedges: Choice = Choice.HEAVIEST,
     acceptance: float = 0.5,
+    num_further: int = 0,
 ) -> OutcomeHedging:
     """Without signals: everything drafted is submitted."""
     return OutcomeHedging(
@@ -67,4 +71,5 @@ def _plain(
         max_branches=max_branches,
         serial_length=serial_length,
         hedges=hedges,
+        num_further=num_further,
     )

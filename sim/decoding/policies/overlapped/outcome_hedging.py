@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.decoding.policies.acceptance_guess import AcceptanceGuess
-from sim.decoding.policies.base import Hedges, Needs, Observation, check_at_least
+from sim.decoding.policies.base import Hedges, Needs, Observation, check_at_least, further_setting
 from sim.decoding.policies.overlapped.saguaro import FanOut, fan_outs
 from sim.decoding.policies.overlapped.specbranch import ACCEPT, CONFIDENCE, branch_count, likeliest_class
 from traces.schema import UNKNOWN_SIGNAL, Signal
@@ -45,7 +45,7 @@ class OutcomeHedging(AcceptanceGuess):
 
     How many branches the draft can carry behind one verification follows from the measured time of a batched step, which
     the simulator knows: it chooses draft_length and max_branches. Other methods are special cases, with their very
-    rounds: see `as_outcome_hedging`.
+    rounds: see `as_outcome_hedging`. num_further: the hedges go on, by so many more tokens at most, until the verdict comes.
     """
 
     draft_length: int = 5
@@ -56,11 +56,13 @@ class OutcomeHedging(AcceptanceGuess):
     hedges: Choice = Choice.HEAVIEST
     rank_decay: float = 0.6
     uses_hrad: bool = False
+    num_further: int = further_setting()
 
     def __post_init__(self) -> None:
         check_at_least("draft_length", self.draft_length, 0, instead="0 hedges the next token only.")
         check_at_least("max_branches", self.max_branches, 0, instead="0 hedges nothing, as speculative sampling.")
         check_at_least("serial_length", self.serial_length, 0, instead="0 never lets the target wait.")
+        check_at_least("num_further", self.num_further, 0, instead="0 ends the draft at draft_length.")
         if not 0 <= self.rank_decay < 1:
             raise ValueError(f"rank_decay must lie in [0, 1), but got {self.rank_decay}; 0.5 halves at every rank.")
         if self.hedges is Choice.GEOMETRIC and self.slope:
@@ -77,8 +79,9 @@ class OutcomeHedging(AcceptanceGuess):
         return Needs(
             signals=bool(self.slope) or self.hedges is Choice.CONFIDENCE,
             num_alternatives=num_alternatives,
-            tail_depth=max(self.draft_length, self.serial_length) + 1,
+            tail_depth=max(self.draft_length + self.num_further, self.serial_length) + 1,
             classes=self.uses_hrad,
+            is_timed=self.num_further > 0,
             drafts=self.max_branches + self.serial_length > 0,
         )
 
@@ -120,7 +123,7 @@ class OutcomeHedging(AcceptanceGuess):
             if self.hedges is Choice.CONFIDENCE:
                 count = branch_count(count, frontier)
             fanout = (0,) * len(pending) + (count,)
-        return Hedges(fanout, self.draft_length)
+        return Hedges(fanout, self.draft_length, self.num_further)
 
     def outcomes(self, pending: Sequence[Signal], frontier: Signal) -> list[tuple[float, int]]:
         """Outcomes as (weight, number accepted), the heaviest first.

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.decoding.policies.base import Defaults, Hedges, Needs, Observation, check_at_least
+from sim.decoding.policies.base import Defaults, Hedges, Needs, Observation, check_at_least, further_setting
 from sim.decoding.policies.serial.confidence_stop import ConfidenceSignal, confidence
 from traces.schema import Signal
 
@@ -33,7 +33,7 @@ class SpecBranch(Defaults):
     draft_length: longest window; the paper's gamma, about the cost ratio c or less. prior_length: longest window drafted
     serially after a miss (0: as draft_length). epsilon: threshold on `signal`. Ablations: max_branches = 1 (no branches),
     uses_hrad = False (confidence decides), is_fixed_count (k = max_branches always), epsilon = 0 with the largest
-    probability (fixed length).
+    probability (fixed length). num_further (ours): branches go on until the verdict comes, by so many tokens at most.
     """
 
     draft_length: int = 6
@@ -44,6 +44,7 @@ class SpecBranch(Defaults):
     on_miss: OnMiss = OnMiss.SERIAL
     prior_length: int = 0
     signal: ConfidenceSignal = ConfidenceSignal.MAX_PROB
+    num_further: int = further_setting()
 
     def __post_init__(self) -> None:
         check_at_least(
@@ -51,14 +52,16 @@ class SpecBranch(Defaults):
         )
         check_at_least("max_branches", self.max_branches, 1, instead="1 switches branches off.")
         check_at_least("prior_length", self.prior_length, 0, instead="0 takes draft_length.")
+        check_at_least("num_further", self.num_further, 0, instead="0 ends the draft at draft_length.")
 
     @property
     def needs(self) -> Needs:
         return Needs(
             signals=True,
             num_alternatives=self.max_branches,
-            tail_depth=max(self.draft_length, self.prior_length) + 1,
+            tail_depth=max(self.draft_length + self.num_further, self.prior_length) + 1,
             classes=self.uses_hrad,
+            is_timed=self.num_further > 0,
         )
 
     @property
@@ -89,7 +92,7 @@ class SpecBranch(Defaults):
         count = self.max_branches
         if not self.is_fixed_count:
             count = branch_count(self.max_branches, frontier)
-        return Hedges((0,) * len(pending) + (count,), self.draft_length)
+        return Hedges((0,) * len(pending) + (count,), self.draft_length, self.num_further)
 
     def _class_of(self, seen: Observation) -> int:
         return likeliest_class(seen) if self.uses_hrad else CONFIDENCE
