@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sim.decoding.policies.base import Observation, Policy, Verdict
+from sim.decoding.policies.base import Hedges, Observation, Policy, Verdict
 from sim.decoding.policies.catalog import POLICIES, PolicyError, label_of, make_policy, parse_policy
 from sim.decoding.policies.overlapped.outcome_hedging import Choice, OutcomeHedging
 from sim.decoding.policies.overlapped.probe import Probe
@@ -102,15 +102,15 @@ def test_product_rule_stops_when_some_token_is_probably_wrong() -> None:
 
 def test_pearl_hedges_the_whole_window_only() -> None:
     policy = parse_policy("pearl:draft_length=5")
-    assert policy.hedge(_seen(), [SURE] * 3, UNSURE) == ((0, 0, 0, 1), 4)
-    assert policy.hedge(_seen(), [], UNSURE) == ((1,), 4)
+    assert policy.hedge(_seen(), [SURE] * 3, UNSURE) == Hedges((0, 0, 0, 1), 4)
+    assert policy.hedge(_seen(), [], UNSURE) == Hedges((1,), 4)
     assert policy.draft_more(_seen(), []) == 0
 
 
 def test_the_branch_count_follows_the_paper() -> None:
     policy = SpecBranch(max_branches=8)
     for probability, count in ((0.99, 1), (0.75, 2), (0.5, 4), (0.05, 7)):
-        fanout, _ = policy.hedge(_seen(), [SURE, SURE], Signal(probability, 1.0, 1.0))
+        fanout = policy.hedge(_seen(), [SURE, SURE], Signal(probability, 1.0, 1.0)).fanout
         assert fanout == (0, 0, count)
     fixed = SpecBranch(max_branches=8, is_fixed_count=True)
     assert fixed.hedge(_seen(), [], SURE).fanout == (8,)
@@ -192,7 +192,7 @@ def test_hedges_are_the_heaviest_outcomes() -> None:
     assert sum(unsure_early) == sum(unsure_late) == 5
     flat, steep = OutcomeHedging(max_branches=5, rank_decay=0.9), OutcomeHedging(max_branches=5, rank_decay=0.1)
     assert steep.hedge(_seen(), [SURE] * 3, UNSURE).fanout != flat.hedge(_seen(), [SURE] * 3, UNSURE).fanout
-    assert policy.hedge(_seen(), [], SURE) == ((5,), 5)
+    assert policy.hedge(_seen(), [], SURE) == Hedges((5,), 5)
 
 
 def test_a_token_is_submitted_while_it_pays() -> None:
