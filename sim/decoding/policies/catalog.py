@@ -109,7 +109,7 @@ def parse_policies(labels: Sequence[str]) -> list[Policy]:
     """The policies of several labels, each of which names another one. Raises `PolicyError`.
 
     >>> parse_policies(["autoregressive", "pearl:draft_length=4"])[1]
-    Pearl(draft_length=4)
+    Pearl(draft_length=4, num_further=0)
     """
     policies: dict[Policy, str] = {}
     for label in labels:
