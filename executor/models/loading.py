@@ -9,7 +9,7 @@ from typing import Any
 
 from executor.models.engines.base import Engine
 from executor.models.engines.prompt_lookup import PromptLookupEngine
-from executor.models.engines.ruled import APPLIED, RuledEngine, rules_of, warn_of_ignored
+from executor.models.engines.ruled import RuledEngine, asked_of, rules_of, warn_of_ignored
 from executor.models.names import Lookup, RandomShape, parse_model
 from executor.models.settings import EngineSettings, PairSettings
 from executor.models.sources.base import ModelError, Source
@@ -73,16 +73,22 @@ def fingerprint(path: str | Path) -> str:
 
 def follow_rules(engine: Engine, pair: PairSettings) -> Engine:
     """The engine, its logits changed by the rules that the target's makers decode with, if there are any and they are asked
-    for. The draft follows them as well: it is to guess what the target does. What is not applied is named in a warning.
+    for. The draft follows them as well: it is to guess what the target does.
+    What is not applied is named in a warning. Raises ModelError for rules on the resident engine.
     """
     source = source_of(pair.target, trusts_remote_code=pair.engine.trusts_remote_code)
     config = source.generation_config() if isinstance(source, HuggingFaceSource) else None
     if config is None or pair.ignores_generation_config:
         return engine
-    is_resident = isinstance(engine, ResidentEngine)  # its steps are graphs, which know no sequence
-    warn_of_ignored(pair.target, config, also=APPLIED if is_resident else ())
+    warn_of_ignored(pair.target, config)
     rules = rules_of(config, source.eos_token_ids(), engine.device)
-    has_own_law = is_resident or isinstance(engine, PromptLookupEngine)  # a lookup proposes one token, whatever the law
+    if rules and isinstance(engine, ResidentEngine):  # its steps are graphs, which know no sequence
+        asked = ", ".join(f"{name}={getattr(config, name)}" for name in asked_of(config))
+        raise ModelError(
+            f"the generation_config of {pair.target} asks for {asked}, which the resident engine cannot follow: use the "
+            "static engine, or ask for plain decoding with --ignore-generation-config."
+        )
+    has_own_law = isinstance(engine, PromptLookupEngine)  # a lookup proposes one token, whatever the law
     return RuledEngine(engine, rules) if rules and not has_own_law else engine
 
 

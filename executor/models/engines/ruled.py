@@ -71,12 +71,14 @@ def rules_of(config: GenerationConfig, eos_ids: Sequence[int], device: torch.dev
     return rules
 
 
-def warn_of_ignored(name: str, config: GenerationConfig, also: Sequence[str] = ()) -> None:
-    """Name what a generation config asks for and we do not do, so that nobody takes our tokens for the model's usual ones.
+def asked_of(config: GenerationConfig) -> list[str]:
+    """Rules that a generation config asks for, of those that are applied."""
+    return [name for name in APPLIED if _is_set(name, getattr(config, name, None))]
 
-    also: rules that are applied elsewhere and not here.
-    """
-    if ignored := [key for key in (*NOT_APPLIED, *also) if _is_set(key, getattr(config, key, None))]:
+
+def warn_of_ignored(name: str, config: GenerationConfig) -> None:
+    """Name what a generation config asks for and we do not do, so that nobody takes our tokens for the model's usual ones."""
+    if ignored := [key for key in NOT_APPLIED if _is_set(key, getattr(config, key, None))]:
         settings = ", ".join(f"{key}={getattr(config, key)}" for key in ignored)
         warnings.warn(
             f"the generation_config of {name} asks for {settings}, which is not applied: tokens differ from those of its "

@@ -4,7 +4,7 @@ The tests use nothing of the package but its command, so that they also run agai
 
     PYTHONPATH=OLD_CHECKOUT pytest -m slow tests/analysis/tried/test_found_by_trying.py
 
-Every one of them fails there, with the code at 1cda327.
+Nearly all of them fail there, with the code at 1cda327; the closing note of the issue lists which.
 """
 
 from __future__ import annotations
@@ -141,20 +141,6 @@ def with_weights(folder: Path, role: str, change: float) -> Path:
     weights[name] = weights[name] * change
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     return model
-
-
-def test_6_a_repetition_penalty_of_the_target_is_applied(tmp_path: Path) -> None:
-    model = Path(shutil.copytree(PAIR / "target", tmp_path / "target"))
-    place = model / "generation_config.json"
-    place.write_text(json.dumps(json.loads(place.read_text()) | {"repetition_penalty": 1.8}))
-    hashes = []
-    pair = ("--draft", str(PAIR / "draft"), "--engine", "static", "--temperature", "0")
-    for name, target in (("plain", PAIR / "target"), ("penalised", model)):
-        options = ("--num-prompts", "1", "--max-new-tokens", "40", "--policy", "autoregressive")
-        done = run(tmp_path, "record", *options, *pair, "--target", str(target), "--output-dir", name)
-        assert done.code == 0, done.error
-        hashes.append(pd.read_parquet(tmp_path / name / "requests.parquet")["tokens_sha256"].iloc[0])
-    assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize("role", ["target", "draft"])

@@ -123,11 +123,12 @@ def test_what_is_not_applied_is_named(tmp_path: Path, rules: dict[str, Any]) -> 
         follow_rules(engine, PairSettings(target=target, ignores_generation_config=True))
 
 
-def test_the_resident_engine_names_what_it_leaves_out(tmp_path: Path) -> None:
+def test_the_resident_engine_refuses_by_name_what_it_cannot_follow(tmp_path: Path) -> None:
     target = _folder(tmp_path / "target", "target", repetition_penalty=1.05)
     engine = load_engine(target, EngineSettings(kind=EngineKind.RESIDENT, capacity=64))
-    with pytest.warns(UserWarning, match=r"repetition_penalty=1\.05"):
-        assert follow_rules(engine, PairSettings(target=target)) is engine
+    with pytest.raises(ModelError, match=r"repetition_penalty=1\.05, which the resident .* --ignore-generation-config"):
+        follow_rules(engine, PairSettings(target=target))
+    assert follow_rules(engine, PairSettings(target=target, ignores_generation_config=True)) is engine
 
 
 def _renamed(place: Path, role: str, changes: dict[str, str]) -> str:
