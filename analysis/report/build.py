@@ -78,6 +78,8 @@ def _title(arms: Sequence[Arm]) -> str:
 
 
 def _subtitle(arms: Sequence[Arm]) -> str:
+    if not any(arm.runs for arm in arms):
+        return "How much traffic a server holds, with speculation and without it."
     return "How should this pair decode? Measured, predicted, and what would change the answer."
 
 

@@ -16,7 +16,8 @@ def serving_section(arm: Arm) -> Section | None:
     """Capacity, and the full table."""
     elements: list[Element] = []
     for number, plan in enumerate(arm.plans):
-        elements += [Text(text=str(line)) for line in plan.summary.get("verdict", ())]
+        if arm.runs:  # otherwise these are the verdict
+            elements += [Text(text=str(line)) for line in plan.summary.get("verdict", ())]
         elements += [_capacity(plan, number), *_goodput(plan, number), _table(plan)]
     if not elements:
         return None
@@ -36,7 +37,7 @@ def _capacity(plan: Plan, number: int) -> Chart:
                 "orientation": "h",
                 "y": names,
                 "x": values,
-                "error_x": error_bars(values, intervals),
+                "error_x": error_bars(values, intervals) | {"color": SHADES[0]},
                 "marker": {"color": SHADES[1]},
                 "hovertemplate": "%{y}: %{x:.3g} requests/s<extra></extra>",
             }
