@@ -167,7 +167,8 @@ def _is_expected(error: Exception) -> bool:
     return (
         isinstance(error, ValueError | OSError)
         or hasattr(error, "format_message")  # typer's own usage errors
-        or type(error).__name__ == "ExecutorError"  # known by name, so that torch is not imported for it
+        # Known by name, so that torch is not imported for it; logits that are not numbers are one, too.
+        or any(kind.__name__ == "ExecutorError" for kind in type(error).__mro__)
     )
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from executor.errors import LogitsError
 from tests.analysis.fuzzing import Case, Fuzzer, Outcome, _problem_of
 
 MAX_S = 10.0  # of the processor, for one case
@@ -44,6 +45,7 @@ def test_what_is_not_for_users_is_seen() -> None:
     assert _problem_of(ValueError(""))
     assert "library" in _problem_of(_raised(lambda: int("x")))
     assert not _problem_of(OSError("no such file"))
+    assert not _problem_of(LogitsError("draft", "the draft's logits hold nan"))
 
 
 def _raised(call: object) -> Exception:

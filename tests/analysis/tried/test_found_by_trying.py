@@ -18,7 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -163,15 +162,6 @@ def test_9_a_temperature_too_small_for_floats_is_refused(tmp_path: Path) -> None
     run(tmp_path, "record", *SHORT, "--temperature", "1e-45", "--output-dir", "out").refuses("temperature", "1e-45")
 
 
-def test_13_times_of_a_disturbed_run_carry_their_doubt(tmp_path: Path) -> None:
-    folder = recorded(tmp_path)
-    requests = pd.read_parquet(folder / "requests.parquet")
-    requests["is_clean"] = False
-    requests.to_parquet(folder / "requests.parquet")
-    done = run(tmp_path, *SIMULATE)
-    assert "disturbed" in done.error + done.text, done.error + done.text
-
-
 @pytest.mark.parametrize(
     ("place", "value"),
     [(("fits", "verify", "coefficients", 0), -1.0), (("fits", "verify", "coefficients", 0), float("nan"))],
@@ -192,16 +182,6 @@ def test_14_broken_calibrations_are_refused(place: tuple[str | int, ...], value:
 def test_14_hosts_that_take_no_number_are_refused(tmp_path: Path) -> None:
     pair = ("--target", "llama-3.1-8b", "--draft", "llama-68m", "--hardware", "h100")
     run(tmp_path, "roofline", *pair, "--host-us", "nan", "--output", "r.json").refuses("host-us", "nan")
-
-
-@pytest.mark.parametrize(("table", "column"), [("ops", "end_s"), ("requests", "finish_s"), ("alignment", "rank")])
-def test_15_missing_values_of_tables_are_refused(table: str, column: str, tmp_path: Path) -> None:
-    path = recorded(tmp_path) / f"{table}.parquet"
-    values = pd.read_parquet(path)
-    values[column] = values[column].astype("Float64" if column.endswith("_s") else "Int64")
-    values.loc[0, column] = pd.NA
-    values.to_parquet(path)
-    run(tmp_path, *SIMULATE).refuses(table)
 
 
 @pytest.mark.parametrize(
