@@ -49,6 +49,7 @@ def compare(
     target: str = "embedded",
     draft: str = "embedded",
     hrad: str = "",
+    prompts: str = "held_out",
     temperatures: Sequence[float] = (0.0, 1.0),
     num_prompts: int = 32,
     max_new_tokens: int = 96,
@@ -90,7 +91,7 @@ def compare(
             max_new_tokens=max_new_tokens,
             seed=seed,
         ),
-        prompts=PromptSettings(num=num_prompts),
+        prompts=PromptSettings(source=prompts, num=num_prompts),
     )
     both = check_prompts(replace(settings, prompts=replace(settings.prompts, num=2 * num_prompts)))
     settings = replace(settings, prompts=replace(settings.prompts, form=both.prompts.form))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from executor.embedded_pair.corpus import held_out_prompts, training_prompts
+from executor.recording.questions import questions
 from executor.recording.settings import PromptForm
 
 QUESTION_FIELDS = ("question", "turns")  # their texts are said to somebody, those of the others are to be continued
@@ -37,6 +38,7 @@ def load_prompts(source: str, num: int, *, skip: int = 0) -> list[PromptText]:
     """`num` prompts after the first `skip`. Raises ValueError with file and line for what is not a prompt.
 
     source: "held_out" or "training" (functions of the standard library that the embedded pair did not, or did, train on),
+    "questions" (`executor.recording.questions`),
     or a .jsonl or .jsonl.gz file in UTF-8 whose lines have a field prompt, text, question, turns or messages: a text,
     a list of token ids, or messages, which are objects with role and content. Of turns that are texts the first is taken.
     """
@@ -47,6 +49,8 @@ def load_prompts(source: str, num: int, *, skip: int = 0) -> list[PromptText]:
     if source in ("held_out", "training"):
         choose = held_out_prompts if source == "held_out" else training_prompts
         prompts = [PromptText(prompt.name, prompt.text) for prompt in choose(skip + num)][skip:]
+    elif source == "questions":
+        prompts = [PromptText(name, text, is_question=True) for name, text in questions()[skip : skip + num]]
     else:
         prompts = _read_file(Path(source), skip + num)[skip:]
     if len(prompts) < num:
@@ -108,7 +112,7 @@ def _encode_messages(tokenizer: Any, prompt_id: str, messages: Sequence[tuple[st
 
 def _read_file(path: Path, num: int) -> list[PromptText]:
     if not path.is_file():
-        raise ValueError(f"no prompts at {path}; name a .jsonl file, or held_out, or training.")
+        raise ValueError(f"no prompts at {path}; name a .jsonl file, or held_out, training or questions.")
     prompts: list[PromptText] = []
     for number, line in _lines(path):
         if len(prompts) == num:

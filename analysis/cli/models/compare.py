@@ -27,12 +27,26 @@ from analysis.cli.options import (
     within,
 )
 
+_PROMPTS = {"embedded": "held_out", "smollm2": "questions"}  # of the pairs that are known by name
+
 
 def compare(
     output_dir: OutputDir,
     target: Target = "embedded",
     draft: Draft = "embedded",
     hrad: Hrad = "",
+    pair: Annotated[
+        str,
+        typer.Option(
+            help="Compare on this pair, embedded or smollm2, with prompts to suit, in place of --target and --draft."
+        ),
+    ] = "",
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="Use these prompts: `held_out`, `questions`, or a .jsonl file; by default those of the pair."
+        ),
+    ] = "",
     temperature: Temperatures = None,
     num_prompts: Annotated[
         int,
@@ -52,12 +66,26 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
+    from pathlib import Path
+
     from analysis.check.compare import compare as compare_methods
     from analysis.check.comparison import print_comparison
     from analysis.check.precision import Effort, parse_precision
     from analysis.cli.progress import progress_bar
     from analysis.tuning.what_if import print_what_if, read_what_if
+    from executor.models.names import resolve_model
 
+    if pair:
+        if pair not in _PROMPTS:
+            raise ValueError(f"unknown pair {pair!r}: choose {' or '.join(_PROMPTS)}.")
+        if (target, draft) != ("embedded", "embedded"):
+            raise ValueError("--pair names both models: leave out --target and --draft.")
+        target = draft = pair
+        folder = resolve_model(draft, "draft")
+        if not Path(folder).is_dir():
+            raise ValueError(
+                f"no draft of {pair} is shipped yet: train one and give it with --target {pair} --draft FOLDER."
+            )
     told = console_for(as_json)
     effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
     rows = compare_methods(
@@ -65,6 +93,7 @@ def compare(
         target=target,
         draft=draft,
         hrad=hrad,
+        prompts=prompts or _PROMPTS.get(pair, "held_out"),
         temperatures=temperature or ([1.0] if quick else [0.0, 1.0]),
         num_prompts=min(num_prompts, 6) if quick else num_prompts,
         max_new_tokens=min(max_new_tokens, 48) if quick else max_new_tokens,

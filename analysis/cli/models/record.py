@@ -52,7 +52,7 @@ def record(
         typer.Option(callback=within(), help="Sample from the most probable tokens up to this mass only; 1 takes all."),
     ] = 1.0,
     prompts: Annotated[
-        str, typer.Option(help="Use these prompts: `held_out`, `training`, or a .jsonl file.")
+        str, typer.Option(help="Use these prompts: `held_out`, `training`, `questions`, or a .jsonl file.")
     ] = "held_out",
     chat: Chat = None,
     num_prompts: NumPrompts = 16,

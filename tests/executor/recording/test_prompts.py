@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from executor.recording.prompts import encode_prompt, load_prompts, settled_form
+from executor.recording.questions import NUM_QUESTIONS
 from executor.recording.settings import PromptForm
 
 CASES = Path(__file__).parents[3] / ".." / "shared" / "cases" / "prompts"
@@ -213,3 +214,13 @@ def test_the_files_of_the_issue(path: Path) -> None:
     else:
         (prompt,) = load_prompts(str(path), 1)
         assert "{'" not in prompt.text
+
+
+def test_shipped_questions_are_asked_of_somebody() -> None:
+    first, second = load_prompts("questions", 2, skip=8)
+    assert first.prompt_id == "question:explain:1"
+    assert first.is_question
+    assert first.text != second.text
+    assert len({prompt.text for prompt in load_prompts("questions", NUM_QUESTIONS)}) == NUM_QUESTIONS == 96
+    with pytest.raises(ValueError, match="questions holds 96 prompts, but 97 were asked for"):
+        load_prompts("questions", 97)
