@@ -193,6 +193,8 @@ def test_prompts_are_read_before_models_are_loaded(
         (["record", "--stop", "", "--output-dir", "OUT"], "stop string"),
         (["record", "--capacity", "100000000", "--output-dir", "OUT"], "100000000"),
         (["hrad", "collect", "--num-feature-layers", "99", "--output-dir", "OUT"], "the target has 12 blocks"),
+        (["compare", "--pair", "moon", "--output-dir", "OUT"], "unknown pair 'moon': choose embedded or smollm2"),
+        (["compare", "--pair", "smollm2", "--draft", "x", "--output-dir", "OUT"], "leave out --target and --draft"),
         (["compare", "--num-prompts", "5000", "--output-dir", "OUT"], "10000 held out prompts"),
     ],
 )
