@@ -17,9 +17,12 @@ from analysis.check.precision import Effort
 from analysis.check.validate import validate_run
 from analysis.check.validation import VALIDATION, PolicyCheck, Validation
 from analysis.cli.progress import progress_bar
-from analysis.cli.tables import print_checks, print_doubt, print_reason, short_label, validation_lines
+from analysis.cli.tables import print_checks, print_doubt, print_reason, validation_lines
 from analysis.explore.exploration import Exploration, explore_run
+from analysis.report.answers import Answers
+from analysis.report.material import read_arms
 from analysis.study.candidates import default_grid, validated_policies
+from analysis.verdict import verdict_lines
 from sim.decoding.policies.catalog import parse_policy
 from traces.fits.calibration import calibrate
 from traces.folder.perfetto import write_timeline
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from executor.recording.settings import RecordSettings
 
 WIDTH = 100
+TAIL_DEPTH = 8  # as deep as a confidence rule of the default grid looks
 SPECULATIVE = ("fixed_length", "confidence_stop", "pearl")
 
 
@@ -78,10 +82,8 @@ QUICK = DemoSize(
 )
 
 
-def run_demo(
-    console: Console, output_dir: Path | None, *, is_quick: bool, precision: float = 0.03, seed: int = 0
-) -> Validation:
-    """Run the loop and print its results; output_dir gets everything: None is the next runs/demo-N.
+def run_demo(console: Console, folder: Path, *, is_quick: bool, precision: float = 0.03, seed: int = 0) -> Validation:
+    """Run the loop and print its results; the folder, a new one, gets everything.
 
     precision: measuring ends when every speed-up is known so well, or its time is over (`analysis.check.precision.Effort`).
     """
@@ -89,7 +91,6 @@ def run_demo(
 
     started = time.perf_counter()
     size = QUICK if is_quick else FULL
-    folder = output_dir or _next_folder(Path("runs"))
     check_new_folder(folder)
     effort = Effort(precision=precision, max_s=size.max_s)
     console = Console(file=console.file, width=min(WIDTH, console.width), record=False)
@@ -99,9 +100,10 @@ def run_demo(
         explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
         validation = _validate(console, folder, size, explored, effort=effort, session=session, seed=seed)
     _draw(folder / "speedup.png", validation, size.temperatures)
+    verdicts = Answers(read_arms([folder])[-1]).verdicts
     wall_s = time.perf_counter() - started
     write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
-    for line in answer(validation, size.temperatures, precision):
+    for line in filter(None, [*verdict_lines(verdicts), how_exact(validation, precision)]):
         console.print(line, highlight=False, markup=False)
     console.print()
     print_checks(console, validation)
@@ -113,31 +115,18 @@ def run_demo(
     console.print(
         f"{explored.num_policies} policies were explored on {explored.num_tokens} recorded tokens in {explored.wall_s:.1f} s."
         f"\nEverything is in {folder} ({wall_s:.0f} s): speedup.png, summary.json, the latencies' fit in calibration.txt, "
-        "and the run folders recorded, explored and validated.",
+        f"and the run folders recorded, explored and validated. A page of it: specbranch report {folder} --output report.html",
         highlight=False,
     )
     return validation
 
 
-def answer(validation: Validation, temperatures: Sequence[float], precision: float) -> list[str]:
-    """What the demo found: which method, how much faster, how sure. No winner where the times support no claim."""
-    if not validation.is_claim:
-        return ["No method is called the fastest: the times of this run support no claim (why stands below)."]
-    lines = []
-    for temperature in temperatures:
-        best = max(_at(validation, temperature), key=lambda check: check.speed)
-        low, high = best.best_speedup_interval or (float("nan"), float("nan"))
-        if best.policy == "autoregressive":
-            lines.append(f"T = {temperature:g}: plain decoding is fastest; no method is worth its draft here.")
-            continue
-        lines.append(
-            f"T = {temperature:g}: {short_label(best.policy)} decodes {best.speedup or 1:.2f} times as fast as plain decoding "
-            f"(95%: {low:.2f} to {high:.2f}), predicted {best.predicted_speedup or 1:.2f}."
-        )
-    if (reached := validation.widest_interval) is not None:
-        ended = "as asked" if reached <= precision else f"{precision:.1%} was asked, but the time was over"
-        lines.append(f"Every speed-up is known to within {reached:.1%} ({ended}).")
-    return lines
+def how_exact(validation: Validation, precision: float) -> str:
+    """How well the measured speed-ups are known; empty where that is not known."""
+    if (reached := validation.widest_interval) is None:
+        return ""
+    ended = "as asked" if reached <= precision else f"{precision:.1%} was asked, but the time was over"
+    return f"Every speed-up is known to within {reached:.1%} ({ended})."
 
 
 def _settings(size: DemoSize, seed: int) -> RecordSettings:
@@ -148,6 +137,7 @@ def _settings(size: DemoSize, seed: int) -> RecordSettings:
             temperatures=size.temperatures, max_new_tokens=size.max_new_tokens, seed=seed, ignore_eos=True
         ),
         prompts=PromptSettings(num=size.num_recorded, num_timed=size.num_timed),
+        tail_depth=TAIL_DEPTH,
     )
 
 
@@ -232,7 +222,7 @@ def _method_and_length(policy: str) -> tuple[str, int]:
     return method, int(length.split(",")[0]) if key else 0
 
 
-def _next_folder(parent: Path) -> Path:
+def next_folder(parent: Path) -> Path:
     """The first of parent/demo-1, parent/demo-2 ... that does not exist."""
     number = 1
     while (parent / f"demo-{number}").exists():

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.options import NOT_IDENTICAL, Precision, Quick, Seed, console
+from analysis.cli.conclusion import AsJson, conclude, console_for
+from analysis.cli.options import NOT_IDENTICAL, Precision, Quick, Seed
 
 
 def demo(
@@ -17,11 +18,15 @@ def demo(
     quick: Quick = False,
     precision: Precision = "3%",
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """The whole loop on the embedded pair: record, calibrate, explore, validate, plot."""
     from analysis.check.precision import parse_precision
-    from analysis.demo import run_demo
+    from analysis.demo import next_folder, run_demo
 
-    asked = parse_precision(precision)
-    if not run_demo(console, output_dir, is_quick=quick, precision=asked, seed=seed).is_identical:
+    asked, folder = parse_precision(precision), output_dir or next_folder(Path("runs"))
+    is_identical = run_demo(console_for(as_json), folder, is_quick=quick, precision=asked, seed=seed).is_identical
+    if as_json:
+        conclude([folder], as_json=True)
+    if not is_identical:
         raise typer.Exit(NOT_IDENTICAL)
