@@ -74,6 +74,8 @@ def test_no_is_an_exit_code_and_a_reason(
     monkeypatch.setattr("analysis.check.validate.validate_run", lambda *_, **__: validation)
     monkeypatch.setattr("analysis.check.compare.compare", lambda *_, **__: [row])
     monkeypatch.setattr("analysis.demo.run_demo", demo)
+    for name in ("validate", "compare"):  # which wrote no folders
+        monkeypatch.setattr(f"analysis.cli.models.{name}.conclude", lambda *_, **__: None)
     options = ["--run", str(tmp_path / "run")] if command == "validate" else []
     code = call(command, "--output-dir", str(tmp_path / "out"), *options)
     told = capsys.readouterr().out
