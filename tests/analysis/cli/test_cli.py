@@ -160,7 +160,7 @@ def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
     commands: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for group in ("hrad", "pair"):
         commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
-    assert len(commands) == 22
+    assert len(commands) == 23
     for name, command in commands.items():
         for option in command.params:
             text = getattr(option, "help", "")
@@ -279,7 +279,7 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
     defaults = {name: value.default for name, value in inspect.signature(record).parameters.items()}
     assert {name: defaults[name] for name in expected} == expected
     rest = defaults.keys() - expected.keys()
-    assert rest == {"output_dir", "policy", "temperature", "stop", "chat", "sweep", "resume"}, (
+    assert rest == {"output_dir", "policy", "temperature", "stop", "chat", "sweep", "sweep_batch", "resume"}, (
         "a new option needs a default of its settings"
     )
 

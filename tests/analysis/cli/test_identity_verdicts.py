@@ -12,6 +12,7 @@ import pytest
 from analysis.check.identity import why_rounds_differ, why_tokens_differ
 from analysis.check.validation import Validation
 from analysis.cli.options import NOT_IDENTICAL
+from analysis.tuning.what_if import WhatIf
 from tests.analysis.check.test_reports import REPORT, ROW
 from tests.analysis.command import call
 from tests.analysis.made_up_run import write_run
@@ -74,6 +75,8 @@ def test_no_is_an_exit_code_and_a_reason(
     monkeypatch.setattr("analysis.check.validate.validate_run", lambda *_, **__: validation)
     monkeypatch.setattr("analysis.check.compare.compare", lambda *_, **__: [row])
     monkeypatch.setattr("analysis.demo.run_demo", demo)
+    nothing = WhatIf(costs=[], simulated=[], stops_paying={})
+    monkeypatch.setattr("analysis.tuning.what_if.read_what_if", lambda _: nothing)
     for name in ("validate", "compare"):  # which wrote no folders
         monkeypatch.setattr(f"analysis.cli.models.{name}.conclude", lambda *_, **__: None)
     options = ["--run", str(tmp_path / "run")] if command == "validate" else []
