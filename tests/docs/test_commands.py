@@ -30,6 +30,7 @@ NOT_RUN = (
     (("validate",), "minutes; tests/analysis/check/test_validate.py does"),
     (("cuda",), "needs a GPU; pytest -m gpu does"),
     (("plan",), "half a minute each; tests/analysis/cli/test_plan.py does"),
+    (("--bench",), "needs benchmarks of a server; tests/analysis/plan/measured does"),
     (("--check",), "needs a measured server; tests/analysis/plan/measured does"),
     (("--costs",), "needs a measured server; tests/analysis/plan/measured does"),
     (("log.txt",), "needs benchmarks of a server; tests/analysis/cli/test_import.py does"),
