@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.explore.evaluation import evaluate_packed
 from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of, open_recording, write_latency
 from analysis.explore.outcomes import Ranking, answer, rank
-from analysis.explore.scale_out import Workers, starting
 from analysis.explore.sensitivity import ParameterEffect
-from analysis.explore.task_store import TaskStore
-from analysis.explore.tasks import Tasks
+from analysis.explore.work.evaluation import evaluate_packed
+from analysis.explore.work.scale_out import Workers, starting
+from analysis.explore.work.task_store import TaskStore
+from analysis.explore.work.tasks import Tasks
 from analysis.study.questions import Question, make_questions, traces_of
 from analysis.study.study import Conditions, Study
 from executor.recording.settings import draft_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.explore.evaluation import Timing, Workload, speeds_under
+from analysis.explore.work.evaluation import Timing, Workload, speeds_under
 from analysis.tuning.measured import typical_context
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.explore.evaluation import Evaluated, Timing
 from analysis.explore.search import pareto_front
 from analysis.explore.sensitivity import ParameterEffect, parameter_effects
+from analysis.explore.work.evaluation import Evaluated, Timing
 from analysis.study.questions import Question
 from analysis.study.study import Objective, Study
 from sim.decoding.policies.base import Policy

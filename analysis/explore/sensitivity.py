@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.explore.evaluation import Timing, Workload, speeds_under
+from analysis.explore.work.evaluation import Timing, Workload, speeds_under
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from sim.latency.uncertain import Uncertain

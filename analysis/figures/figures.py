@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.explore.evaluation import Timing
 from analysis.explore.exploration import LATENCIES
 from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of
+from analysis.explore.work.evaluation import Timing
 from analysis.figures import plots
 from analysis.figures.acceptance import acceptance_by_place
 from analysis.papers.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups

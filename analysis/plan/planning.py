@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from analysis.explore.scale_out import Workers, run_tasks
+from analysis.explore.work.scale_out import Workers, run_tasks
 from analysis.plan.capacity import COARSE, NARROW_STEP, WIDE_STEP, Capacity, highest_factor
 from analysis.plan.machines import Machine
 from analysis.plan.methods import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.explore.evaluation import Packed, Timing, Workload
+from analysis.explore.work.evaluation import Packed, Timing, Workload
 from analysis.study.alignments import aligned_traces
 from analysis.study.candidates import measured_settings
 from analysis.study.study import Family, Study, StudyError

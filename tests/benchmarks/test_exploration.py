@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from analysis.explore.evaluation import Timing, Workload, evaluate, evaluate_packed
 from analysis.explore.exploration import explore_study
-from analysis.explore.scale_out import Workers, run_tasks
+from analysis.explore.work.evaluation import Timing, Workload, evaluate, evaluate_packed
+from analysis.explore.work.scale_out import Workers, run_tasks
 from analysis.study.study import read_study
 from sim.engine import simulate
 from sim.latency.fitted import FittedLatency

@@ -96,7 +96,7 @@ def explore(
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_lines
     from analysis.explore.exploration import explore_study
-    from analysis.explore.scale_out import Workers
+    from analysis.explore.work.scale_out import Workers
     from analysis.study.flags import StudyFlags
     from analysis.tuning.asked import asked_study
 

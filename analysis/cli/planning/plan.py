@@ -118,7 +118,7 @@ def plan(
 
         check_measured(check, output_dir, fit_k=fit_k, fit_concurrency=fit_concurrency, workers=workers)
         return
-    from analysis.explore.scale_out import Workers
+    from analysis.explore.work.scale_out import Workers
     from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of
     from analysis.plan.planning import PlanSettings, make_plan
     from analysis.plan.runs import Scheduler

@@ -22,7 +22,7 @@ def check_measured(path: Path, output_dir: Path, *, fit_k: str, fit_concurrency:
 
 def _check_benches(path: Path, output_dir: Path, fit_k: list[int], fit_concurrency: list[int], workers: int) -> None:
     """A table of benchmarks with and without drafts."""
-    from analysis.explore.scale_out import Workers
+    from analysis.explore.work.scale_out import Workers
     from analysis.plan.measured.check import check_server_table
 
     result = check_server_table(path, output_dir, fit_k, fit_concurrency, workers=Workers(count=workers))
@@ -52,7 +52,7 @@ def _check_benches(path: Path, output_dir: Path, fit_k: list[int], fit_concurren
 
 def _check_requests(path: Path, output_dir: Path, workers: int) -> None:
     """Requests recorded one by one, without speculation."""
-    from analysis.explore.scale_out import Workers
+    from analysis.explore.work.scale_out import Workers
     from analysis.plan.inputs import new_folder
     from analysis.plan.measured.trace_check import check_trace, write_trace_check
     from traces.importers.traffic.catalog import read_measured

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.explore.scale_out import Workers
+from analysis.explore.work.scale_out import Workers
 from analysis.plan.dialects.files import ServedTable
 from analysis.plan.measured.benches import Engine
 from analysis.plan.measured.fit import ServerFit, fit_server

@@ -15,7 +15,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from analysis.explore.scale_out import Workers, run_tasks
+from analysis.explore.work.scale_out import Workers, run_tasks
 from analysis.plan.measured.benches import Engine
 from analysis.plan.measured.errors import Cell, CheckErrors, errors_of
 from analysis.plan.measured.fit import ServerFit, fit_server

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.explore.scale_out import Workers, run_tasks
+from analysis.explore.work.scale_out import Workers, run_tasks
 from analysis.plan.measured.benches import Engine, SimulatedBench, simulate_bench
 from traces.fits.step_cost_fit import (
     Measurement,

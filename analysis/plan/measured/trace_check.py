@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.explore.scale_out import Workers, run_tasks
+from analysis.explore.work.scale_out import Workers, run_tasks
 from sim.serving.cluster import ServedRun, serve
 from sim.serving.costs import SummedCosts
 from sim.serving.replica import StepRecord

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.explore.evaluation import Timing, Workload, speeds_under
 from analysis.explore.flips import WIDTH
+from analysis.explore.work.evaluation import Timing, Workload, speeds_under
 from analysis.report.charts import GREY, colour, layout, method_name
 from analysis.report.elements import Panel, Section
 from analysis.report.material import Arm

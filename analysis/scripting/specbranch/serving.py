@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.explore.scale_out import Workers
+from analysis.explore.work.scale_out import Workers
 from analysis.plan.advice import ConstantTimes, LengthAdvice, advise_one_request
 from analysis.plan.files import write_plan
 from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from analysis.explore.exploration import Exploration, explore_study
-from analysis.explore.scale_out import Workers
 from analysis.explore.simulation import Simulated, simulate_run
+from analysis.explore.work.scale_out import Workers
 from analysis.study.flags import StudyFlags
 from analysis.study.study import Study
 from analysis.tuning.asked import asked_study

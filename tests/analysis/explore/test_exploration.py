@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.explore.evaluation import Timing, Workload, evaluate, speeds_under
 from analysis.explore.exploration import Exploration, explore_run, explore_study
 from analysis.explore.search import pareto_front, search_with_optuna
 from analysis.explore.simulation import simulate_run
+from analysis.explore.work.evaluation import Timing, Workload, evaluate, speeds_under
 from analysis.study.questions import make_questions, traces_of
 from analysis.study.study import Conditions, Family, Objective, Range, Search, Study, StudyError, make_study
 from sim.decoding.policies.base import Policy
@@ -136,7 +136,7 @@ def test_no_digit_hangs_on_how_rounds_are_grouped(
     traces = tuple(read_run(run_dir).traces())
     workload = Workload(traces=traces, latency=FittedLatency(dear_calibration), timings=timings)
     whole = evaluate(workload, POLICIES)
-    for module in ("sim.sweep.sweep", "analysis.explore.evaluation"):
+    for module in ("sim.sweep.sweep", "analysis.explore.work.evaluation"):
         monkeypatch.setattr(f"{module}.ROUNDS_AT_ONCE", 7)
     pieces = evaluate(workload, POLICIES)
     for name, seconds in whole.seconds.items():

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from analysis.explore.exploration import explore_study
-from analysis.explore.scale_out import Workers, run_tasks
+from analysis.explore.work.scale_out import Workers, run_tasks
 from analysis.study.study import Study
 from sim.decoding.policies.own import import_own
 from tests.analysis.made_up_run import write_run

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from analysis.explore.scale_out import Workers
+from analysis.explore.work.scale_out import Workers
 from analysis.plan.capacity import Capacity, highest_factor
 from analysis.plan.inputs import acceptance_of, measured_acceptance
 from analysis.plan.machines import Machine

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.explore.scale_out import Workers
+from analysis.explore.work.scale_out import Workers
 from analysis.plan.measured.check import CheckResult, check_server_table
 from analysis.plan.measured.errors import Cell, chosen_length, errors_of, has_wrong_sign, regrets
 from tests.analysis.plan.measured.made_up_server import DRAFT, TARGET, write_table

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.explore.engine_runs import simulated_requests
+from analysis.explore.work.engine_runs import simulated_requests
 from analysis.tuning.measured import typical_context
 from sim.decoding.policies.base import Policy
 from sim.latency.base import Conditions, LatencyModel

@@ -15,7 +15,7 @@ from executor.models.sources.base import ModelError
 from executor.models.stored import gguf_files
 from executor.models.stored.gguf_files import dequantised_folder
 from executor.models.stored.places import CACHE_VARIABLE, read_card
-from tests.executor.models.gguf_builder import llama, write_gguf
+from tests.executor.models.files.gguf_builder import llama, write_gguf
 from tests.executor.models.tiny_models import logits_without_cache
 
 TOKENS = [5, 70, 258, 9, 9, 31, 120]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.analysis.ended.processes import LONGEST_S, check_nothing_is_left, of_session, start, wait_until
 from tests.analysis.made_up_run import write_run
-from tests.analysis.processes import LONGEST_S, check_nothing_is_left, of_session, start, wait_until
 from traces.folder.run import read_run
 
 

@@ -20,7 +20,7 @@ from executor.models.stored import fetching
 from executor.models.stored.fetching import FETCHABLE, FetchFrom, fetch
 from executor.models.stored.gguf_files import sha256_of
 from executor.models.stored.places import CACHE_VARIABLE, fetched_folder, made_whole, place_of_fetched, read_card
-from tests.executor.models.gguf_builder import llama, write_gguf
+from tests.executor.models.files.gguf_builder import llama, write_gguf
 
 
 class Network:

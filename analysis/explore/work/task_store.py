@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.explore.evaluation import Evaluated
+from analysis.explore.work.evaluation import Evaluated
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 

@@ -1,6 +1,6 @@
 """A recording that is killed again and again, and resumed each time, ends as if nothing had happened.
 
-As many kills as one likes: SPECBRANCH_KILLS=200 pytest -m slow tests/analysis/cli/test_kills.py
+As many kills as one likes: SPECBRANCH_KILLS=200 pytest -m slow tests/analysis/ended/test_kills.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.analysis.processes import LONGEST_S, check_nothing_is_left, of_session, start, wait_until
+from tests.analysis.ended.processes import LONGEST_S, check_nothing_is_left, of_session, start, wait_until
 from traces.folder.audit import audit
 from traces.folder.run import Run, read_run
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.explore.evaluation import Evaluated, evaluate_packed
 from analysis.explore.outcomes import answer, merge
-from analysis.explore.scale_out import Workers, run_tasks
 from analysis.explore.search import search_with_optuna
-from analysis.explore.task_store import TaskStore
+from analysis.explore.work.evaluation import Evaluated, evaluate_packed
+from analysis.explore.work.scale_out import Workers, run_tasks
+from analysis.explore.work.task_store import TaskStore
 from analysis.study.questions import Question
 from analysis.study.study import Study
 from sim.decoding.policies.base import Policy
