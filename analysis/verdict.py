@@ -119,9 +119,9 @@ def decide(
     name, gain = name_of(best.policy), f"{best.speedup:.2f} times the speed of plain decoding"
     verb = "measured" if is_measured else "predicted"
     span = f"95%: {low:.2f} to {high:.2f}" if best.interval else "without an interval"
+    if doubt:  # then no method is named, and no price at which it would change
+        return replace(said, answer=f"{NO_METHOD}: {_in_short(doubt)}.", would_change="")
     said = replace(said, speedup=best.speedup, interval=best.interval)
-    if doubt:
-        return replace(said, answer=f"{NO_METHOD}: {_in_short(doubt)}. The fastest was {name}, at {gain} ({span}).")
     if not best.interval or low <= 1:
         return replace(said, answer=f"{NO_METHOD}. The fastest was {name}, {verb} at {gain} ({span}).")
     told = f"; predicted {best.predicted:.2f}" if is_measured and best.predicted else ""

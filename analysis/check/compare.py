@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from executor.recording.settings import RecordSettings
 
 
+PAIR_PROMPTS = {"embedded": "held_out", "smollm2": "questions"}  # of the pairs that are known by name
+
+
 class Choose(Protocol):
     """Chooses a policy for each family, on traces of one temperature."""
 
@@ -109,6 +112,21 @@ def compare(
     ]
     write_report(output_dir, COMPARISON, rows)
     return rows
+
+
+def models_of(pair: str, *, target: str, draft: str, prompts: str) -> tuple[str, str, str]:
+    """Target, draft and prompts of a comparison. pair: one that is known by name, in place of both models; empty leaves them.
+    prompts: empty takes those that suit. Raises ValueError for a pair that is unknown, not at hand, or beside a model."""
+    from executor.models.names import resolve_model
+
+    if not pair:
+        return target, draft, prompts or PAIR_PROMPTS["embedded"]
+    if pair not in PAIR_PROMPTS:
+        raise ValueError(f"unknown pair {pair!r}: choose {' or '.join(PAIR_PROMPTS)}.")
+    if (target, draft) != ("embedded", "embedded"):
+        raise ValueError("--pair names both models: leave out --target and --draft.")
+    resolve_model(pair, "draft")  # what is not there is said before anything is decoded
+    return pair, pair, prompts or PAIR_PROMPTS[pair]
 
 
 def _compare_pair(

@@ -16,6 +16,7 @@ from analysis.explore.simulation import simulate_run
 from analysis.figures import figures
 from analysis.figures.figures import Scenario, draw_figures
 from analysis.study.study import Family, Study
+from analysis.verdict import of_validation
 from sim.decoding.policies.overlapped.pearl import Pearl
 from tests.analysis.check.test_reports import CHECK, REPORT
 from tests.analysis.command import call
@@ -147,12 +148,15 @@ def test_the_demo_draws_what_its_table_says_and_names_no_winner_in_doubt(tmp_pat
         for length, speedup in ((2, 0.9), (11, 0.55))
     ]
     sure = replace(REPORT, policies=checks, note="", is_claim=True, widest_interval=0.04)
-    first, second = demo.answer(sure, [CHECK.temperature], 0.03)
-    assert "pearl 2 decodes 1.00 times as fast" in first
-    assert "within 4.0% (3.0% was asked" in second
-    (refusal,) = demo.answer(replace(sure, note="busy", is_claim=False), [CHECK.temperature], 0.03)
-    assert NO_CLAIM in refusal
-    assert "pearl" not in refusal
+    assert "within 4.0% (3.0% was asked" in demo.how_exact(sure, 0.03)
+    assert "within 4.0% (as asked)" in demo.how_exact(sure, 0.05)
+    (named,) = of_validation(sure)
+    assert "The fastest was pearl 2" in named.answer
+    (refused,) = of_validation(
+        replace(sure, note="busy", is_claim=False), would_change={CHECK.temperature: "pearl costs"}
+    )
+    assert "busy" in refused.answer
+    assert "pearl" not in " ".join(refused.lines())
     lines: list[list[float]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda figure, *_, **__: lines.extend(_lines(figure)))

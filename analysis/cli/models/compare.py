@@ -27,8 +27,6 @@ from analysis.cli.options import (
     within,
 )
 
-_PROMPTS = {"embedded": "held_out", "smollm2": "questions"}  # of the pairs that are known by name
-
 
 def compare(
     output_dir: OutputDir,
@@ -67,19 +65,13 @@ def compare(
 ) -> None:
     """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
     from analysis.check.compare import compare as compare_methods
+    from analysis.check.compare import models_of
     from analysis.check.comparison import print_comparison
     from analysis.check.precision import Effort, parse_precision
     from analysis.cli.progress import progress_bar
     from analysis.tuning.what_if import print_what_if, read_what_if
-    from executor.models.names import resolve_model
 
-    if pair:
-        if pair not in _PROMPTS:
-            raise ValueError(f"unknown pair {pair!r}: choose {' or '.join(_PROMPTS)}.")
-        if (target, draft) != ("embedded", "embedded"):
-            raise ValueError("--pair names both models: leave out --target and --draft.")
-        target = draft = pair
-        resolve_model(draft, "draft")  # what is not there is said before anything is decoded
+    target, draft, prompts = models_of(pair, target=target, draft=draft, prompts=prompts)
     told = console_for(as_json)
     effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
     rows = compare_methods(
@@ -87,7 +79,7 @@ def compare(
         target=target,
         draft=draft,
         hrad=hrad,
-        prompts=prompts or _PROMPTS.get(pair, "held_out"),
+        prompts=prompts,
         temperatures=temperature or ([1.0] if quick else [0.0, 1.0]),
         num_prompts=min(num_prompts, 6) if quick else num_prompts,
         max_new_tokens=min(max_new_tokens, 48) if quick else max_new_tokens,

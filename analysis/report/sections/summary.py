@@ -16,7 +16,7 @@ from traces.folder.run import Run, RunError
 def verdict_section(answers: Answers, title: str = "Verdict") -> Section:
     """The answer first, with its headline."""
     elements: list[Element] = []
-    shown = [verdict for verdict in answers.verdicts if verdict.speedup is not None]
+    shown = [verdict for verdict in answers.verdicts if verdict.policy is not None]
     entries = [_headline(answers, each) for each in shown[:3]]
     if entries:
         elements.append(Figures(entries=entries))
@@ -33,7 +33,8 @@ def verdict_section(answers: Answers, title: str = "Verdict") -> Section:
 
 
 def _headline(answers: Answers, verdict: Verdict) -> tuple[str, str, str]:
-    assert verdict.speedup is not None
+    if verdict.speedup is None:
+        return "Not shown", f"{verdict.where}: no method is shown to beat plain decoding", ""
     low, high = verdict.interval or (float("nan"), float("nan"))
     span = f"95% interval {low:.2f} to {high:.2f}" if verdict.interval else ""
     kind = "measured" if answers.arm.speeds else "predicted"

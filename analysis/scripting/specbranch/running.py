@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.check.compare import compare as compare_methods
+from analysis.check.compare import models_of
 from analysis.check.comparison import ComparedPolicy
 from analysis.check.precision import Effort, parse_precision
 from analysis.check.validate import validate_run
@@ -145,6 +146,8 @@ def compare(
     target: str = "embedded",
     draft: str = "embedded",
     hrad: str = "",
+    pair: str = "",
+    prompts: str = "",
     temperatures: Sequence[float] = (0.0, 1.0),
     num_prompts: int = 32,
     max_new_tokens: int = 96,
@@ -157,12 +160,17 @@ def compare(
     allow_vocab_difference: bool = False,
     trust_remote_code: bool = False,
 ) -> list[ComparedPolicy]:
-    """Every method on the same prompts, each with the settings that the simulator chose. quick: smaller grids. ValueError."""
+    """Every method on the same prompts, each with the settings that the simulator chose. Raises ValueError.
+
+    pair: embedded or smollm2, in place of both models. quick: smaller grids.
+    """
+    target, draft, prompts = models_of(pair, target=target, draft=draft, prompts=prompts)
     return compare_methods(
         Path(output_dir),
         target=target,
         draft=draft,
         hrad=hrad,
+        prompts=prompts,
         temperatures=temperatures,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,

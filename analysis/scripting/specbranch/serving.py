@@ -47,6 +47,8 @@ def plan(  # long: one argument an option of the command
     kv_tokens: int | None = None,
     max_length: int = 5,
     policies: Policies = (),
+    rule: Sequence[str] = (),
+    shared_draft: bool = False,
     price: float | None = None,
     max_num_seqs: int = 256,
     max_num_batched_tokens: int = 8192,
@@ -71,6 +73,8 @@ def plan(  # long: one argument an option of the command
         attainment=attainment,
         max_length=max_length,
         policies=tuple(labels_of(policies)),
+        rules=tuple(rule),
+        shares_draft=shared_draft,
         num_requests=num_prompts,
         precision=precision,
         scheduler=Scheduler(
