@@ -70,10 +70,10 @@ FULL = DemoSize(
     num_best=3,
 )
 QUICK = DemoSize(
-    num_recorded=24,
-    num_timed=8,
+    num_recorded=20,
+    num_timed=6,
     num_measured=60,
-    max_s=18.0,
+    max_s=15.0,
     max_new_tokens=64,
     temperatures=(1.0,),
     draft_lengths=(2, 4),
