@@ -19,6 +19,7 @@ from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.latency.base import LatencyModel
+from sim.latency.placement import AdjustedLatency, cost_ratio_of
 from sim.latency.varied import VariedLatency
 from traces.schema import Actor, OpKind, OpShape, RequestTrace
 
@@ -132,9 +133,9 @@ def vary_prices(
 
     target_s = seconds(Actor.TARGET, OpKind.VERIFY, 1)
     widening = seconds(Actor.TARGET, OpKind.VERIFY, WIDTH) / target_s
-    ratio = target_s / seconds(Actor.DRAFT, OpKind.DRAFT, 1)
+    ratio = cost_ratio_of(latency, context)
     host_s = seconds(Actor.HOST, OpKind.HOST, 1)
-    tries: list[tuple[str, str, float, NDArray[np.float64], Callable[[float], VariedLatency]]] = [
+    tries: list[tuple[str, str, float, NDArray[np.float64], Callable[[float], LatencyModel]]] = [
         (
             f"verifying {WIDTH} tokens",
             "times the verification of one",
@@ -147,7 +148,7 @@ def vary_prices(
             "of a target forward",
             1 / ratio,
             np.exp(_around(np.log(1 / ratio), np.log(1 / ratio / MAX_FACTOR), np.log(MAX_FACTOR / ratio))),
-            lambda point: VariedLatency(base=latency, draft_factor=point * ratio),
+            lambda point: AdjustedLatency(latency, point * ratio),
         ),
         (
             "the host's work in a round",

@@ -7,32 +7,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sim.latency.base import Array, Conditions, LatencyModel, actor_of
+from sim.latency.base import Array, Conditions, LatencyModel
 from traces.fits.cold_start import ColdStart
 from traces.schema import Actor, OpKind, OpShape
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariedLatency:
-    """draft_factor: on every forward of the draft. verify_further_s: seconds that each token of a verification after its
+    """verify_further_s: seconds that each token of a verification after its
     first takes more (less where it is negative; a verification never takes less than that of one token). host_further_s:
     seconds that the host takes more in each round."""
 
     base: LatencyModel
-    draft_factor: float = 1.0
     verify_further_s: float = 0.0
     host_further_s: float = 0.0
 
     @property
     def cold_start(self) -> ColdStart:
-        cold_start = self.base.cold_start
-        return replace(cold_start, first_s=cold_start.first_s * self.draft_factor)
+        return self.base.cold_start
 
     def under(self, conditions: Conditions) -> VariedLatency:
         return replace(self, base=self.base.under(conditions))
 
     def further_s(self, op: OpShape) -> float:
-        return self.base.further_s(op) * self._factor(op.actor)
+        return self.base.further_s(op)
 
     def mean_s(self, op: OpShape) -> float:
         means = self.mean_array(op.kind, op.num_tokens, op.num_branches, op.context_tokens, actor=op.actor)
@@ -56,7 +54,4 @@ class VariedLatency:
             return np.maximum(means + self.verify_further_s * (np.asarray(num_tokens, float) - 1), single)
         if kind == OpKind.HOST:
             return means + self.host_further_s
-        return means * self._factor(actor or actor_of(kind))
-
-    def _factor(self, actor: Actor) -> float:
-        return self.draft_factor if actor == Actor.DRAFT else 1.0
+        return means

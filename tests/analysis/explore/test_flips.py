@@ -11,6 +11,7 @@ from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.replay import replay
 from sim.latency.constant import ConstantLatency
+from sim.latency.placement import AdjustedLatency
 from sim.latency.varied import VariedLatency
 from sim.sweep.sweep import sweep
 from traces.schema import Actor, OpKind, OpShape
@@ -55,7 +56,7 @@ def test_prices_as_they_are_give_the_speeds_of_the_sweep() -> None:
 
 
 def test_varied_latency_changes_one_price_and_nothing_else() -> None:
-    varied = VariedLatency(base=LATENCY, draft_factor=2.0, verify_further_s=0.001, host_further_s=0.003)
+    varied = VariedLatency(base=AdjustedLatency(LATENCY, 2.0), verify_further_s=0.001, host_further_s=0.003)
     shape = OpShape(Actor.TARGET, OpKind.VERIFY, 4, 1, 100)
     assert varied.mean_s(shape) == pytest.approx(0.013)
     assert varied.mean_s(shape._replace(num_tokens=1)) == pytest.approx(0.010)
