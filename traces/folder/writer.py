@@ -130,10 +130,11 @@ class RunWriter:
         Not-a-number and infinity become null in summary.json, which strict JSON readers refuse otherwise.
         """
         self.flush()
-        tables = {name: self._merged(name) for name in TABLE_NAMES}
-        for name, table in tables.items():
-            if self._resumes:  # operations of a request that was cut short and decoded again
-                table = table.filter(pa.compute.is_in(table["request_id"], tables["requests"]["request_id"]))
+        known = self._merged("requests")["request_id"] if self._resumes else None
+        for name in TABLE_NAMES:  # one at a time: together they may be more than the memory holds
+            table = self._merged(name)
+            if known is not None:  # without what a request left that was cut short and decoded again
+                table = table.filter(pa.compute.is_in(table["request_id"], known))
             self._write_table(f"{name}.parquet", table)
         write_json(self.folder / "summary.json", summary)
         self._meta.update(
