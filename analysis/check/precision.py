@@ -24,6 +24,15 @@ class Effort:
     precision: float | None = None
     max_s: float | None = None
 
+    @classmethod
+    def of(cls, precision: str, max_seconds: float) -> Effort:
+        """As options say it: a percentage or a fraction, empty for none, and seconds, 0 for no end. Raises ValueError.
+
+        >>> Effort.of("3%", 0)
+        Effort(precision=0.03, max_s=None)
+        """
+        return cls(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
+
     def __post_init__(self) -> None:
         if self.precision is not None and not 0 < self.precision < 1:
             raise ValueError(f"precision must lie between 0% and 100%, but got {self.precision:.3%}; 3% is usual.")

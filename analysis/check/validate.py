@@ -41,9 +41,7 @@ if TYPE_CHECKING:
     from executor.pair import Session
 
 BASELINE = "autoregressive"
-NEW_PER_OLD = (
-    2  # prompts measured for one that calibrates: in a short time it is the new ones' acceptance that is unsure
-)
+NEW_PER_OLD = 2  # prompts measured for one that calibrates: in a short time the new ones' acceptance is unsure
 MIN_ANCHORED = 4  # prompts that calibrate, where so many were recorded: one or two may end at their first token
 
 

@@ -67,13 +67,13 @@ def compare(
     from analysis.check.compare import compare as compare_methods
     from analysis.check.compare import models_of
     from analysis.check.comparison import print_comparison
-    from analysis.check.precision import Effort, parse_precision
+    from analysis.check.precision import Effort
     from analysis.cli.progress import progress_bar
     from analysis.tuning.what_if import print_what_if, read_what_if
 
     target, draft, prompts = models_of(pair, target=target, draft=draft, prompts=prompts)
     told = console_for(as_json)
-    effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
+    effort = Effort.of(precision, max_seconds)
     rows = compare_methods(
         output_dir,
         target=target,

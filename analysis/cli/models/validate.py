@@ -39,14 +39,14 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Run policies for real on prompts that were not recorded, and compare with the prediction."""
-    from analysis.check.precision import Effort, parse_precision
+    from analysis.check.precision import Effort
     from analysis.check.validate import validate_run
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_lines, print_validation
     from analysis.study.candidates import validated_policies
     from analysis.tuning.auto import resolution_lines, resolve_on_run
 
-    effort = Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None)
+    effort = Effort.of(precision, max_seconds)
     resolved, told = resolve_on_run(policy or (), run, latency=calibration), console_for(as_json)
     policies = list(resolved.values()) or validated_policies()
     print_lines(told, resolution_lines(resolved))

@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.check.compare import compare as compare_methods
 from analysis.check.compare import models_of
 from analysis.check.comparison import ComparedPolicy
-from analysis.check.precision import Effort, parse_precision
+from analysis.check.precision import Effort
 from analysis.check.validate import validate_run
 from analysis.check.validation import Validation
 from analysis.cli.options import prompt_form
@@ -135,7 +135,7 @@ def validate(
         repeats=repeats,
         seed=seed,
         trusts_remote_code=trust_remote_code,
-        effort=Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None),
+        effort=Effort.of(precision, max_seconds),
         progress=progress,
     )
 
@@ -176,7 +176,7 @@ def compare(
         max_new_tokens=max_new_tokens,
         repeats=repeats,
         is_quick=quick,
-        effort=Effort(precision=parse_precision(precision) if precision else None, max_s=max_seconds or None),
+        effort=Effort.of(precision, max_seconds),
         seed=seed,
         ignores_generation_config=ignore_generation_config,
         allows_vocab_difference=allow_vocab_difference,
