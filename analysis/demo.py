@@ -16,11 +16,11 @@ from rich.console import Console
 from analysis.check.precision import Effort
 from analysis.check.validate import validate_run
 from analysis.check.validation import VALIDATION, PolicyCheck, Validation
+from analysis.cli.conclusion import print_json
 from analysis.cli.progress import progress_bar
 from analysis.cli.tables import print_checks, print_doubt, print_reason, validation_lines
 from analysis.explore.exploration import Exploration, explore_run
-from analysis.report.answers import Answers
-from analysis.report.material import read_arms
+from analysis.report.answers import verdicts_of
 from analysis.study.candidates import default_grid, validated_policies
 from analysis.verdict import verdict_lines
 from sim.decoding.policies.catalog import parse_policy
@@ -82,10 +82,13 @@ QUICK = DemoSize(
 )
 
 
-def run_demo(console: Console, folder: Path, *, is_quick: bool, precision: float = 0.03, seed: int = 0) -> Validation:
+def run_demo(
+    console: Console, folder: Path, *, is_quick: bool, precision: float = 0.03, seed: int = 0, as_json: bool = False
+) -> Validation:
     """Run the loop and print its results; the folder, a new one, gets everything.
 
     precision: measuring ends when every speed-up is known so well, or its time is over (`analysis.check.precision.Effort`).
+    as_json: the verdict goes to standard output, too, for programs.
     """
     from executor.pair import Session
 
@@ -100,9 +103,11 @@ def run_demo(console: Console, folder: Path, *, is_quick: bool, precision: float
         explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
         validation = _validate(console, folder, size, explored, effort=effort, session=session, seed=seed)
     _draw(folder / "speedup.png", validation, size.temperatures)
-    verdicts = Answers(read_arms([folder])[-1]).verdicts
+    verdicts = verdicts_of([folder])
     wall_s = time.perf_counter() - started
     write_json(folder / "summary.json", {VALIDATION: validation, "wall_s": wall_s, "is_quick": is_quick})
+    if as_json:
+        print_json(verdicts, folder)
     for line in filter(None, [*verdict_lines(verdicts), how_exact(validation, precision)]):
         console.print(line, highlight=False, markup=False)
     console.print()

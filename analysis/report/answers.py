@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from analysis import verdict
 from analysis.explore.flips import Prices, vary_prices
 from analysis.report.charts import method_of
-from analysis.report.material import Arm, Explored, Plan
+from analysis.report.material import Arm, Explored, Plan, read_arms
 from analysis.verdict import PROBE, Contender, Verdict, label_for, name_of
 from executor.models.names import check_drafter
 from executor.recording.settings import draft_of
@@ -54,6 +55,11 @@ class Answers:
         return _verdicts(
             self.arm, {temperature: change_sentence(prices) for temperature, prices in self.prices.items()}
         )
+
+
+def verdicts_of(folders: Sequence[Path]) -> list[Verdict]:
+    """Of the last of these folders; the others are what it came from."""
+    return Answers(read_arms(folders)[-1]).verdicts
 
 
 def _of_plan(plan: Plan) -> Verdict:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.conclusion import AsJson, conclude, console_for
+from analysis.cli.conclusion import AsJson, console_for
 from analysis.cli.options import NOT_IDENTICAL, Precision, Quick, Seed
 
 
@@ -25,8 +25,6 @@ def demo(
     from analysis.demo import next_folder, run_demo
 
     asked, folder = parse_precision(precision), output_dir or next_folder(Path("runs"))
-    is_identical = run_demo(console_for(as_json), folder, is_quick=quick, precision=asked, seed=seed).is_identical
-    if as_json:
-        conclude([folder], as_json=True)
-    if not is_identical:
+    told = console_for(as_json)
+    if not run_demo(told, folder, is_quick=quick, precision=asked, seed=seed, as_json=as_json).is_identical:
         raise typer.Exit(NOT_IDENTICAL)
