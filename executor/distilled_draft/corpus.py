@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from executor.distilled_draft.settings import WritingPlan
+
 LARGEST_VOCABULARY = 1 << 16  # ids are stored in 16 bits
 HELD_OUT_SHARE = 1 / 32
 _PATTERN = "shard-*.npz"
@@ -79,6 +81,27 @@ def write_shard(shard: Shard, path: Path) -> None:
     os.replace(part, path)
 
 
+def empty_shard(plan: WritingPlan, vocab_size: int) -> Shard:
+    """A shard of a plan's size, yet to be filled. Raises ValueError for a vocabulary whose ids do not fit."""
+    if vocab_size > LARGEST_VOCABULARY:
+        raise ValueError(f"shards hold ids below {LARGEST_VOCABULARY}, but the target has {vocab_size}.")
+    size, num_top = (plan.num_streams, plan.length), min(plan.num_top, vocab_size)
+    return Shard(
+        tokens=np.zeros(size, np.uint16),
+        roles=np.zeros(size, np.uint8),
+        starts=np.zeros(size, np.int16),
+        temperatures=np.zeros(size, np.float16),
+        top_tokens=np.zeros((*size, num_top), np.uint16),
+        top_log_probs=np.zeros((*size, num_top), np.float16),
+    )
+
+
+def top_laws(logits: Tensor, num_top: int) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+    """A shard's top_tokens and top_log_probs of logits (..., vocab): (..., num_top) each."""
+    best = (logits - logits.logsumexp(-1, keepdim=True)).topk(num_top)
+    return best.indices.cpu().numpy().astype(np.uint16), best.values.cpu().numpy().astype(np.float16)
+
+
 def read_shards(folder: Path) -> Iterator[Shard]:
     """All shards of a folder, in the order of their names. Raises ValueError for one that cannot be read."""
     for path in sorted(folder.glob(_PATTERN)):
@@ -95,6 +118,11 @@ def block_mask(starts: Tensor) -> Tensor:
     """(streams, length) starts -> (streams, 1, length, length): whether a row may look at a column; True where it may."""
     index = torch.arange(starts.shape[1], device=starts.device)
     return ((index[:, None] >= index) & (index >= starts[:, :, None]))[:, None]
+
+
+def added_mask(starts: Tensor) -> Tensor:
+    """`block_mask` as what is added to scores: 0 where a row may look, else -inf."""
+    return torch.zeros(1, device=starts.device).masked_fill(~block_mask(starts), float("-inf"))
 
 
 @dataclass(frozen=True)

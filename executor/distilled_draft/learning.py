@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from executor.distilled_draft.corpus import Batch, Corpus, block_mask
-from executor.distilled_draft.settings import DraftSettings, LearningPlan
-from executor.distilled_draft.starting import first_and_last, fit_head, start_draft
-from executor.embedded_pair.training.optimisation import Optimisation, learning_rate_factor
-from executor.models.stored.distilled import DraftCard, write_draft
+from executor.distilled_draft.corpus import Batch, Corpus
+from executor.distilled_draft.settings import DraftSettings, LearningPlan, Say
+from executor.distilled_draft.starting import first_and_last, fit_head, last_states, start_draft
+from executor.embedded_pair.training.optimisation import Clock, Optimisation, learning_rate_factor
+from executor.models.stored.distilled import EMBEDDING, DraftCard, write_draft
 
 CHECKPOINT_FILE, DRAFT_FOLDER = "checkpoint.pt", "draft"
-_TABLE = "model.embed_tokens.weight"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -47,14 +43,7 @@ def column_of(head_tokens: Tensor, vocab_size: int) -> Tensor:
 
 def log_laws(draft: Any, batch: Batch) -> Tensor:
     """Log-probabilities over the head's tokens at the positions with a weight, (positions, columns)."""
-    inputs = draft.model.embed_tokens(batch.tokens)
-    hidden = draft.model(
-        inputs_embeds=inputs,
-        position_ids=batch.positions,
-        attention_mask=torch.zeros(1, device=inputs.device).masked_fill(~block_mask(batch.starts), float("-inf")),
-        use_cache=False,
-    ).last_hidden_state
-    logits: Tensor = draft.lm_head(hidden[batch.weights > 0])
+    logits: Tensor = draft.lm_head(last_states(draft, batch)[batch.weights > 0])
     return logits.float().log_softmax(-1)
 
 
@@ -129,7 +118,7 @@ class Learner:
 
         Every call is a schedule of its own: the rate rises, stays and falls.
         """
-        plan, started = self._settings.learning, time.monotonic()
+        plan = self._settings.learning
         schedule = Optimisation(
             num_steps=plan.max_steps,
             batch_size=plan.batch_streams,
@@ -137,21 +126,22 @@ class Learner:
             learning_rate=plan.learning_rate,
             warmup_steps=plan.warmup_steps,
             decay_start=plan.decay_start,
+            max_minutes=minutes,
         )
+        clock = Clock(schedule)
         rng = np.random.default_rng([plan.seed, self.num_steps])
         losses: list[float] = []
         for step in range(plan.max_steps):
-            progress = max(step / plan.max_steps, (time.monotonic() - started) / (60 * minutes))
+            progress = clock.progress(step)
             if progress < 1:
                 losses.append(self._step(rng, plan.learning_rate * learning_rate_factor(schedule, step, progress)))
             is_over = progress >= 1 or step + 1 == plan.max_steps
             if is_over or (step + 1) % plan.report_every == 0:
-                elapsed = time.monotonic() - started
-                self._report(folder, card, elapsed, losses, say)
+                self._report(folder, card, clock.elapsed_s(), losses, say)
                 losses = []
             if is_over:
                 break
-        self.seconds += time.monotonic() - started
+        self.seconds += clock.elapsed_s()
 
     def resume(self, folder: Path) -> bool:
         """Go on from the checkpoint of a folder; False where there is none. Raises ValueError for one of another draft."""
@@ -209,7 +199,7 @@ class Learner:
     def _save(self, folder: Path, elapsed_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / (CHECKPOINT_FILE + ".part")
-        draft = {name: value for name, value in self.draft.state_dict().items() if name != _TABLE}
+        draft = {name: value for name, value in self.draft.state_dict().items() if name != EMBEDDING}
         best = self.best
         state = {
             "draft": draft,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+Say = Callable[[str], None]  # takes a line on how far a training is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from executor.distilled_draft.corpus import Batch, block_mask
+from executor.distilled_draft.corpus import Batch, added_mask
 from executor.models.stored.distilled import empty_draft, give_table
 
 _RIDGE = 1e-4  # of the mean square of a state's numbers
@@ -55,7 +55,7 @@ def fit_head(target: Any, draft: Any, batches: Iterable[Batch], head_tokens: Ten
     squares, crossed = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
     for batch in batches:
         is_used = batch.weights > 0
-        own, wanted = (_last_states(module, batch)[is_used].double() for module in (draft, target))
+        own, wanted = (last_states(module, batch)[is_used].double() for module in (draft, target))
         squares += own.T @ own
         crossed += own.T @ wanted
     ridge = _RIDGE * squares.diagonal().mean() * torch.eye(width, dtype=torch.float64, device=device)
@@ -63,11 +63,10 @@ def fit_head(target: Any, draft: Any, batches: Iterable[Batch], head_tokens: Ten
     draft.lm_head.weight.copy_(target.get_output_embeddings().weight[head_tokens] @ weights.T)
 
 
-def _last_states(module: Any, batch: Batch) -> Tensor:
+def last_states(module: Any, batch: Batch) -> Tensor:
     """What the head reads, (streams, length, hidden)."""
     inputs = module.model.embed_tokens(batch.tokens)
-    mask = torch.zeros(1, device=inputs.device).masked_fill(~block_mask(batch.starts), float("-inf"))
     states: Tensor = module.model(
-        inputs_embeds=inputs, position_ids=batch.positions, attention_mask=mask, use_cache=False
+        inputs_embeds=inputs, position_ids=batch.positions, attention_mask=added_mask(batch.starts), use_cache=False
     ).last_hidden_state
     return states

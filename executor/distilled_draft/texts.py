@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from executor.distilled_draft.corpus import Role, Shard, block_mask, write_shard
-from executor.distilled_draft.settings import WritingPlan
+from executor.distilled_draft.corpus import Role, Shard, added_mask, empty_shard, top_laws, write_shard
+from executor.distilled_draft.settings import Say, WritingPlan
 
 SUFFIXES = (".txt", ".md", ".rst", ".py")
 _LEAST_TOKENS = 48  # of a piece: the first tokens of a text can hardly be guessed
 _STREAMS_A_FORWARD = 4  # bounds the memory of logits
-
-Say = Callable[[str], None]
 
 
 def read_texts(folder: Path) -> list[str]:
@@ -32,7 +30,10 @@ def read_texts(folder: Path) -> list[str]:
 def write_text_shards(
     target: Any, tokenizer: Any, texts: list[str], plan: WritingPlan, folder: Path, *, minutes: float, say: Say = print
 ) -> None:
-    """Add shards of pieces of the texts to a folder for so many minutes, at least one; one that is there is kept."""
+    """Add shards of pieces of the texts to a folder for so many minutes, at least one; one that is there is kept.
+
+    Raises ValueError for a vocabulary of more than 65,536 tokens.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     started, number, is_new = time.monotonic(), 0, False
     while not is_new or time.monotonic() - started < 60 * minutes:
@@ -49,37 +50,27 @@ def write_text_shards(
 @torch.inference_mode()
 def _labelled(target: Any, tokenizer: Any, texts: list[str], plan: WritingPlan, number: int) -> Shard:
     """Shard `number`: pieces of random texts from random lines on, one after another, with the target's laws."""
-    size = (plan.num_streams, plan.length)
-    tokens, starts = np.zeros(size, np.uint16), np.zeros(size, np.int16)
+    shard = empty_shard(plan, target.config.vocab_size)
+    shard.roles[:] = Role.TEXT
     pieces = _pieces(tokenizer, texts, plan.length, np.random.default_rng([plan.seed, 1, number]))
     for stream in range(plan.num_streams):
         position = 0
         while position < plan.length:
             piece = next(pieces)[: plan.length - position]
-            tokens[stream, position : position + len(piece)] = piece
-            starts[stream, position : position + len(piece)] = position
+            shard.tokens[stream, position : position + len(piece)] = piece
+            shard.starts[stream, position : position + len(piece)] = position
             position += len(piece)
-    num_top = min(plan.num_top, target.config.vocab_size)
-    top_tokens, top_log_probs = np.zeros((*size, num_top), np.uint16), np.zeros((*size, num_top), np.float16)
     for first in range(0, plan.num_streams, _STREAMS_A_FORWARD):
         some = slice(first, first + _STREAMS_A_FORWARD)
-        begins = torch.from_numpy(starts[some].astype(np.int64)).to(target.device)
+        begins = torch.from_numpy(shard.starts[some].astype(np.int64)).to(target.device)
         logits = target(
-            input_ids=torch.from_numpy(tokens[some].astype(np.int64)).to(target.device),
+            input_ids=torch.from_numpy(shard.tokens[some].astype(np.int64)).to(target.device),
             position_ids=torch.arange(plan.length, device=target.device) - begins,
-            attention_mask=torch.zeros(1, device=target.device).masked_fill(~block_mask(begins), float("-inf")),
+            attention_mask=added_mask(begins),
             use_cache=False,
         ).logits.float()
-        best = (logits - logits.logsumexp(-1, keepdim=True)).topk(num_top)
-        top_tokens[some], top_log_probs[some] = best.indices.cpu().numpy(), best.values.cpu().numpy()
-    return Shard(
-        tokens=tokens,
-        roles=np.full(size, Role.TEXT, np.uint8),
-        starts=starts,
-        temperatures=np.zeros(size, np.float16),
-        top_tokens=top_tokens,
-        top_log_probs=top_log_probs,
-    )
+        shard.top_tokens[some], shard.top_log_probs[some] = top_laws(logits, shard.top_tokens.shape[-1])
+    return shard
 
 
 def _pieces(tokenizer: Any, texts: list[str], length: int, rng: np.random.Generator) -> Iterator[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from executor.distilled_draft.conversations import template_of
 from executor.distilled_draft.corpus import Corpus
 from executor.distilled_draft.learning import CHECKPOINT_FILE, DRAFT_FOLDER, Learner
-from executor.distilled_draft.settings import DraftSettings
+from executor.distilled_draft.settings import DraftSettings, Say
 from executor.distilled_draft.texts import read_texts, write_text_shards
 from executor.distilled_draft.writing import write_corpus
 from executor.models.loading import eos_token_ids, fingerprint, load_tokenizer
@@ -25,8 +24,6 @@ from executor.models.stored.gguf_files import local_path
 CORPUS_FOLDER = "conversations"
 _WRITING_SHARE = 0.5  # of the time, where one call does both
 _READING_SHARE = 0.2  # of the writing time, where there are texts
-
-Say = Callable[[str], None]
 
 
 class Stage(enum.StrEnum):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
 from executor.distilled_draft.conversations import Conversations, Template
-from executor.distilled_draft.corpus import LARGEST_VOCABULARY, Role, Shard, write_shard
-from executor.distilled_draft.settings import WritingPlan
+from executor.distilled_draft.corpus import Role, Shard, empty_shard, top_laws, write_shard
+from executor.distilled_draft.settings import Say, WritingPlan
 from executor.models.engines.hugging_face import cache_argument
 
 _GROUPED = "specbranch_grouped"
 _PROMPT_REACH = 3.0  # a prompt's tokens are sampled among those at most so much below the best logit: whole sentences
-
-Say = Callable[[str], None]
 
 
 class _Slots(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
@@ -70,24 +67,13 @@ def write_conversations(  # one loop over positions: what is given or sampled, t
 
     target: a Llama-type module of transformers. Raises ValueError for a vocabulary of more than 65,536 tokens.
     """
-    if target.config.vocab_size > LARGEST_VOCABULARY:
-        raise ValueError(f"shards hold ids below {LARGEST_VOCABULARY}, but the target has {target.config.vocab_size}.")
-    device, size = target.device, (plan.num_streams, plan.length)
+    device, shard = target.device, empty_shard(plan, target.config.vocab_size)
     streams = [
         Conversations(tokenizer, template, plan, rng)
         for rng in np.random.default_rng([plan.seed, number]).spawn(plan.num_streams)
     ]
     generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + number)
     cache = Cache(layers=[_Slots(plan.length) for _ in range(target.config.num_hidden_layers)])
-    num_top = min(plan.num_top, target.config.vocab_size)
-    shard = Shard(
-        tokens=np.zeros(size, np.uint16),
-        roles=np.zeros(size, np.uint8),
-        starts=np.zeros(size, np.int16),
-        temperatures=np.zeros(size, np.float16),
-        top_tokens=np.zeros((*size, num_top), np.uint16),
-        top_log_probs=np.zeros((*size, num_top), np.float16),
-    )
     logits, started = None, time.monotonic()
     for position in range(plan.length):
         sampled = _sample(logits, streams, generator) if logits is not None else [0] * plan.num_streams
@@ -102,9 +88,8 @@ def write_conversations(  # one loop over positions: what is given or sampled, t
         starts = torch.from_numpy(shard.starts[:, position].astype(np.int64)).to(device)
         tokens = torch.from_numpy(shard.tokens[:, position].astype(np.int64)).to(device)
         logits = _forward(target, tokens, starts, position, cache)
-        best = (logits - logits.logsumexp(-1, keepdim=True)).topk(num_top)
-        shard.top_tokens[:, position] = best.indices.cpu().numpy().astype(np.uint16)
-        shard.top_log_probs[:, position] = best.values.cpu().numpy().astype(np.float16)
+        num_top = shard.top_tokens.shape[-1]
+        shard.top_tokens[:, position], shard.top_log_probs[:, position] = top_laws(logits, num_top)
     rate = plan.num_streams * plan.length / max(1e-9, time.monotonic() - started)
     say(f"shard {number}: {plan.num_streams} streams of {plan.length} tokens, {rate:.0f} tokens/s")
     return shard
