@@ -55,7 +55,8 @@ def annotate(
     rows = noise.rows(0, num_tokens + 1) if noise is not None else None
     scores = noisy_scores(logits, request.sampling, rows)
     head = engine.head_tokens
-    ranks = _ranks(scores[:-1], torch.tensor(tokens, device=scores.device), head)
+    committed = torch.tensor(tokens, device=scores.device)
+    ranks = _ranks(scores[:-1], committed, head)
     laws = _as_signals(logits, scores, request.sampling)
     firsts = ids_of(choose(scores), head).tolist()
     tails = _roll_out(engine, num_prompt, ranks, firsts, laws[-1], request.sampling, noise, tail_depth)
@@ -63,7 +64,6 @@ def annotate(
     law = Sampling(request.sampling.temperature or 1.0, request.sampling.top_k, request.sampling.top_p)
     plain = noisy_scores(logits[:-1], law, None)
     draft_probs = torch.softmax(plain, -1)
-    committed = torch.tensor(tokens, device=plain.device)
     bests = ids_of(choose(plain), head).cpu().numpy()
     asked = np.stack([tokens, bests], axis=1)  # of the target's laws: its own tokens, the draft's most probable ones
     target_columns, target_probs, class_probs = _scored(
@@ -81,7 +81,7 @@ def annotate(
         tails=tails,
         tail_depth=tail_depth,
         class_probs=class_probs,
-        chances=_chances(plain, committed, target_probs, head),
+        chances=_chances(plain, draft_probs, committed, target_probs, head),
     )
     best = top_tokens(scores[:-1], NUM_TOP)
     columns: dict[str, NDArray[np.generic] | list[list[int]] | list[list[float]]] = {
@@ -108,12 +108,12 @@ def _ranks(scores: Tensor, tokens: Tensor, head_tokens: Tensor | None) -> list[i
 
 
 def _chances(
-    plain: Tensor, committed: Tensor, target_probs: NDArray[np.float64], head_tokens: Tensor | None
+    plain: Tensor, probs: Tensor, committed: Tensor, target_probs: NDArray[np.float64], head_tokens: Tensor | None
 ) -> tuple[TokenChances, ...]:
-    """Of the committed tokens. plain: (N, columns) scores of the draft without noise. target_probs: (N, 2) p of the token, and
-    of the draft's most probable one."""
+    """Of the committed tokens. plain, probs: (N, columns) scores of the draft without noise, and their law. target_probs:
+    (N, 2) p of the token, and of the draft's most probable one."""
     columns, is_known = _columns_of(committed, head_tokens)
-    own = torch.softmax(plain, -1).gather(-1, columns[:, None])[:, 0] * is_known
+    own = probs.gather(-1, columns[:, None])[:, 0] * is_known
     ranks = _ranks(plain, committed, head_tokens)
     return tuple(
         TokenChances(of_token, draft, of_best, rank)
