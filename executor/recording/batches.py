@@ -37,10 +37,7 @@ class BatchGrid:
     num_repeats: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("batches", "widths", "contexts"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise ValueError(f"{name} of a sweep must be numbers of at least 1, but got {values}.")
+        check_amounts(self, "batches", "widths", "contexts")
         if self.num_repeats < 1:
             raise ValueError(f"num_repeats of a sweep must be at least 1, but got {self.num_repeats}.")
         if max(self.batches) > MAX_BATCH:
@@ -54,6 +51,19 @@ class BatchGrid:
     def longest(self) -> int:
         """Tokens of a request, the new ones included."""
         return max(self.contexts) + max(self.widths)
+
+
+def check_amounts(grid: object, *names: str) -> None:
+    """Refuse a grid in which one of these fields is empty or goes below 1. Raises ValueError."""
+    for name in names:
+        values = getattr(grid, name)
+        if not values or min(values) < 1:
+            raise ValueError(f"{name} of a sweep must be numbers of at least 1, but got {values}.")
+
+
+def made_up_tokens(engine: Engine, num: int) -> list[int]:
+    """Token ids that mean nothing, none of them among the first, which are often special."""
+    return [7 + position % (engine.vocab_size - 8) for position in range(num)]
 
 
 Timed = Callable[[Actor, int, list[Op]], None]
@@ -87,7 +97,7 @@ def _steps(
     engine: Engine, actor: Actor, grid: BatchGrid, batch: int, context: int, request_id: int, device: str
 ) -> list[Op]:
     """Every width in turn, so that a slow spell of the machine meets all of them."""
-    tokens = [7 + position % (engine.vocab_size - 8) for position in range(context + max(grid.widths))]
+    tokens = made_up_tokens(engine, context + max(grid.widths))
     caches = batch_of(engine, [tokens[:context]] * batch, max_width=max(grid.widths))
     kind = OpKind.VERIFY if actor is Actor.TARGET else OpKind.DRAFT
     ops = []

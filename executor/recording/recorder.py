@@ -175,16 +175,13 @@ class _Recorder:
         known = self._done.get((request.prompt_id, request.sampling.temperature, label_of(policy), repeat))
         if known is not None:
             if self._has_to_align(request):  # it was lost: the same tokens once more
-                outcomes = self._synthetic.outcomes(request, policy) if self._synthetic is not None else None
-                self._align(self._session.run(request, policy, request_id=known, outcomes=outcomes), known)
+                self._align(self._run(request, policy, known), known)
             return
         request_id = self._num_requests
         self._num_requests += 1
-        synthetic = self._synthetic
         for _ in range(MAX_TRIES):
             num_captures = self._session.num_captures
-            outcomes = synthetic.outcomes(request, policy) if synthetic is not None else None
-            decoded = self._session.run(request, policy, request_id=request_id, outcomes=outcomes)
+            decoded = self._run(request, policy, request_id)
             if self._session.num_captures == num_captures:
                 break  # otherwise steps were captured on the way: the same run again, which is then a measurement
         if policy.needs.classes:
@@ -199,11 +196,15 @@ class _Recorder:
         self._writer.rounds(rounds)
         self._rounds += rounds
         finished = _record_of(decoded, request_id, label_of(policy), repeat, start)
-        self._waiting.append(finished if synthetic is None else finished._replace(tokens_sha256=SYNTHETIC))
+        self._waiting.append(finished if self._synthetic is None else finished._replace(tokens_sha256=SYNTHETIC))
         if time.perf_counter() - self._lap_start_s >= MIN_LAP_S:
             self._close_lap()
         if self._has_to_align(request):
             self._align(decoded, request_id)
+
+    def _run(self, request: Request, policy: Policy, request_id: int) -> Decoded:
+        outcomes = self._synthetic.outcomes(request, policy) if self._synthetic is not None else None
+        return self._session.run(request, policy, request_id=request_id, outcomes=outcomes)
 
     def _has_to_align(self, request: Request) -> bool:
         """Whether alignment is recorded, and is not yet of this prompt and temperature."""

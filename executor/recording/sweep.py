@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 
 from executor.pair import Session
-from executor.recording.batches import BatchGrid, time_batches
+from executor.recording.batches import BatchGrid, check_amounts, made_up_tokens, time_batches
 from executor.recording.contention import ContentionMeter
 from executor.recording.settings import RecordSettings, config_of
 from executor.request import Request
@@ -47,10 +47,7 @@ class Grid:
     num_repeats: int = 30
 
     def __post_init__(self) -> None:
-        for name in ("contexts", "widths", "branch_counts"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise ValueError(f"{name} of a sweep must be numbers of at least 1, but got {values}.")
+        check_amounts(self, "contexts", "widths", "branch_counts")
         if self.num_steps < 1 or self.num_repeats < 1:
             raise ValueError("num_steps and num_repeats of a sweep must be at least 1.")
 
@@ -112,8 +109,7 @@ class _Writing:
         contention = self.meter.lap()
         self.shares.append(contention.other_share)
         span = (self._began_s - start_s, time.perf_counter() - start_s)
-        record = _record_of(request_id, context, span, contention.is_clean)
-        self._writer.request(record._replace(prompt_id=prompt_id, policy=policy))
+        self._writer.request(_record_of(request_id, prompt_id, policy, context, span, contention.is_clean))
         self._writer.flush()
         self._progress(request_id + 1, self._num_contexts)
         self._began_s = time.perf_counter()
@@ -127,8 +123,7 @@ class _Sweeper:
         self._target: Target = session.target
         self._grid, self._context, self._request_id = grid, context, request_id
         self._draft_device, self._target_device = session.devices
-        num_ids = session.engine.vocab_size
-        self._tokens = [7 + position % (num_ids - 8) for position in range(context + max(grid.widths) + 1)]
+        self._tokens = made_up_tokens(session.engine, context + max(grid.widths) + 1)
         self._ops: list[Op] = []
 
     @torch.inference_mode()
@@ -186,11 +181,13 @@ class _Sweeper:
         ]
 
 
-def _record_of(request_id: int, context: int, span: tuple[float, float], is_clean: bool) -> RequestRecord:
+def _record_of(
+    request_id: int, prompt_id: str, policy: str, context: int, span: tuple[float, float], is_clean: bool
+) -> RequestRecord:
     return RequestRecord(
         request_id=request_id,
-        prompt_id=f"sweep:{context}",
-        policy="sweep",
+        prompt_id=prompt_id,
+        policy=policy,
         repeat=0,
         temperature=0.0,
         top_k=0,
