@@ -12,7 +12,7 @@ COVERED = ("config.yaml", "summary.json", "*.parquet")  # reports attached later
 def checksums_of(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a run but meta.json, by name. Raises OSError."""
     paths = sorted(path for pattern in COVERED for path in folder.glob(pattern))
-    return {path.name: _sha256(path) for path in paths}
+    return {path.name: sha256_of(path) for path in paths}
 
 
 def changed_files(folder: Path, checksums: Mapping[str, str]) -> list[str]:
@@ -20,10 +20,11 @@ def changed_files(folder: Path, checksums: Mapping[str, str]) -> list[str]:
     return [
         name
         for name, checksum in checksums.items()
-        if not (folder / Path(name).name).is_file() or _sha256(folder / Path(name).name) != checksum
+        if not (folder / Path(name).name).is_file() or sha256_of(folder / Path(name).name) != checksum
     ]
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class DistilledSource:
                 layout=settings.layout,
             )
 
-    @property
+    @cached_property
     def _config(self) -> Any:
         return AutoConfig.from_pretrained(self._folder)
 

