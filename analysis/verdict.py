@@ -24,6 +24,11 @@ PROBE = "probe"  # a policy that only calibrates
 NO_METHOD = "No method is shown to beat plain decoding here"
 
 
+def method_of(policy: str) -> str:
+    """The method of a label, also of one that the catalog does not know."""
+    return policy.partition(":")[0]
+
+
 def name_of(policy: str) -> str:
     """A policy for people, with the settings that are not at their defaults; the label itself where the catalog does not know
     it, as of a run that other code wrote."""
@@ -101,9 +106,7 @@ def decide(
 ) -> Verdict:
     """The answer among contenders of one scenario. doubt: why the times support no claim; empty where nothing speaks against
     them. how_sure: what is known beside the intervals, in sentences."""
-    methods = [
-        each for each in contenders if each.policy.partition(":")[0] not in (PLAIN, PROBE) and each.speedup is not None
-    ]
+    methods = [each for each in contenders if method_of(each.policy) not in (PLAIN, PROBE) and each.speedup is not None]
     said = Verdict(
         where=where, answer="", how_sure=how_sure, would_change=would_change, next_step=next_step, policy=PLAIN
     )
@@ -218,23 +221,18 @@ def of_comparison(
 
 
 def of_speeds(
-    speeds: Sequence[Speed],
-    *,
-    is_measured: bool,
-    doubt: str = "",
-    would_change: Mapping[float, str] | None = None,
-    next_step: str = "",
+    speeds: Sequence[Speed], *, is_measured: bool, would_change: Mapping[float, str] | None = None, next_step: str = ""
 ) -> list[Verdict]:
     """One a temperature, from speeds that were measured or simulated."""
     verdicts = []
     for temperature in dict.fromkeys(speed.temperature for speed in speeds):
         here = [speed for speed in speeds if speed.temperature == temperature]
-        unclean = doubt_of(sum(each.num_unclean for each in here), sum(each.num_requests for each in here))
+        doubt = doubt_of(sum(each.num_unclean for each in here), sum(each.num_requests for each in here))
         verdicts.append(
             decide(
                 f"T = {temperature:g}",
                 [contender_of(speed) for speed in here],
-                doubt=doubt or unclean,
+                doubt=doubt,
                 is_measured=is_measured,
                 would_change=(would_change or {}).get(temperature, ""),
                 next_step=next_step,
@@ -275,7 +273,7 @@ def _across(verdicts: Sequence[Verdict]) -> list[str]:
     """Of several conditions: how often each method is the answer, in one line."""
     if len(verdicts) < MIN_SUMMARISED:
         return []
-    counts = Counter(each.policy.partition(":")[0] if each.is_shown and each.policy else PLAIN for each in verdicts)
+    counts = Counter(method_of(each.policy) if each.is_shown and each.policy else PLAIN for each in verdicts)
     told = ", ".join(
         f"{'plain decoding' if name == PLAIN else name} in {count}" for name, count in counts.most_common()
     )

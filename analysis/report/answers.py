@@ -8,9 +8,8 @@ from pathlib import Path
 
 from analysis import verdict
 from analysis.explore.flips import Prices, vary_prices
-from analysis.report.charts import method_of
 from analysis.report.material import Arm, Explored, Plan, read_arms
-from analysis.verdict import PROBE, Contender, Verdict, label_for, name_of
+from analysis.verdict import PROBE, Contender, Verdict, label_for, method_of, name_of
 from executor.models.names import check_drafter
 from executor.recording.settings import draft_of
 from sim.decoding.policies.base import Policy
@@ -31,11 +30,6 @@ class Answers:
         self.arm = arm
 
     @cached_property
-    def doubts(self) -> list[str]:
-        """What speaks against the arm's times or its completeness, in sentences without a full stop."""
-        return doubts_of(self.arm)
-
-    @cached_property
     def prices(self) -> dict[float, Prices]:
         """The contenders at other prices, by temperature; the fastest one is the chosen one."""
         arm, found = self.arm, {}
@@ -52,9 +46,8 @@ class Answers:
         """One for each temperature, scenario of an exploration, or plan."""
         if not self.arm.runs:
             return [_of_plan(plan) for plan in self.arm.plans]
-        return _verdicts(
-            self.arm, {temperature: change_sentence(prices) for temperature, prices in self.prices.items()}
-        )
+        changes = {temperature: change_sentence(prices) for temperature, prices in self.prices.items()}
+        return verdicts_on(self.arm, changes)
 
 
 def verdicts_of(folders: Sequence[Path]) -> list[Verdict]:
@@ -113,7 +106,8 @@ def doubts_of(arm: Arm) -> list[str]:
     return list(dict.fromkeys(single))
 
 
-def _verdicts(arm: Arm, changes: Mapping[float, str]) -> list[Verdict]:
+def verdicts_on(arm: Arm, changes: Mapping[float, str]) -> list[Verdict]:
+    """Of an arm's runs. changes: what would change each answer, by temperature; the answers themselves need none."""
     if arm.comparison:
         return verdict.of_comparison(arm.comparison, would_change=changes, next_step=_next_step(arm))
     if arm.validation:

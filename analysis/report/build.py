@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from os import replace
 from pathlib import Path
 
-from analysis.report.answers import Answers
+from analysis.report.answers import Answers, doubts_of
 from analysis.report.elements import Section
 from analysis.report.material import Arm, read_arms
 from analysis.report.page.render import Page, render
@@ -86,7 +86,7 @@ def _subtitle(arms: Sequence[Arm]) -> str:
 def _warnings(arms: Sequence[Arm]) -> list[str]:
     texts = []
     for arm in arms:
-        for doubt in Answers(arm).doubts:
+        for doubt in doubts_of(arm):
             text = f"{doubt[0].upper()}{doubt[1:]}."
             texts.append(f"{arm.name}: {text}" if len(arms) > 1 else text)
     return texts

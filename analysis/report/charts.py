@@ -10,6 +10,7 @@ from typing import Any
 
 from analysis.figures.plots import NAMES, colour_of
 from analysis.report.elements import in_chart
+from analysis.verdict import method_of
 
 Figure = dict[str, Any]
 GREY = "#8a8f98"
@@ -21,14 +22,9 @@ WORK_COLOURS = {
     "branches, hit": "#56B4E9",
     "branches, missed": "#E69F00",
     "prompt": "#CC79A7",
-    "host": "#8a8f98",
+    "host": GREY,
     "waiting": "#c9cdd3",
 }
-
-
-def method_of(policy: str) -> str:
-    """The method of a label."""
-    return policy.partition(":")[0]
 
 
 def method_name(policy: str) -> str:
@@ -84,10 +80,9 @@ def error_bars(values: Sequence[float], intervals: Sequence[tuple[float, float] 
     }
 
 
-def line_at(value: float, *, axis: str = "y", text: str = "") -> Figure:
+def line_at(value: float, *, axis: str = "y") -> Figure:
     """A dotted line across a figure, as a shape: the speed of plain decoding, for instance."""
     place = {"y0": value, "y1": value, "x0": 0, "x1": 1, "xref": "paper"}
     if axis == "x":
         place = {"x0": value, "x1": value, "y0": 0, "y1": 1, "yref": "paper"}
-    label = {"label": {"text": text, "textposition": "end", "font": {"size": 11}}} if text else {}
-    return {"type": "line", "line": {"color": GREY, "width": 1, "dash": "dot"}, **place, **label}
+    return {"type": "line", "line": {"color": GREY, "width": 1, "dash": "dot"}, **place}

@@ -12,13 +12,12 @@ from typing import Any, TypeAlias
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """rows: texts, one a column. num_names: leading columns that hold names, set left; the others are numbers. note: a line
-    that explains the columns. emphasised: index of the row that stands out. title: of a folded table, which opens."""
+    that explains the columns. title: of a folded table, which opens."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     num_names: int = 1
     note: str = ""
-    emphasised: int | None = None
     title: str = ""
     is_folded: bool = False
 

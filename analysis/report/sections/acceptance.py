@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.figures.acceptance import acceptance_by_place
-from analysis.report.charts import Figure, error_bars, layout
+from analysis.report.charts import GREY, Figure, error_bars, layout
 from analysis.report.elements import Chart, Element, Section
 from analysis.report.material import Arm
 from traces.schema import RequestTrace
@@ -47,14 +47,7 @@ def acceptance_section(arm: Arm) -> Section | None:
         )
     if curves["data"]:
         curves["layout"]["shapes"] = [
-            {
-                "type": "line",
-                "x0": 0,
-                "x1": 1,
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": "#8a8f98", "width": 1, "dash": "dot"},
-            }
+            {"type": "line", "x0": 0, "x1": 1, "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1, "dash": "dot"}}
         ]
         elements.append(
             Chart(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis.report.answers import Answers
+from analysis.report.answers import verdicts_on
 from analysis.report.charts import Figure, error_bars, layout
 from analysis.report.elements import Chart, Element, Section, Table, Text, in_chart, with_interval
 from analysis.report.material import Arm
-from analysis.verdict import PROBE, name_of
+from analysis.verdict import PROBE, method_of, name_of
 from traces.metrics.speeds import Speed
 
 SHADES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -28,7 +28,7 @@ def comparison_section(arms: Sequence[Arm]) -> Section | None:
             elements.append(Text(text=f"{first.name} and {other.name} ran no policy at a temperature that both have."))
             continue
         elements += [_chart(first, other, pairs, len(elements)), _table(first, other, pairs)]
-    elements += [Text(text=f"{arm.name}: {each.lines()[0]}") for arm in measured for each in Answers(arm).verdicts]
+    elements += [Text(text=f"{arm.name}: {each.lines()[0]}") for arm in measured for each in verdicts_on(arm, {})]
     told = " and ".join(arm.name for arm in measured[1:])
     lead = f"{first.name} against {told}, policy by policy, each at its machine's median speed."
     return Section(name="comparison", title="The runs compared", lead=lead, elements=elements)
@@ -39,7 +39,7 @@ def _pairs(first: Arm, other: Arm) -> list[tuple[Speed, Speed]]:
     return [
         (speed, known[speed.policy, speed.temperature])
         for speed in first.speeds
-        if (speed.policy, speed.temperature) in known and speed.policy.partition(":")[0] != PROBE
+        if (speed.policy, speed.temperature) in known and method_of(speed.policy) != PROBE
     ]
 
 

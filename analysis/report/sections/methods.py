@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from analysis.check.comparison import ComparedPolicy
 from analysis.check.validation import Validation
 from analysis.cli.tables import validation_lines
-from analysis.report.charts import Figure, colour, error_bars, layout, line_at, method_name
+from analysis.report.charts import GREY, Figure, colour, error_bars, layout, line_at, method_name
 from analysis.report.elements import Chart, Element, Section, Table, Text, in_chart, with_interval
 from analysis.report.material import Arm
-from analysis.verdict import PROBE, name_of
+from analysis.verdict import PROBE, method_of, name_of
 
 MAX_ROWS = 500  # of an exploration's table
 MAX_BARS = 16  # of a chart; all are in the table
@@ -82,7 +82,7 @@ def _rows_of(arm: Arm) -> tuple[dict[str, list[Row]], str]:
                     )
                 )
         return places, "measured"
-    speeds = [each for each in arm.speeds if each.speedup is not None and each.policy.partition(":")[0] != PROBE]
+    speeds = [each for each in arm.speeds if each.speedup is not None and method_of(each.policy) != PROBE]
     if len({speed.policy for speed in speeds}) > 1:
         for speed in speeds:
             assert speed.speedup is not None
@@ -142,7 +142,7 @@ def _bars(rows: Sequence[Row]) -> Figure:
                 "showlegend": False,
                 "x": [value for _, value in predicted],
                 "y": [name for name, _ in predicted],
-                "marker": {"symbol": "diamond-open", "size": 11, "color": "#8a8f98", "line": {"width": 1.6}},
+                "marker": {"symbol": "diamond-open", "size": 11, "color": GREY, "line": {"width": 1.6}},
                 "hovertemplate": "%{y}<br>predicted %{x:.2f}<extra></extra>",
             }
         )
@@ -314,7 +314,7 @@ def prediction_section(arm: Arm) -> Section | None:
         "mode": "lines",
         "x": ends,
         "y": ends,
-        "line": {"color": "#8a8f98", "width": 1},
+        "line": {"color": GREY, "width": 1},
         "hoverinfo": "skip",
         "showlegend": False,
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from analysis.explore.flips import Lever, Prices
 from analysis.report.answers import Answers
-from analysis.report.charts import GREY, Figure, colour, layout, line_at, method_name, method_of
+from analysis.report.charts import GREY, Figure, colour, layout, line_at, method_name
 from analysis.report.elements import Chart, Element, Section, Text, in_chart
-from analysis.verdict import name_of
+from analysis.verdict import method_of, name_of
 
 
 def sensitivity_section(answers: Answers) -> Section | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from analysis.report.charts import Figure, error_bars, layout
+from analysis.report.charts import GREY, Figure, error_bars, layout
 from analysis.report.elements import Chart, Element, Section, Table, Text, in_chart
 from analysis.report.material import Arm, Plan
 
-SHADES = ("#8a8f98", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255")
+SHADES = (GREY, "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255")
 MAX_CURVES = 8
 
 

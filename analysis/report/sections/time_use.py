@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.report.charts import WORK_COLOURS, Figure, layout
 from analysis.report.elements import Chart, Element, Section, Table, in_chart
 from analysis.report.material import Arm
-from analysis.verdict import PROBE, name_of
+from analysis.verdict import PROBE, method_of, name_of
 from traces.folder.run import Run
 from traces.metrics.counts import count_rounds
 from traces.schema import Actor, OpKind
@@ -28,7 +28,7 @@ def time_section(arm: Arm) -> Section | None:
     rows = [
         (speed.policy, speed.temperature, time_use(run, speed.policy, speed.temperature))
         for speed in sorted(arm.speeds, key=lambda speed: (speed.temperature, -speed.tokens_per_s))
-        if speed.policy.partition(":")[0] != PROBE
+        if method_of(speed.policy) != PROBE
     ]
     elements: list[Element] = []
     for temperature in dict.fromkeys(temperature for _, temperature, _ in rows):

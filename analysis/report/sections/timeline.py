@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.check.predict import frames_of
-from analysis.report.charts import WORK_COLOURS, Figure, layout
+from analysis.report.charts import GREY, WORK_COLOURS, Figure, layout
 from analysis.report.elements import Chart, Section, Text, in_chart
 from analysis.report.material import Arm
 from analysis.report.overlay import traces_by_request
-from analysis.verdict import PROBE, name_of
+from analysis.verdict import PROBE, method_of, name_of
 from sim.decoding.policies.catalog import parse_policy
 from sim.engine import simulate
 from traces.folder.run import Run
@@ -30,7 +30,7 @@ def timeline_section(arm: Arm) -> Section | None:
     run = arm.measured if arm.measured is not None and not arm.measured.ops.empty else None
     trace_of = traces_by_request(run) if run else lambda request_id: None
     for speed in sorted(arm.speeds, key=lambda speed: -speed.tokens_per_s) if run else []:
-        if len(views) < MAX_VIEWS and speed.policy.partition(":")[0] != PROBE:
+        if len(views) < MAX_VIEWS and method_of(speed.policy) != PROBE:
             assert run is not None
             name = in_chart(f"{name_of(speed.policy)}, T = {speed.temperature:g}")
             views[name] = _view(arm, run, trace_of, speed.policy, speed.temperature)
@@ -142,7 +142,7 @@ def _figure(parts: Sequence[tuple[str, pd.DataFrame, pd.DataFrame]]) -> Figure:
                 "x1": end,
                 "y0": lanes.index(lane) - (len(LANES) + 0.5),
                 "y1": lanes.index(lane) + 0.5,
-                "line": {"width": 0.6, "color": "#8a8f98"},
+                "line": {"width": 0.6, "color": GREY},
             }
             for end in rounds.end_s
         ]
