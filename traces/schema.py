@@ -7,7 +7,7 @@ Records that are made once a round are named tuples (cheap to build, immutable);
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -291,3 +291,11 @@ class RequestTrace:
 def num_tokens(traces: Sequence[RequestTrace]) -> int:
     """Committed tokens of all requests."""
     return sum(trace.num_tokens for trace in traces)
+
+
+def without_repeats(traces: Iterable[RequestTrace]) -> list[RequestTrace]:
+    """The first of each sequence: repeats of a prompt under shared noise are one and the same."""
+    known: dict[tuple[float, str, tuple[int, ...]], RequestTrace] = {}
+    for trace in traces:
+        known.setdefault((trace.temperature, trace.prompt_id, trace.ranks), trace)
+    return list(known.values())

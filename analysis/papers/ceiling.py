@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.papers.bounds import clairvoyant
+from analysis.tuning.families import grid
 from sim.decoding.informed import ClassConfusion, said_classes, window_classes
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
@@ -32,7 +33,7 @@ from sim.sweep.sweep import sweep
 from traces.fits.hazards import fit_hazards, with_hazards
 from traces.fits.signals import area_under_curve, fit_signal, signal_and_acceptance
 from traces.folder.run import Run
-from traces.schema import RequestTrace
+from traces.schema import RequestTrace, num_tokens, without_repeats
 
 WINDOWS = (1, 2, 3, 4, 6, 8)
 MAX_BRANCHES = 4
@@ -76,15 +77,14 @@ CLASSES, POSITIONS = "SpecBranch, oracle of classes", "SpecBranch, oracle of pos
 
 def ceilings(run: Run, latency: LatencyModel, *, seed: int = 0) -> list[Ceiling]:
     """A ceiling for each recorded temperature. Raises ValueError for a run without signals or alignment."""
-    by_temperature: dict[float, dict[tuple[str, tuple[int, ...]], RequestTrace]] = {}
-    for trace in run.traces():  # repeats of a prompt are one sequence
-        by_temperature.setdefault(trace.temperature, {}).setdefault((trace.prompt_id, trace.ranks), trace)
+    by_temperature: dict[float, list[RequestTrace]] = {}
+    for trace in without_repeats(run.traces()):
+        by_temperature.setdefault(trace.temperature, []).append(trace)
     if not by_temperature:
         raise ValueError(f"{run.folder} holds no alignment; record with alignment on.")
     entropies = _entropies(run)
     found = []
-    for _, unique in sorted(by_temperature.items()):
-        traces = list(unique.values())
+    for _, traces in sorted(by_temperature.items()):
         auc = {name: area_under_curve(*signal_and_acceptance(traces, name)) for name in ("margin", "max_prob")}
         values = np.concatenate([entropies[trace.request_id] for trace in traces])
         right = np.concatenate([np.array(trace.ranks) == 0 for trace in traces])
@@ -151,7 +151,7 @@ def _settings(window: int, *, uses_hrad: bool, epsilons: Sequence[float] = (0.0,
 
 def _held_out(traces: Sequence[RequestTrace], latency: LatencyModel, windows: Sequence[int]) -> dict[str, float]:
     """Tokens/s of expected-value windows, each half of the requests judged by what was fitted and chosen on the other."""
-    seconds, tokens = dict.fromkeys((MARGIN, HAZARDS), 0.0), sum(trace.num_tokens for trace in traces)
+    seconds, tokens = dict.fromkeys((MARGIN, HAZARDS), 0.0), num_tokens(traces)
     for half in (0, 1):
         fitted, judged = list(traces[half::2]), list(traces[1 - half :: 2])
         curve, hazards = fit_signal(fitted, "margin"), fit_hazards(fitted)
@@ -161,20 +161,15 @@ def _held_out(traces: Sequence[RequestTrace], latency: LatencyModel, windows: Se
             (HAZARDS, 0.0, 1.0, told[0], told[1]),
         ]
         for name, intercept, slope, seen, unseen in forms:
-            policies = [
-                OutcomeHedging(
-                    intercept=intercept,
-                    slope=slope,
-                    draft_length=window,
-                    max_branches=count,
-                    serial_length=serial,
-                    least_reach=reach,
-                )
-                for window in windows
-                for count in (1, 4, 12)
-                for serial in (0, min(2, windows[-1]))
-                for reach in (0.0, 0.15, 0.3)
-            ]
+            policies = grid(
+                OutcomeHedging,
+                intercept=(intercept,),
+                slope=(slope,),
+                draft_length=windows,
+                max_branches=(1, 4, 12),
+                serial_length=(0, min(2, windows[-1])),
+                least_reach=(0.0, 0.15, 0.3),
+            )
             best = policies[int(np.argmax(_speeds(policies, seen, latency)))]
             seconds[name] += float(sweep([best], unseen, latency).decode_s.sum())
     return {name: tokens / spent for name, spent in seconds.items()}

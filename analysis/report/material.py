@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from analysis.check.comparison import COMPARISON, ComparedPolicy, read_compariso
 from analysis.check.validation import VALIDATION, Validation, read_validation
 from analysis.explore.exploration import LATENCIES
 from analysis.explore.inputs import latency_of, read_latency
+from executor.recording.settings import RecordSettings, read_settings
 from sim.latency.base import LatencyModel
 from traces.folder.run import Run, RunError, read_json, read_run
 from traces.metrics.machine_speed import MachineSpeed, machine_speed_of
 from traces.metrics.speeds import Speed, measured_speeds
-from traces.schema import RequestTrace
+from traces.schema import RequestTrace, without_repeats
 
 PLAN = "plan"
 
@@ -58,7 +59,7 @@ class Arm:
     comparison: tuple[ComparedPolicy, ...] = ()
     explored: Explored | None = None
     simulated: tuple[Run, ...] = ()
-    plans: tuple[Plan, ...] = field(default=())
+    plans: tuple[Plan, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -90,12 +91,7 @@ class Arm:
     @cached_property
     def traces(self) -> list[RequestTrace]:
         """What was recorded of acceptance; repeats of a sequence once."""
-        if self.recorded is None:
-            return []
-        known: dict[tuple[Any, ...], RequestTrace] = {}
-        for trace in self.recorded.traces():
-            known.setdefault((trace.temperature, trace.prompt_id, trace.ranks), trace)
-        return list(known.values())
+        return [] if self.recorded is None else without_repeats(self.recorded.traces())
 
     @cached_property
     def latency(self) -> LatencyModel | None:
@@ -231,6 +227,14 @@ def _join(before: Arm, arm: Arm) -> Arm | None:
     if arm.validation is not None and is_recording and _pair_of(before.measured) == _pair_of(arm.measured):
         return replace(arm, recorded=before.recorded, explored=before.explored or arm.explored)
     return None
+
+
+def settings_of(run: Run) -> RecordSettings | None:
+    """What a run was recorded with; None where no models made it, or its settings cannot be read."""
+    try:
+        return read_settings(run.config, where=run.folder)
+    except ValueError:
+        return None
 
 
 def _pair_of(run: Run) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from sim.decoding.policies.catalog import POLICIES, label_of
 from sim.decoding.replay import check_answers
 from sim.latency.base import LatencyModel
 from sim.latency.placement import cost_ratio_of
-from traces.schema import RequestTrace
+from traces.schema import RequestTrace, without_repeats
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def traces_of(
 
     draft: the one that the run names, if it names one.
     """
-    by_temperature: dict[float, dict[tuple[Any, ...], RequestTrace]] = {}
-    for trace in traces:  # repeats of a prompt under shared noise are one and the same sequence
-        by_temperature.setdefault(trace.temperature, {}).setdefault((trace.prompt_id, trace.ranks), trace)
+    by_temperature: dict[float, list[RequestTrace]] = {}
+    for trace in without_repeats(traces):
+        by_temperature.setdefault(trace.temperature, []).append(trace)
     wanted = study.conditions.temperatures or sorted(by_temperature)
     for temperature in wanted:
         if temperature not in by_temperature:
@@ -88,7 +88,7 @@ def traces_of(
             )
     if not wanted:
         raise StudyError(f"{where} holds no trace; record with alignment on.")
-    chosen = {temperature: tuple(by_temperature[temperature].values()) for temperature in wanted}
+    chosen = {temperature: tuple(by_temperature[temperature]) for temperature in wanted}
     # Settings that are measured later change no need: these follow from lengths and kinds of signal.
     needs: dict[Needs, Policy] = {}
     for policy in study.all_policies():

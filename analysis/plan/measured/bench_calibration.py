@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.explore.work.scale_out import Workers
 from analysis.plan.dialects.files import ServedTable
 from analysis.plan.measured.benches import Engine
 from analysis.plan.measured.fit import ServerFit, fit_server
 from analysis.plan.methods import best_lengths
 from sim.serving.rounds.base import ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, Joining
-from traces.fits.step_costs import AcceptanceByPosition, StepCosts
+from traces.fits.step_costs import StepCosts
 from traces.importers.base import ForeignTraceError
 from traces.importers.engines.records import read_acceptance
 from traces.importers.server_bench import ServerBench, read_server_bench
@@ -31,6 +30,7 @@ from traces.importers.server_bench import ServerBench, read_server_bench
 Floats = NDArray[np.float64]
 
 MIN_BENCHES = 3
+MAX_NUM_SEQS = 256  # of the engine's batch, which no benchmark says
 LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 NUM_DRAWS = 200
 BENCH_ERROR = 0.02  # of a benchmark's tokens a second, by its luck alone
@@ -68,18 +68,11 @@ class BenchCalibration:
         return self.server.engines[_draft_of(self.server)]
 
 
-def calibrate_benches(
-    folder: Path,
-    *,
-    draft_method: str = "",
-    max_length: int = 0,
-    max_num_seqs: int = 256,
-    workers: Workers | None = None,
-) -> BenchCalibration:
-    """Of a folder that `specbranch import` wrote.
+def calibrate_benches(folder: Path) -> BenchCalibration:
+    """Of a folder that `specbranch import` wrote. The longest draft that is considered is the longest whose acceptance was
+    counted.
 
-    draft_method: in vLLM's words; "" takes it from the benchmarks. max_length: longest draft to consider; 0: the longest whose
-    acceptance was counted. Raises ForeignTraceError for a folder without benchmarks of one draft, or fewer than three.
+    Raises ForeignTraceError for a folder without benchmarks of one draft, or fewer than three.
     """
     benches = read_server_bench(folder / "benches.csv")
     drafts = sorted({bench.draft for bench in benches if bench.draft_length})
@@ -90,11 +83,11 @@ def calibrate_benches(
         )
     record = read_acceptance(folder / "acceptance.json")
     acceptance = record.acceptance()
-    server = fit_server(benches, engine=Engine(), workers=workers)
+    server = fit_server(benches, engine=Engine())
     costs = server.steps.step_costs(drafts[0])
     rng = np.random.default_rng(0)
     possible = tuple(server.steps.drawn(rng).step_costs(drafts[0]) for _ in range(NUM_DRAWS))
-    longest = max_length or len(acceptance.conditional) if record.marginal else record.draft_length or 1
+    longest = len(acceptance.conditional) if record.marginal else record.draft_length or 1
     num = sum(bench.num_requests for bench in benches)
     prompt, output = (sum(getattr(b, name) for b in benches) / num for name in ("input_tokens", "output_tokens"))
     joining, context = Joining(prompt, max(output, 1.0)), prompt + output / 2
@@ -105,9 +98,9 @@ def calibrate_benches(
         mean_context=context,
         joining=joining,
         possible=possible,
-        max_num_seqs=max_num_seqs,
+        max_num_seqs=MAX_NUM_SEQS,
         draft=drafts[0],
-        method=draft_method or next(bench.method for bench in benches if bench.draft_length),
+        method=next(bench.method for bench in benches if bench.draft_length),
     )
     kv_tokens = min((bench.kv_tokens for bench in benches if bench.draft_length and bench.kv_tokens), default=None)
     return BenchCalibration(
@@ -168,8 +161,7 @@ def _log_speeds(
     served: ServedTable, costs: StepCosts, lengths: Sequence[int], loads: Sequence[int]
 ) -> list[list[float]]:
     """(lengths, loads) logarithms of tokens a second."""
-    acceptance: AcceptanceByPosition = served.acceptance
-    rule = GoodputRule(costs, acceptance.marginal(max(max(lengths), 1)), joining=served.joining)
+    rule = GoodputRule(costs, served.acceptance.marginal(max(max(lengths), 1)), joining=served.joining)
     return [
         [float(np.log(rule.goodput(ServerLoad.alike(load, served.mean_context), length))) for load in loads]
         for length in lengths

@@ -10,7 +10,7 @@ from analysis.figures.acceptance import acceptance_by_place
 from analysis.report.charts import GREY, Figure, error_bars, layout
 from analysis.report.elements import Chart, Element, Section
 from analysis.report.material import Arm
-from traces.schema import RequestTrace
+from traces.schema import RequestTrace, num_tokens
 
 LONGEST = 8
 NUM_BINS = 10
@@ -65,8 +65,7 @@ def acceptance_section(arm: Arm) -> Section | None:
         for temperature, traces in by_temperature.items()
     }
     told = "; ".join(f"{share:.0%} at T = {temperature:g}" for temperature, share in mean.items())
-    num = sum(trace.num_tokens for trace in arm.traces)
-    lead = f"The draft proposes the target's token at {told} of {num} recorded positions."
+    lead = f"The draft proposes the target's token at {told} of {num_tokens(arm.traces)} recorded positions."
     return Section(name="acceptance", title="Acceptance and confidence", lead=lead, elements=elements)
 
 

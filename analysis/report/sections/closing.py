@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from analysis.report.answers import Answers
 from analysis.report.elements import Element, Section, Text
-from analysis.report.material import Arm
+from analysis.report.material import Arm, settings_of
 from analysis.verdict import label_for
-from executor.recording.settings import read_settings
-from traces.folder.run import RunError
 
 
 def limits_section(arms: Sequence[Arm]) -> Section:
@@ -17,12 +15,7 @@ def limits_section(arms: Sequence[Arm]) -> Section:
     texts: list[str] = []
     for arm in arms:
         run = arm.measured or arm.recorded
-        settings = None
-        if run is not None:
-            try:
-                settings = read_settings(run.config, where=run.folder)
-            except (RunError, ValueError):
-                settings = None
+        settings = None if run is None else settings_of(run)
         if settings is not None and settings.pair.target == "embedded":
             texts.append(
                 "The embedded pair is a small language model that ships with specbranch. Its numbers say nothing about large "

@@ -7,10 +7,9 @@ from typing import Any
 
 from analysis.report.answers import Answers
 from analysis.report.elements import Element, Facts, Figures, Section, Table, Text
-from analysis.report.material import Arm
+from analysis.report.material import Arm, settings_of
 from analysis.verdict import Verdict, label_for, name_of, verdict_lines
-from executor.recording.settings import read_settings
-from traces.folder.run import Run, RunError
+from traces.folder.run import Run
 
 
 def verdict_section(answers: Answers, title: str = "Verdict") -> Section:
@@ -75,10 +74,7 @@ def ran_section(arms: Sequence[Arm]) -> Section:
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """A run's pair, devices and settings."""
     facts: list[tuple[str, Any]] = []
-    try:
-        settings = read_settings(run.config, where=run.folder)
-    except (RunError, ValueError):
-        settings = None
+    settings = settings_of(run)
     if settings is not None:
         pair, decoding = settings.pair, settings.decoding
         facts += [

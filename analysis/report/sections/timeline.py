@@ -11,7 +11,7 @@ from analysis.check.predict import frames_of
 from analysis.report.charts import GREY, WORK_COLOURS, Figure, layout
 from analysis.report.elements import Chart, Section, Text, in_chart
 from analysis.report.material import Arm
-from analysis.report.overlay import traces_by_request
+from analysis.report.overlay import TIMES, traces_by_request
 from analysis.verdict import PROBE, method_of, name_of
 from sim.decoding.policies.catalog import parse_policy
 from sim.engine import simulate
@@ -89,10 +89,8 @@ def _of_request(ops: pd.DataFrame, rounds: pd.DataFrame, request_id: int) -> tup
     if rounds.empty:
         return ops, rounds
     begun_s = float(rounds.start_s.min())
-    times = ["start_s", "end_s"]
-    return ops.assign(**{name: 1e3 * (ops[name] - begun_s) for name in times}), rounds.assign(
-        **{name: 1e3 * (rounds[name] - begun_s) for name in times}
-    )
+    ops, rounds = (table.assign(**{name: 1e3 * (table[name] - begun_s) for name in TIMES}) for table in (ops, rounds))
+    return ops, rounds
 
 
 def _figure(parts: Sequence[tuple[str, pd.DataFrame, pd.DataFrame]]) -> Figure:
