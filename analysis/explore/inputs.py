@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from sim.decoding.acceptance_models import GEOMETRIC_SETTINGS, Geometric, parse_acceptance
+from sim.decoding.acceptance_models import GEOMETRIC_SETTINGS, Geometric, parse_acceptance, sample_requests
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from sim.latency.roofline import RooflineLatency
@@ -37,8 +36,7 @@ class LawAlone:
     def traces(self) -> list[RequestTrace]:
         """24 requests of 512 and 400 tokens, of the first law; each scenario draws its own."""
         law = Geometric(alpha=self.alpha, num_prompt_tokens=_LAWFUL_PROMPT, tail_depth=_LAWFUL_TAIL)
-        rngs = np.random.default_rng(0).spawn(_LAWFUL_REQUESTS)
-        return [law.sample(_LAWFUL_TOKENS, index, rng) for index, rng in enumerate(rngs)]
+        return sample_requests(law, _LAWFUL_REQUESTS, _LAWFUL_TOKENS, seed=0)
 
 
 def law_alone(alignments: Sequence[str]) -> LawAlone:

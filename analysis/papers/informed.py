@@ -19,6 +19,7 @@ from scipy.special import expit, logit
 
 from analysis.papers.operating_points import OperatingPoint, published_points
 from analysis.papers.published import Effort
+from sim.decoding.acceptance_models import sample_requests
 from sim.decoding.informed import ClassConfusion, Informed, window_classes
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.pearl import Pearl
@@ -212,8 +213,7 @@ def _requests(
         confidence_shift=knowledge.confidence_shift,
         tail_depth=window + 2,
     )
-    rngs = np.random.default_rng(effort.seed).spawn(effort.num_requests)
-    return [model.sample(effort.num_tokens, index, rng) for index, rng in enumerate(rngs)]
+    return sample_requests(model, effort.num_requests, effort.num_tokens, seed=effort.seed)
 
 
 def _law_at(point: OperatingPoint, knowledge: Knowledge, effort: Effort) -> InformedLaw:
@@ -223,8 +223,7 @@ def _law_at(point: OperatingPoint, knowledge: Knowledge, effort: Effort) -> Info
 
     def too_fast(mean: float) -> float:
         model = Informed(law=replace(law, mean=mean), window=1, tail_depth=0)
-        rngs = np.random.default_rng(effort.seed).spawn(effort.num_requests)
-        traces = [model.sample(effort.num_tokens, index, rng) for index, rng in enumerate(rngs)]
+        traces = sample_requests(model, effort.num_requests, effort.num_tokens, seed=effort.seed)
         return float(sweep(pearl, traces, latency).decode_tokens_per_s[0]) - point.reported["pearl"]
 
     spread = np.hypot(1.0, 0.6 * knowledge.confidence_sd)

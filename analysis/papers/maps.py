@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.papers.bounds import oracle_speedups
-from sim.decoding.acceptance_models import AcceptanceModel, Geometric
+from sim.decoding.acceptance_models import AcceptanceModel, Geometric, sample_requests
 from sim.decoding.closed_forms import (
     branch_hit_probability,
     dsi_servers,
@@ -100,8 +100,7 @@ def simulated_map(
     labels = np.array([label_of(policy) for policy in policies])
     rows = []
     for alpha in alphas:
-        rngs = np.random.default_rng(seed).spawn(num_requests)
-        traces = [model_of(alpha).sample(num_tokens, index, rng) for index, rng in enumerate(rngs)]
+        traces = sample_requests(model_of(alpha), num_requests, num_tokens, seed=seed)
         swept = sweep(policies, traces, ConstantLatency(draft_s=0.1, verify_s=1.0), record_rounds=True)
         assert swept.rounds is not None
         policy, request = swept.rounds.lane // num_requests, swept.rounds.lane % num_requests
@@ -146,8 +145,7 @@ def dsi_map(
     and one more server that decodes plainly."""
     rows = []
     for alpha in alphas:
-        rngs = np.random.default_rng(seed).spawn(num_requests)
-        traces = [Geometric(alpha=alpha).sample(num_tokens, index, rng) for index, rng in enumerate(rngs)]
+        traces = sample_requests(Geometric(alpha=alpha), num_requests, num_tokens, seed=seed)
         for ratio in cost_ratios:
             lookahead = max(1, int(np.ceil(ratio / MAX_VERIFIERS)))
             settings = Dsi(lookahead, 1 + int(dsi_servers(lookahead, ratio)))

@@ -25,6 +25,12 @@ class AcceptanceModel(Protocol):
         ...
 
 
+def sample_requests(model: AcceptanceModel, num_requests: int, num_tokens: int, *, seed: int) -> list[RequestTrace]:
+    """Requests of one length, each from a stream of its own: the same seed gives other models the same luck."""
+    rngs = np.random.default_rng(seed).spawn(num_requests)
+    return [model.sample(num_tokens, index, rng) for index, rng in enumerate(rngs)]
+
+
 def parse_acceptance(label: str, kinds: Mapping[str, Collection[str]]) -> tuple[str, dict[str, Any]]:
     """Kind and numbers (floats) of a label such as geometric:alpha=0.8,rank_decay=0.5.
 
