@@ -65,7 +65,7 @@ class BenchCalibration:
     @property
     def engine(self) -> Engine:
         """What was read off the benchmarks of the engine that drafts."""
-        return self.server.engines[_draft_of(self.server)]
+        return self.server.engines[self.served.draft]
 
 
 def calibrate_benches(folder: Path) -> BenchCalibration:
@@ -166,7 +166,3 @@ def _log_speeds(
         [float(np.log(rule.goodput(ServerLoad.alike(load, served.mean_context), length))) for load in loads]
         for length in lengths
     ]
-
-
-def _draft_of(server: ServerFit) -> str:
-    return max(server.engines)  # "" is the server without a draft
