@@ -75,10 +75,8 @@ def moving_average(max_length: int) -> Method:
     return Method(name="moving average", rule=replace(rule, candidates=tuple(candidates)))
 
 
-def overlapped(
-    label: str, traces: Sequence[RequestTrace] = (), *, placement: Placement = Placement.OWN_DEVICE
-) -> Method:
-    """A method of the catalog, its draft on a device of its own, or of all replicas.
+def overlapped(label: str, traces: Sequence[RequestTrace] = ()) -> Method:
+    """A method of the catalog, its draft on a device of its own.
 
     traces: recorded requests that it runs on.
 
@@ -86,11 +84,16 @@ def overlapped(
     """
     policy = parse_policy(label)
     return Method(
-        name=split_label(label)[0] + (", one draft" if placement is Placement.SHARED_DRAFT else ""),
+        name=split_label(label)[0],
         policy=policy,
         plan=Plan([policy], traces) if traces else None,
-        placement=placement,
+        placement=Placement.OWN_DEVICE,
     )
+
+
+def sharing(method: Method) -> Method:
+    """An overlapped method with one draft device for all replicas."""
+    return replace(method, name=f"{method.name}, one draft", placement=Placement.SHARED_DRAFT)
 
 
 def best_lengths(

@@ -19,6 +19,7 @@ from analysis.plan.methods import (
     moving_average,
     overlapped,
     plain,
+    sharing,
 )
 from analysis.plan.runs import RunResult, Scheduler, run_method
 from analysis.plan.traffic import Traffic
@@ -224,8 +225,8 @@ def make_plan(
         methods.append(goodput(machine.costs, acceptance, settings.max_length, joining))
     if "moving_average" in settings.rules:
         methods.append(moving_average(settings.max_length))
-    placements = [Placement.OWN_DEVICE, *([Placement.SHARED_DRAFT] if settings.shares_draft else [])]
-    methods += [overlapped(label, traces, placement=place) for label in settings.policies for place in placements]
+    for method in [overlapped(label, traces) for label in settings.policies]:
+        methods += [method, sharing(method)] if settings.shares_draft else [method]
     inputs = _Inputs(traffic=traffic, machine=machine, acceptance=acceptance, settings=settings)
     _check_objectives(inputs, methods)
 
