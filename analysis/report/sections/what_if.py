@@ -19,7 +19,7 @@ from analysis.report.charts import GREY, colour, layout, method_name
 from analysis.report.elements import Panel, Section
 from analysis.report.material import Arm
 from analysis.tuning.measured import typical_context
-from sim.decoding.acceptance_models import AcceptanceModel, Chained, Geometric
+from sim.decoding.acceptance_models import AcceptanceModel, Chained, Geometric, sample_requests
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.overlapped.saguaro import Saguaro
@@ -142,9 +142,8 @@ def what_if_grid(
     ]
     found = []
     for acceptance in ACCEPTANCES:
-        rngs = np.random.default_rng(0).spawn(NUM_REQUESTS)
-        traces = tuple(model_of(acceptance).sample(NUM_TOKENS, index, rng) for index, rng in enumerate(rngs))
-        workload = Workload(traces=traces, latency=latencies[0], timings=(Timing(),))
+        traces = sample_requests(model_of(acceptance), NUM_REQUESTS, NUM_TOKENS, seed=0)
+        workload = Workload(traces=tuple(traces), latency=latencies[0], timings=(Timing(),))
         speeds = speeds_under(workload, Timing(), policies, latencies)
         found.append(speeds[:, 1:] / speeds[:, [0]])
     # (acceptances, ratios, widenings, methods, windows)
