@@ -1,11 +1,11 @@
-"""The whole loop on the embedded pair: record, calibrate, explore, validate, and a figure of it."""
+"""The whole loop on a pair: record, calibrate, explore, validate, and a figure of it."""
 
 from __future__ import annotations
 
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from analysis.check.compare import models_of
 from analysis.check.precision import Effort
 from analysis.check.validate import validate_run
 from analysis.check.validation import VALIDATION, PolicyCheck, Validation
@@ -22,6 +23,7 @@ from analysis.cli.tables import print_checks, print_doubt, print_reason, validat
 from analysis.explore.exploration import Exploration, explore_run
 from analysis.report.answers import verdicts_of
 from analysis.study.candidates import default_grid, validated_policies
+from analysis.tuning.auto import default_policies
 from analysis.verdict import verdict_lines
 from sim.decoding.policies.catalog import parse_policy
 from traces.fits.calibration import calibrate
@@ -34,17 +36,17 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 TAIL_DEPTH = 8  # as deep as a confidence rule of the default grid looks
-SPECULATIVE = ("fixed_length", "confidence_stop", "pearl")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
     """How much the demo runs.
 
-    num_timed: of the num_recorded prompts, those that calibrate latencies. num_measured: prompts at most; max_s: seconds of
-    measuring on them. draft_lengths: of speculative sampling, pearl_lengths of PEARL; num_best: methods whose best setting is
-    measured besides. Every request decodes max_new_tokens, past the end of the text: at T = 1 half of the prompts end at once,
-    and an empty answer takes its time without telling anything.
+    prompts: their source. searches: whether every method is explored with settings of its own (`analysis.tuning.auto`), or the
+    default grid alone. methods: whose best setting is measured at every temperature; draft_lengths: of speculative sampling,
+    pearl_lengths of PEARL, measured besides. num_timed: of the num_recorded prompts, those that calibrate latencies.
+    num_measured: prompts at most; max_s: seconds of measuring on them. Every request decodes max_new_tokens, past the end of
+    the text: at T = 1 half of the prompts end at once, and an empty answer takes its time without telling anything.
     """
 
     num_recorded: int
@@ -55,7 +57,9 @@ class DemoSize:
     temperatures: tuple[float, ...]
     draft_lengths: tuple[int, ...]
     pearl_lengths: tuple[int, ...]
-    num_best: int
+    methods: tuple[str, ...]
+    prompts: str = "held_out"
+    searches: bool = False
 
 
 FULL = DemoSize(
@@ -67,7 +71,7 @@ FULL = DemoSize(
     temperatures=(0.0, 1.0),
     draft_lengths=(2, 4),
     pearl_lengths=(2, 4),
-    num_best=3,
+    methods=("fixed_length", "confidence_stop", "pearl"),
 )
 QUICK = DemoSize(
     num_recorded=20,
@@ -78,29 +82,66 @@ QUICK = DemoSize(
     temperatures=(1.0,),
     draft_lengths=(2, 4),
     pearl_lengths=(),
-    num_best=1,
+    methods=("pearl",),
 )
+# A target step of SmolLM2 takes ten times as long as one of the embedded pair.
+_OVERLAPPED = ("fixed_length", "pearl", "specbranch", "outcome_hedging")
+SMOLLM2_FULL = DemoSize(
+    num_recorded=12,
+    num_timed=5,
+    num_measured=60,
+    max_s=300.0,
+    max_new_tokens=64,
+    temperatures=(0.0, 1.0),
+    draft_lengths=(),
+    pearl_lengths=(),
+    methods=_OVERLAPPED,
+    prompts="questions",
+    searches=True,
+)
+SMOLLM2_QUICK = replace(
+    SMOLLM2_FULL,
+    num_recorded=6,
+    num_timed=3,
+    max_s=60.0,
+    max_new_tokens=48,
+    temperatures=(0.0,),
+    methods=_OVERLAPPED[1:],
+)
+SIZES = {  # pair -> (full, quick)
+    "embedded": (FULL, QUICK),
+    "smollm2": (SMOLLM2_FULL, SMOLLM2_QUICK),
+}
 
 
 def run_demo(
-    console: Console, folder: Path, *, is_quick: bool, precision: float = 0.03, seed: int = 0, as_json: bool = False
+    console: Console,
+    folder: Path,
+    *,
+    pair: str = "embedded",
+    is_quick: bool = False,
+    precision: float = 0.03,
+    seed: int = 0,
+    as_json: bool = False,
 ) -> Validation:
     """Run the loop and print its results; the folder, a new one, gets everything.
 
     precision: measuring ends when every speed-up is known so well, or its time is over (`analysis.check.precision.Effort`).
-    as_json: the verdict goes to standard output, too, for programs.
+    pair: one of SIZES. as_json: the verdict goes to standard output, too, for programs. Raises ValueError for another pair,
+    and for one that is not at hand.
     """
     from executor.pair import Session
 
     started = time.perf_counter()
-    size = QUICK if is_quick else FULL
     check_new_folder(folder)
+    models_of(pair, target="embedded", draft="embedded", prompts="")  # is it known, and at hand?
+    size = SIZES[pair][is_quick]
     effort = Effort(precision=precision, max_s=size.max_s)
     console = Console(file=console.file, width=min(WIDTH, console.width), record=False)
-    settings = _settings(size, seed)
+    settings = _settings(pair, size, seed)
     with Session(settings.pair) as session:
         _record(console, folder / "recorded", settings, session)
-        explored = explore_run(folder / "recorded", folder / "explored", default_grid(), seed=seed)
+        explored = _explore(folder, size, seed)
         validation = _validate(console, folder, size, explored, effort=effort, session=session, seed=seed)
     _draw(folder / "speedup.png", validation, size.temperatures)
     verdicts = verdicts_of([folder])
@@ -134,14 +175,16 @@ def how_exact(validation: Validation, precision: float) -> str:
     return f"Every speed-up is known to within {reached:.1%} ({ended})."
 
 
-def _settings(size: DemoSize, seed: int) -> RecordSettings:
+def _settings(pair: str, size: DemoSize, seed: int) -> RecordSettings:
+    from executor.models.settings import PairSettings
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
 
     return RecordSettings(
+        pair=PairSettings(target=pair, draft=pair),
         decoding=DecodingSettings(
             temperatures=size.temperatures, max_new_tokens=size.max_new_tokens, seed=seed, ignore_eos=True
         ),
-        prompts=PromptSettings(num=size.num_recorded, num_timed=size.num_timed),
+        prompts=PromptSettings(source=size.prompts, num=size.num_recorded, num_timed=size.num_timed),
         tail_depth=TAIL_DEPTH,
     )
 
@@ -158,6 +201,13 @@ def _record(console: Console, folder: Path, settings: RecordSettings, session: S
     (folder.parent / "calibration.txt").write_text(calibration.report() + "\n", encoding="utf-8")
 
 
+def _explore(folder: Path, size: DemoSize, seed: int) -> Exploration:
+    """Every policy on the simulator, over the recorded traces and the calibrated latencies."""
+    recorded = folder / "recorded"
+    policies = default_policies(recorded, temperatures=size.temperatures) if size.searches else default_grid()
+    return explore_run(recorded, folder / "explored", policies, seed=seed)
+
+
 def _validate(
     console: Console,
     folder: Path,
@@ -169,8 +219,7 @@ def _validate(
     seed: int,
 ) -> Validation:
     """The best ones for real, on prompts that were not recorded."""
-    methods = SPECULATIVE[-size.num_best :]
-    best_labels = [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in methods]
+    best_labels = [explored.best_at(temperature, [m]).policy for temperature in size.temperatures for m in size.methods]
     policies = validated_policies(size.draft_lengths, size.pearl_lengths)
     policies += map(parse_policy, best_labels)
     with progress_bar(console, "measuring the best policies on other prompts", is_transient=True) as report:

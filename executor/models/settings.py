@@ -26,9 +26,10 @@ class EngineKind(enum.StrEnum):
 class Layout(enum.StrEnum):
     """How the static engine keeps weights in memory on a CPU (`executor.models.engines.projections`)."""
 
-    AUTO = "auto"  # for each shape the faster of the two, measured when the model is loaded
+    AUTO = "auto"  # for each shape the fastest, measured when the model is loaded
     PLAIN = "plain"
-    PACKED = "packed"  # float32 only
+    PACKED = "packed"  # float32 only, as is the next
+    BOTH = "both"  # plain for few rows, packed for more: twice the memory
 
 
 class Transport(enum.StrEnum):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import Pipe
 from typing import Any, NoReturn
 
 from executor.errors import ExecutorError
@@ -28,19 +23,17 @@ from executor.remote.messages import (
     score_message,
     verify_message,
 )
+from executor.remote.starting import take_worker
 from executor.remote.transport import make_meeting_place, open_channel
 from executor.request import Request
 from executor.roles.scoring import Scores
 from executor.roles.target import Prefill, TargetVerdict
-from traces.processes import import_path
 from traces.schema import Sampling
 
 LOAD_TIMEOUT_S = 600.0
 _STOP_S = 2.0  # for a worker to end by itself
 _LAST_WORDS_S = 5.0  # for a worker whose connection broke to end and to be read
 _LOOK_S = 0.05
-# With our path, not Python's own, which would begin with the user's working folder and whatever modules lie there.
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from executor.remote.worker import main; main()"
 
 
 class TargetClient:
@@ -57,28 +50,12 @@ class TargetClient:
         self._num_captures = 0
         self._channel: Channel | None = None
         self._meeting_place, self._lock = make_meeting_place()
-        self._pipe, theirs = Pipe()
-        settings = WorkerSettings(pair=pair, core=core, meeting_place=self._meeting_place, pipe=theirs.fileno())
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        # A plain subprocess, not multiprocessing's spawn: a user's five-line script needs no `if __name__` guard.
-        # One thread: set before numpy and torch are imported there.
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                _START,
-                WORKER_SETTINGS.dump_json(settings).decode(),
-                json.dumps(import_path()),
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stderr=self._stderr,
-        )
-        theirs.close()
+        started = take_worker()
+        self._process, self._pipe, self._stderr = started.process, started.pipe, started.stderr
+        settings = WorkerSettings(pair=pair, core=core, meeting_place=self._meeting_place)
         self.is_alive = True
         try:
+            self._pipe.send_bytes(WORKER_SETTINGS.dump_json(settings))
             self._wait_for_pipe(LOAD_TIMEOUT_S)
             self.layouts: Mapping[str, str] = self._read_report()["layouts"]
             devices = (resolve_device(pair.engine.device), resolve_device(pair.target_engine.device))

@@ -34,19 +34,18 @@ class Opcode(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """What a target's process is started with.
+    """What a target's process is to serve.
 
     pair: with every name resolved and devices by their numbers. core: that the process is bound to; None leaves it free.
-    meeting_place: folder in which the channel opens. pipe: file descriptor of the process's end of the pipe.
+    meeting_place: folder in which the channel opens.
     """
 
     pair: PairSettings
     core: int | None
     meeting_place: Path
-    pipe: int
 
 
-WORKER_SETTINGS = TypeAdapter(WorkerSettings)  # between the settings and the text of a command line
+WORKER_SETTINGS = TypeAdapter(WorkerSettings)  # between the settings and what goes through the pipe
 
 
 class Verify(NamedTuple):

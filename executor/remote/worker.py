@@ -40,12 +40,15 @@ from executor.roles.target_side import TargetSide, load_target
 def main() -> None:
     """Serve one parent until it says stop or disappears."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: it is the parent that ends us
-    settings = WORKER_SETTINGS.validate_json(sys.argv[1])
-    pair = settings.pair
+    pipe = Connection(int(sys.argv[1]))
+    try:
+        settings = WORKER_SETTINGS.validate_json(pipe.recv_bytes())
+    except (EOFError, ConnectionError):  # started ahead, and never needed
+        return
+    pair, meeting_place = settings.pair, settings.meeting_place
     if settings.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {settings.core})
     torch.set_num_threads(1)
-    pipe, meeting_place = Connection(settings.pipe), settings.meeting_place
     parent = os.getppid()
 
     def check_parent() -> None:

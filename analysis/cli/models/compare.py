@@ -64,6 +64,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Every method on the same prompts, each with the settings that the simulator chose: measured beside predicted."""
+    from executor.remote.starting import start_ahead
+
+    start_ahead()  # it imports while we do
     from analysis.check.compare import compare as compare_methods
     from analysis.check.compare import models_of
     from analysis.check.comparison import print_comparison

@@ -137,6 +137,10 @@ def record(
     ] = None,
 ) -> None:
     """Run a pair for real and write down everything that happened."""
+    from executor.remote.starting import start_ahead
+
+    if engine != "resident" and not (sweep or rule != "shared"):
+        start_ahead()  # it imports while we do
     from analysis.check.identity import why_tokens_differ
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_doubt, print_reason, print_speeds

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 
 from executor.models.engines import projections
-from executor.models.engines.projections import PackedProjection, PlainProjection, can_pack, laid_out
+from executor.models.engines.projections import (
+    MAX_COPIED_BYTES,
+    PackedProjection,
+    PlainProjection,
+    SplitProjection,
+    can_pack,
+    laid_out,
+)
 from executor.models.engines.static import StaticEngine
 from executor.models.settings import Layout
 from executor.pair import Session
@@ -41,10 +48,11 @@ def test_both_layouts_give_the_same_products(has_bias: bool) -> None:
     weight, bias = torch.randn(96, 64), torch.randn(96) if has_bias else None
     plain = PlainProjection(weight, bias)
     packed = PackedProjection(plain)
+    both = SplitProjection(plain, packed, 2)
     for width in range(1, 18):
         x, residual = torch.randn(width, 64), torch.randn(width, 96)
         expected = torch.nn.functional.linear(x, weight, bias)
-        for projection in (plain, packed):
+        for projection in (plain, packed, both):
             out = torch.empty(width, 96)
             projection.into(out, x)
             for got in (out, projection(x), projection.added_to(residual, x) - residual):
@@ -79,7 +87,7 @@ def _costing(kind: type[Any], clock: _Clock, cost_s: dict[int, float]) -> type[A
 
 @needs_packing
 @pytest.mark.parametrize(
-    ("packed_s", "taken"),
+    ("packed_s", "taken"),  # where two copies are not allowed
     [
         ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, Layout.PACKED),
         ({1: 1.01, 2: 1.0, 4: 1.0, 8: 1.0}, Layout.PACKED),
@@ -100,6 +108,42 @@ def test_the_packed_layout_is_taken_where_it_gains_and_never_loses(
     assert isinstance(found[0], PackedProjection) is (taken is Layout.PACKED)
 
 
+@needs_packing
+@pytest.mark.parametrize(
+    ("packed_s", "max_plain_rows"),
+    [
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, 0),  # one copy will do
+        ({1: 1.3, 2: 1.0, 4: 1.0, 8: 1.0}, 1),
+        ({1: 1.3, 2: 2.1, 4: 1.0, 8: 1.0}, 2),
+        ({1: 1.3, 2: 1.9, 4: 2.0, 8: 2.9}, 8),  # too little is gained
+        ({1: 0.5, 2: 0.5, 4: 0.5, 8: 4.5}, 8),  # nobody takes the packed one for few rows alone
+    ],
+)
+def test_a_model_that_comes_from_memory_may_have_both(
+    packed_s: dict[int, float], max_plain_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(projections.time, "thread_time", clock)
+    monkeypatch.setattr(projections, "PackedProjection", _costing(PackedProjection, clock, packed_s))
+    plain = [_costing(PlainProjection, clock, {1: 1.0, 2: 2.0, 4: 2.0, 8: 3.0})(torch.randn(8, 4), None)]
+    (found,), layout = laid_out(plain, Layout.AUTO, model_bytes=MAX_COPIED_BYTES)
+    assert layout is {0: Layout.PACKED, 8: Layout.PLAIN}.get(max_plain_rows, Layout.BOTH)
+    if isinstance(found, SplitProjection):
+        assert found.max_plain_rows == max_plain_rows
+    _, layout = laid_out(plain, Layout.AUTO, model_bytes=MAX_COPIED_BYTES + 1)
+    assert layout is not Layout.BOTH
+
+
+@needs_packing
+def test_both_layouts_are_read_by_their_own_rows() -> None:
+    plain = PlainProjection(torch.randn(16, 8), None)
+    packed = PackedProjection(PlainProjection(torch.randn(16, 8), None))  # another weight, which tells the two apart
+    split = SplitProjection(plain, packed, 2)
+    for width in (1, 2, 3, 8):
+        x = torch.randn(width, 8)
+        assert torch.equal(split(x), plain(x) if width <= 2 else packed(x))
+
+
 def test_other_formats_and_plain_ones_stay_plain() -> None:
     model = model_of("llama").double()
     try:
@@ -117,10 +161,11 @@ def test_other_formats_and_plain_ones_stay_plain() -> None:
 
 
 @needs_packing
+@pytest.mark.parametrize("layout", [Layout.PACKED, Layout.BOTH])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_any_sequence_of_operations_equals_a_forward_from_nothing(name: str) -> None:
-    engine = StaticEngine(model_of(name), capacity=CAPACITY, layout=Layout.PACKED)
-    assert set(engine.layouts.values()) == {"packed"}
+def test_any_sequence_of_operations_equals_a_forward_from_nothing(name: str, layout: Layout) -> None:
+    engine = StaticEngine(model_of(name), capacity=CAPACITY, layout=layout)
+    assert set(engine.layouts.values()) == {layout.value}
 
     @settings(max_examples=10, deadline=None, derandomize=True, database=None)
     @given(OPERATIONS)
@@ -131,14 +176,14 @@ def test_any_sequence_of_operations_equals_a_forward_from_nothing(name: str) -> 
     check()
 
 
-@pytest.fixture(scope="module")
-def packed() -> Iterator[Session]:
-    """The embedded pair with every weight packed."""
+@pytest.fixture(scope="module", params=[Layout.PACKED, Layout.BOTH])
+def packed(request: pytest.FixtureRequest) -> Iterator[Session]:
+    """The embedded pair with every weight packed, or both plain and packed."""
     from dataclasses import replace
 
     pair = pair_settings(capacity=512)
-    with Session(replace(pair, engine=replace(pair.engine, layout=Layout.PACKED))) as opened:
-        assert {layout for each in opened.layouts.values() for layout in each.values()} == {"packed"}
+    with Session(replace(pair, engine=replace(pair.engine, layout=request.param))) as opened:
+        assert {layout for each in opened.layouts.values() for layout in each.values()} == {request.param.value}
         yield opened
 
 

@@ -104,5 +104,5 @@ def test_a_run_says_how_its_prompts_were_given(session: object, tmp_path: Path) 
     run = record_run(settings, tmp_path / "run", session=session)
     assert run.config["prompts"]["form"] == "raw"
     assert set(run.meta["weight_layouts"]) == {"target", "draft"}
-    assert set(run.meta["weight_layouts"]["target"].values()) <= {"plain", "packed"}
+    assert set(run.meta["weight_layouts"]["target"].values()) <= {"plain", "packed", "both"}
     assert len(run.meta["weight_layouts"]["target"]) == 5
