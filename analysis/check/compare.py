@@ -15,6 +15,7 @@ from analysis.check.uncertainty import UNKNOWN_SPREAD, calibration_spread
 from analysis.check.validate import validate
 from analysis.check.validation import VALIDATION
 from analysis.study.candidates import CALIBRATION_POLICIES, HRAD_CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES
+from analysis.tuning.ablation import ABLATION, ablate
 from analysis.tuning.choosing import AUTO_TRIED, choose_lookup, choose_policies
 from analysis.tuning.search import MAX_TRIED, Chosen
 from analysis.tuning.what_if import WHAT_IF, WhatIf, merged, what_if
@@ -70,7 +71,8 @@ def compare(
 
     Writes recorded/ and compared/ run folders, and recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is
     another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json, the
-    same methods at other costs, and DSI, in what_if.json (`analysis.tuning.what_if`).
+    same methods at other costs, and DSI, in what_if.json (`analysis.tuning.what_if`), SpecBranch without each of its parts in
+    ablation.json.
     fit: the latency model of a recorded run; None calibrates it. effort: when measuring may stop before all prompts are
     through, with each draft; None goes through all of them.
     """
@@ -164,6 +166,8 @@ def _compare_pair(
             with progress("choosing settings at other costs") as report:
                 parts = [ask_what_if(usable, latency, progress=report) for usable in by_temperature.values()]
             write_report(output_dir, WHAT_IF, merged(parts))
+            changed = [ablate(usable, latency, families[temperature]) for temperature, usable in by_temperature.items()]
+            write_report(output_dir, ABLATION, [row for rows in changed for row in rows])
         policies = list(dict.fromkeys(choice.policy for chosen in families.values() for choice in chosen.values()))
         measuring = replace(
             settings,

@@ -72,6 +72,7 @@ def compare(
     from analysis.check.comparison import print_comparison
     from analysis.check.precision import Effort
     from analysis.cli.progress import progress_bar
+    from analysis.tuning.ablation import print_ablation, read_ablation
     from analysis.tuning.what_if import print_what_if, read_what_if
 
     target, draft, prompts = models_of(pair, target=target, draft=draft, prompts=prompts)
@@ -98,6 +99,7 @@ def compare(
     elsewhere = read_what_if(output_dir)
     print_comparison(told, rows, elsewhere.simulated)
     print_what_if(told, elsewhere)
+    print_ablation(told, read_ablation(output_dir))
     told.print(f"run folders: {output_dir}")
     conclude([output_dir], as_json=as_json)
     if not all(row.is_identical for row in rows):
