@@ -81,3 +81,53 @@ def test_the_embedded_target_is_no_slower_at_any_width() -> None:
     best = best_ms("embedded")
     slower = {width: best[Layout.AUTO, width] / best[Layout.PLAIN, width] for width in WIDTHS}
     assert max(slower.values()) <= 1.05, slower
+
+
+@pytest.mark.benchmark
+def test_plain_decoding_reads_the_weights_at_the_memorys_speed() -> None:
+    """A step against the time in which one core reads as many bytes, and against transformers' own `generate`, by turns."""
+    try:
+        folder = resolve_model("smollm2", "target")
+    except ValueError as absent:
+        pytest.skip(str(absent))
+    from transformers import AutoModelForCausalLM
+
+    engine = load_engine(folder, EngineSettings(capacity=256))
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    num_bytes = sum(value.nbytes for value in module.parameters())  # the embedding table is the head as well
+    memory = torch.ones(num_bytes // 4)
+    tokens = torch.randint(5, 2000, (1, CONTEXT)).tolist()[0]
+    engine.extend(tokens, last_only=True)
+    prompt, num_tokens = torch.tensor([tokens]), 8
+    best = {"read": float("inf"), "step": float("inf"), "generate": float("inf")}
+
+    def keep(name: str, start_s: float, num: int = 1) -> None:
+        best[name] = min(best[name], 1e3 * (time.perf_counter() - start_s) / num)
+
+    def generate(num: int) -> None:
+        module.generate(prompt, max_new_tokens=num, min_new_tokens=num, do_sample=False)
+
+    with torch.inference_mode():
+        for _ in range(8):
+            start_s = time.perf_counter()
+            memory.sum()
+            keep("read", start_s)
+            for _ in range(4):
+                start_s = time.perf_counter()
+                engine.extend([7])
+                keep("step", start_s)
+                engine.roll_back(CONTEXT)
+            start_s = time.perf_counter()
+            generate(1)
+            prefill_s = time.perf_counter() - start_s
+            start_s = time.perf_counter()
+            generate(1 + num_tokens)
+            keep("generate", start_s + prefill_s, num_tokens)
+    shown = ", ".join(f"{name} {value:.1f} ms" for name, value in best.items())
+    rate = num_bytes / best["read"] / 1e6
+    print(
+        f"\nsmollm2, {num_bytes / 1e6:.0f} MB at {rate:.1f} GB/s: {shown}; step / read {best['step'] / best['read']:.2f}, "
+        f"generate / step {best['generate'] / best['step']:.2f}"
+    )
+    assert best["step"] <= 1.25 * best["read"]
+    assert best["generate"] >= best["step"]
