@@ -13,6 +13,7 @@ from analysis.report.page.render import Page, render
 from analysis.report.sections.acceptance import acceptance_section
 from analysis.report.sections.closing import limits_section, recommendation_section
 from analysis.report.sections.comparison import comparison_section
+from analysis.report.sections.elsewhere import elsewhere_section
 from analysis.report.sections.methods import methods_section, prediction_section
 from analysis.report.sections.sensitivity import sensitivity_section
 from analysis.report.sections.serving import serving_section
@@ -60,6 +61,7 @@ def sections_of(arms: Sequence[Arm], progress: Report = silent) -> list[Section]
         lambda: time_section(main),
         lambda: sensitivity_section(answers),
         lambda: what_if_section(main),
+        lambda: elsewhere_section(main),
         lambda: serving_section(main),
         lambda: ran_section(arms),
         lambda: limits_section(arms),

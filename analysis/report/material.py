@@ -14,6 +14,8 @@ from analysis.check.comparison import COMPARISON, ComparedPolicy, read_compariso
 from analysis.check.validation import VALIDATION, Validation, read_validation
 from analysis.explore.exploration import LATENCIES
 from analysis.explore.inputs import latency_of, read_latency
+from analysis.tuning.ablation import Ablated, read_ablation
+from analysis.tuning.what_if import WHAT_IF, WhatIf, read_what_if
 from executor.recording.settings import RecordSettings, read_settings
 from sim.latency.base import LatencyModel
 from traces.folder.run import Run, RunError, read_json, read_run
@@ -48,7 +50,8 @@ class Arm:
     """One side of a report. name: for headings.
 
     recorded: the run whose traces and latencies predictions are made of. measured: the run whose times are the headline, which
-    may be the same one. simulated: replays. lookup: of a comparison, the run of prompt lookup.
+    may be the same one. simulated: replays. Of a comparison, lookup: the run of prompt lookup; elsewhere: its methods at other
+    costs; ablated: SpecBranch without each of its parts.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Arm:
     explored: Explored | None = None
     simulated: tuple[Run, ...] = ()
     plans: tuple[Plan, ...] = ()
+    elsewhere: WhatIf | None = None
+    ablated: tuple[Ablated, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -163,7 +168,15 @@ def _arm_of_story(name: str, folder: Path, by_name: dict[str, Path]) -> Arm:
     explored = _read_explored(read_run(by_name["explored"])) if "explored" in by_name else None
     lookup = read_run(by_name["compared_lookup"]) if "compared_lookup" in by_name else None
     comparison = tuple(read_comparison(folder)) if (folder / f"{COMPARISON}.json").is_file() else arm.comparison
-    return replace(arm, recorded=recorded, explored=explored, lookup=lookup, comparison=comparison)
+    return replace(
+        arm,
+        recorded=recorded,
+        explored=explored,
+        lookup=lookup,
+        comparison=comparison,
+        elsewhere=read_what_if(folder) if (folder / f"{WHAT_IF}.json").is_file() else None,
+        ablated=tuple(read_ablation(folder)),
+    )
 
 
 def _arm_of_run(name: str, run: Run) -> Arm:

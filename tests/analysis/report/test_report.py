@@ -9,9 +9,12 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from analysis.check.reports import write_report
 from analysis.report.build import make_report
 from analysis.report.elements import with_interval
 from analysis.report.material import read_arms
+from analysis.tuning.ablation import ABLATION, Ablated
+from analysis.tuning.what_if import WHAT_IF, Costs, Simulated, WhatIf
 from tests.analysis.report.made_up_pair import LATENCY, write_pair
 from tests.analysis.report.page_reader import PageReader, read_page
 from traces.folder.run import RunError, read_run
@@ -106,6 +109,51 @@ def test_a_disturbed_and_incomplete_run_says_so_at_the_top(tmp_path: Path) -> No
     assert "was cut short" in page.header
     assert "5 of 30 requests ran beside other load" in page.header
     assert "No method is shown to beat plain decoding here" in page.text
+
+
+def test_a_comparison_tells_what_other_costs_would_bring(tmp_path: Path) -> None:
+    """Its tables stand beside the runs' folders."""
+    folder = tmp_path / "compared"
+    write_pair(folder / "recorded")
+    write_pair(folder / "compared")
+    cost = Costs(
+        temperature=0.0,
+        name="measured",
+        cost_ratio=5.25,
+        widening=None,
+        speedups={"autoregressive": 1.0, "pearl": 1.317, "fixed_length": 1.204},
+        policies={},
+    )
+    flat = replace(cost, name="flat", widening=0.0, speedups={"autoregressive": 1.0, "pearl": 1.9, "fixed_length": 1.7})
+    dsi = Simulated(
+        temperature=0.0,
+        family="dsi",
+        settings="lookahead=2",
+        num_servers=3,
+        tokens_per_s=9.0,
+        speedup=1.551,
+        tokens_per_target_forward=1.2,
+        draft_forwards_per_token=2.0,
+    )
+    stops: dict[str, float | None] = {"pearl": None, "fixed_length": 0.43}
+    write_report(folder, WHAT_IF, WhatIf(costs=[cost, flat], simulated=[dsi], stops_paying={"0": stops}))
+    changed = Ablated(
+        temperature=0.0,
+        change="no branches",
+        policy="specbranch",
+        speedup=1.271,
+        tokens_per_target_forward=2.0,
+        rollback=0.618,
+        draft_forwards_per_token=1.0,
+    )
+    write_report(folder, ABLATION, [changed])
+    make_report([folder], tmp_path / "report.html")
+    page = read_page(tmp_path / "report.html")
+    assert ["method", "as measured", "flat", "pays up to"] in page.rows
+    assert ["pearl", "1.32", "1.90", "> 1"] in page.rows
+    assert ["fixed_length", "1.20", "1.70", "0.43"] in page.rows
+    assert ["dsi (3 targets)", "1.55", "-", "-"] in page.rows
+    assert ["no branches", "1.27", "62%"] in page.rows
 
 
 def test_two_runs_are_compared(tmp_path: Path) -> None:
