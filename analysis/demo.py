@@ -21,11 +21,13 @@ from analysis.cli.conclusion import print_json
 from analysis.cli.progress import progress_bar
 from analysis.cli.tables import print_checks, print_doubt, print_reason, validation_lines
 from analysis.explore.exploration import Exploration, explore_run
+from analysis.figures.saving import save_figure
 from analysis.report.answers import verdicts_of
 from analysis.study.candidates import default_grid, validated_policies
 from analysis.tuning.auto import default_policies
 from analysis.verdict import verdict_lines
 from sim.decoding.policies.catalog import parse_policy
+from traces.files import write_text
 from traces.fits.calibration import calibrate
 from traces.folder.perfetto import write_timeline
 from traces.folder.writer import check_new_folder, write_json
@@ -198,7 +200,7 @@ def _record(console: Console, folder: Path, settings: RecordSettings, session: S
     write_timeline(recorded.ops, folder / "timeline.json")
     calibration = calibrate(recorded, seed=settings.decoding.seed)
     calibration.save(folder / "calibration.json")
-    (folder.parent / "calibration.txt").write_text(calibration.report() + "\n", encoding="utf-8")
+    write_text(folder.parent / "calibration.txt", calibration.report() + "\n")
 
 
 def _explore(folder: Path, size: DemoSize, seed: int) -> Exploration:
@@ -266,7 +268,7 @@ def _draw(path: Path, validation: Validation, temperatures: Sequence[float]) -> 
         speedup_by_draft_length(axes, predicted, measured, ["fixed_length", "pearl"])
         doubt = f"\n{textwrap.fill(validation.note, 70)}" if validation.note else ""
         axes.set_title(f"T = {temperature:g}: does the simulator tell how long to draft?{doubt}", fontsize=10)
-    figure.savefig(path, dpi=140)
+    save_figure(figure, path)
     return path
 
 

@@ -40,6 +40,7 @@ from analysis.cli.planning.simulate import simulate
 from analysis.cli.reporting.check import check
 from analysis.cli.reporting.report import report
 from analysis.cli.reporting.timeline import timeline
+from traces.files import reason_of, remedy_of
 from traces.processes import safe_children
 
 
@@ -120,7 +121,7 @@ def main() -> None:
     except Exception as error:
         if not _is_expected(error):
             raise
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = error.format_message() if hasattr(error, "format_message") else _message_of(error)
         _print_line(f"error: {message or type(error).__name__}")
         sys.exit(getattr(error, "exit_code", 1))
     if code == INTERRUPTED:  # typer makes this code of a KeyboardInterrupt, and gives it back
@@ -151,6 +152,14 @@ def _ending() -> Iterator[None]:
 def _end(number: int, _: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C on top would break the closing off
     raise _Ended(128 + number)
+
+
+def _message_of(error: Exception) -> str:
+    """An error's own words; for one of the system's, the file, the reason and what to do."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    what = f"cannot use {error.filename}: " if error.filename is not None else ""
+    return f"{what}{reason_of(error)}; {remedy_of(error)}."
 
 
 def _print_line(text: str) -> None:

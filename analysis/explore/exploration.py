@@ -23,6 +23,7 @@ from executor.recording.settings import draft_of
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from sim.latency.base import LatencyModel
+from traces.files import write_frame
 from traces.fits.acceptance.fit import MIN_REQUESTS, AcceptanceReport, assess_acceptance
 from traces.folder.writer import RunWriter
 from traces.importers.base import ImportedTraces, Unseen
@@ -155,10 +156,11 @@ def _write(
     explored: Exploration, output_dir: Path, config: Mapping[str, Any], workers: Workers, latency: LatencyModel
 ) -> None:
     with RunWriter(output_dir, config=config, meta={"kind": "explored", "workers": asdict(workers)}) as writer:
-        explored.table.to_parquet(output_dir / "results.parquet")
+        write_frame(output_dir / "results.parquet", explored.table)
         write_latency(latency, output_dir / LATENCIES)
         if explored.effects:
-            pd.DataFrame([asdict(effect) for effect in explored.effects]).to_parquet(output_dir / "sensitivity.parquet")
+            effects = pd.DataFrame([asdict(effect) for effect in explored.effects])
+            write_frame(output_dir / "sensitivity.parquet", effects)
         writer.finish({"exploration": summary_of(explored)})
 
 

@@ -14,6 +14,7 @@ from sim.decoding.acceptance_models import GEOMETRIC_SETTINGS, Geometric, parse_
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from sim.latency.roofline import RooflineLatency
+from traces.files import write_text
 from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
 from traces.importers.base import ImportedTraces, Unseen
@@ -119,6 +120,5 @@ def write_roofline(latency: RooflineLatency, path: Path) -> None:
     """Write planned latencies to a new file for `read_latency`; ValueError if the file exists."""
     if path.exists():
         raise ValueError(f"{path} exists already; name another place with --output.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = {"kind": ROOFLINE, "latency": TypeAdapter(RooflineLatency).dump_python(latency, mode="json")}
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(values, indent=1) + "\n")

@@ -19,6 +19,7 @@ from analysis.explore.inputs import LatencySource, doubt_of_latency, latency_of
 from analysis.explore.work.evaluation import Timing
 from analysis.figures import plots
 from analysis.figures.acceptance import acceptance_by_place
+from analysis.figures.saving import save_figure
 from analysis.papers.bounds import branch_oracle_speedups, entropy_speedups, oracle_speedups
 from analysis.papers.maps import CLOSED_FORMS, LONGEST, closed_form_map, oracle_map, simulated_map, winners
 from analysis.study.candidates import mapped_policies
@@ -129,7 +130,7 @@ def draw_figures(
             FigureCanvasAgg(figure)
             if draw(figure.subplots(), scenario) is not None:
                 path = output_dir / f"{name}-{scenario.stem}.png"
-                figure.savefig(path, dpi=140)
+                save_figure(figure, path)
                 paths.append(path)
     return paths
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from analysis.figures.saving import save_figure
 from analysis.plan.planning import PlanResult
 from sim.serving.rounds.base import ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule
@@ -129,6 +130,6 @@ def draw_plan(plan: PlanResult, output_dir: Path) -> list[Path]:
         FigureCanvasAgg(figure)
         draw(figure.subplots(), plan)
         path = output_dir / f"{name}.png"
-        figure.savefig(path, dpi=140)
+        save_figure(figure, path)
         paths.append(path)
     return paths

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.figures.plots import NAMES, break_even_map
+from analysis.figures.saving import save_figure
 from analysis.papers.informed import FITTED, InformedTables, Knowledge, informed_tables
 from analysis.papers.informed_report import informed_record, informed_rows, informed_verdicts
 from analysis.papers.maps import winners
 from analysis.papers.published import METHODS, Effort, PublishedRow, as_record, map_of_methods, simulate_published
+from traces.files import write_text
 from traces.folder.writer import RunWriter, check_new_folder
 from traces.progress import Stages, silent_stages
 
@@ -47,7 +49,7 @@ def write_published(
     maps = dict(zip(BRANCH_COSTS, tables, strict=True))
     config = {**asdict(effort), "alphas": list(alphas), "cost_ratios": list(cost_ratios)}
     with RunWriter(output_dir, config=config, meta={"kind": "published"}) as writer:
-        (output_dir / "published.md").write_text(published_page(rows, maps, informed), encoding="utf-8")
+        write_text(output_dir / "published.md", published_page(rows, maps, informed))
         draw_maps(output_dir / "where_each_wins.png", maps)
         writer.finish(
             {
@@ -121,7 +123,7 @@ def draw_maps(path: Path, maps: Mapping[str, pd.DataFrame]) -> Path:
         for (name, methods), axes in zip(panels, line, strict=True):
             break_even_map(axes, winners(table[table.method.isin(methods)]))
             axes.set_title(f"{title}: {name}", fontsize=9)
-    figure.savefig(path, dpi=140)
+    save_figure(figure, path)
     return path
 
 

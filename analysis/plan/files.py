@@ -12,6 +12,7 @@ from analysis.plan.dialects.files import ServedTable, write_engines
 from analysis.plan.measured.replay import plan_replay, write_replay
 from analysis.plan.planning import PlanResult
 from analysis.plan.verdict import rows, summary_of
+from traces.files import write_frame, write_text
 
 
 def write_plan(plan: PlanResult, output_dir: Path, *, draft: str, draft_method: str = "draft_model") -> None:
@@ -20,11 +21,9 @@ def write_plan(plan: PlanResult, output_dir: Path, *, draft: str, draft_method: 
 
     draft, draft_method: what the engine shall load.
     """
-    summary = json.dumps({"plan": summary_of(plan), "methods": rows(plan)}, indent=2)
-    (output_dir / "summary.json").write_text(summary + "\n", encoding="utf-8")
-    pd.DataFrame(rows(plan)).to_parquet(output_dir / "methods.parquet")
+    write_frame(output_dir / "methods.parquet", pd.DataFrame(rows(plan)))
     columns = ["method", "requests_per_s", "goodput_per_s", "is_settled"]
-    pd.DataFrame(list(plan.curves), columns=columns).to_parquet(output_dir / "curves.parquet")
+    write_frame(output_dir / "curves.parquet", pd.DataFrame(list(plan.curves), columns=columns))
     served = ServedTable(
         table=plan.table,
         costs=plan.machine.costs,
@@ -39,3 +38,5 @@ def write_plan(plan: PlanResult, output_dir: Path, *, draft: str, draft_method: 
         write_replay(plan_replay(served, kv_tokens=plan.machine.kv_tokens_with_draft), output_dir)
     plan.machine.costs.write(output_dir / "step_costs.json")
     draw_plan(plan, output_dir)
+    summary = json.dumps({"plan": summary_of(plan), "methods": rows(plan)}, indent=2)
+    write_text(output_dir / "summary.json", summary + "\n")  # the last: where it stands, all of it is there

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os import replace
 from pathlib import Path
 
 from analysis.report.answers import Answers, doubts_of
@@ -21,13 +20,15 @@ from analysis.report.sections.summary import ran_section, verdict_section
 from analysis.report.sections.time_use import time_section
 from analysis.report.sections.timeline import timeline_section
 from analysis.report.sections.what_if import what_if_section
-from traces.folder.run import RunError, reason_of
+from traces.files import write_text
+from traces.folder.run import RunError
 from traces.progress import Report, silent
 
 
 def make_report(folders: Sequence[Path], output: Path, *, progress: Report = silent) -> Path:
     """Write one HTML file about runs; an existing file is refused. folders: what record, validate, compare, demo, explore,
-    simulate or plan wrote; several recorded ones are compared with the first. Raises RunError."""
+    simulate or plan wrote; several recorded ones are compared with the first. Raises RunError, and OSError
+    where the file cannot be written."""
     if output.exists():
         raise RunError(f"{output} exists already, and nothing is overwritten; name another file with --output.")
     if output.suffix.lower() not in (".html", ".htm"):
@@ -37,13 +38,7 @@ def make_report(folders: Sequence[Path], output: Path, *, progress: Report = sil
         title=_title(arms), subtitle=_subtitle(arms), warnings=_warnings(arms), sections=sections_of(arms, progress)
     )
     text = render(page)
-    temporary = output.with_name(output.name + ".tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        replace(temporary, output)
-    except OSError as error:
-        raise RunError(f"cannot write {output}: {reason_of(error)}; name another file with --output.") from error
+    write_text(output, text)
     return output
 
 

@@ -51,7 +51,6 @@ def draw_timeline(folder: Path, output: Path, *, max_requests: int = 100, progre
     if arm.measured is not None and arm.latency is not None:
         simulated, ratio = _simulated(run, requests, ops, rounds, arm.latency, progress)
         drawn += simulated
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_timeline(pd.concat(drawn, ignore_index=True), output, rounds)
     return Overlay(
         num_requests=len(requests),

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from executor.hrad.predictor import SCHEMA_VERSION, HradError
+from traces.files import whole_file, write_text
 from traces.schema import RequestTrace
 
 ARRAYS_NAME, META_NAME = "dataset.safetensors", "dataset.json"
@@ -169,9 +170,9 @@ def running_rates(ranks: Sequence[int], num_rows: int) -> NDArray[np.float64]:
 def save_dataset(folder: str | Path, dataset: Dataset) -> None:
     """Write a dataset into a folder."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(array) for name, array in _arrays(dataset).items()}, folder / ARRAYS_NAME)
-    (folder / META_NAME).write_text(json.dumps(asdict(dataset.meta), indent=2) + "\n", encoding="utf-8")
+    with whole_file(folder / ARRAYS_NAME) as place:
+        save_file({name: np.ascontiguousarray(array) for name, array in _arrays(dataset).items()}, place)
+    write_text(folder / META_NAME, json.dumps(asdict(dataset.meta), indent=2) + "\n")
 
 
 def load_dataset(folder: str | Path) -> Dataset:

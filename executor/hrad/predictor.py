@@ -7,8 +7,7 @@ fingerprint, and a predictor is refused anywhere else. Weights are safetensors: 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from executor.hrad.features import class_inputs
 from executor.models.engines.base import Engine
 from executor.models.loading import fingerprint
 from sim.decoding.policies.base import Policy
+from traces.files import whole_file, write_text
 
 SCHEMA_VERSION = 1
 CLASS_NAMES = ("reject", "confidence", "accept")
@@ -144,13 +144,13 @@ def save_predictor(folder: str | Path, card: PredictorCard, network: nn.Sequenti
     Raises HradError for weights that float16 cannot hold.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in network.state_dict().items()}
     if not all(bool(value.isfinite().all()) for value in state.values()):
         raise HradError("the trained weights do not fit float16; train again with a lower learning rate.")
-    _replace(folder / WEIGHTS_NAME, lambda path: save_file(state, path))
-    text = json.dumps(asdict(card), indent=2) + "\n"
-    _replace(folder / CARD_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    with whole_file(folder / WEIGHTS_NAME) as place:
+        save_file(state, place)
+        place.chmod(FILE_MODE)  # safetensors writes for the owner alone
+    write_text(folder / CARD_NAME, json.dumps(asdict(card), indent=2) + "\n")
 
 
 def read_card(folder: str | Path) -> PredictorCard:
@@ -178,11 +178,3 @@ def load_predictor(folder: str | Path, device: torch.device | str = "cpu") -> Pr
         reason = " ".join(str(error).split())[:160]
         raise HradError(f"cannot read the weights {path} ({reason}); copy or train the predictor again.") from error
     return Predictor(card, network, device)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: no reader sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    temporary.chmod(FILE_MODE)  # safetensors writes for the owner alone
-    os.replace(temporary, path)

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from traces.files import write_text
 from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
 from traces.fits.batched_ops import BATCH_SWEEP
 from traces.fits.cold_start import ColdStart, fit_cold_start
@@ -116,7 +117,7 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_bytes(TypeAdapter(Calibration).dump_json(self, indent=1) + b"\n")
+        write_text(Path(path), TypeAdapter(Calibration).dump_json(self, indent=1).decode() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 
+from traces.files import write_text
+
 Floats = NDArray[np.float64]
 
 MAX_GRAPH_TOKENS = 512  # vLLM captures graphs up to min(2 max_num_seqs, 512) tokens unless it is set otherwise
@@ -119,7 +121,7 @@ class StepCosts:
 
     def write(self, path: Path) -> None:
         """As JSON."""
-        path.write_bytes(_STEP_COSTS.dump_json(self, indent=2) + b"\n")
+        write_text(path, _STEP_COSTS.dump_json(self, indent=2).decode() + "\n")
 
 
 _STEP_COSTS = TypeAdapter(StepCosts)

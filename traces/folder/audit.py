@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from traces.files import reason_of
 from traces.folder.checksums import changed_files
-from traces.folder.run import Run, RunError, read_run, reason_of
+from traces.folder.run import Run, RunError, read_run
 from traces.folder.tables import TABLE_NAMES
 
 TOLERANCE_S = 1e-6  # clocks of two processes are one clock, but simulated times are sums

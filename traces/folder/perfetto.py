@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from os import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from traces.files import write_text
 from traces.schema import Actor, OpKind
 
 US_PER_S = 1e6
@@ -32,11 +32,8 @@ def write_timeline(ops: pd.DataFrame, path: str | Path, rounds: pd.DataFrame | N
     events = [*_names(ops), *_slices(ops)]
     if rounds is not None:
         events += [*_counters(rounds), *_arrows(ops[ops["source"] == ""])]
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"), allow_nan=False)
-    temporary.write_text(text, encoding="utf-8")
-    replace(temporary, path)
+    write_text(Path(path), text)
 
 
 def _tracks(ops: pd.DataFrame) -> dict[tuple[str, str, str], tuple[int, int]]:

@@ -24,6 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import yaml
 
+from traces.files import reason_of
 from traces.folder.checks import problem_of
 from traces.folder.tables import (
     EXTRA_COLUMNS,
@@ -251,10 +252,3 @@ def _by_request(table: Any) -> dict[int, Any]:
 def _as_frame(table: Any) -> pd.DataFrame:
     frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
     return frame
-
-
-def reason_of(error: BaseException) -> str:
-    """An error in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:300].rstrip(".")

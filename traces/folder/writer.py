@@ -8,8 +8,8 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from os import replace
 from pathlib import Path
 from shutil import rmtree
@@ -23,12 +23,11 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from traces.files import UNFINISHED, reason_of, whole_file, write_text
 from traces.folder.checksums import checksums_of
-from traces.folder.run import COMPLETE, INCOMPLETE, PARTS, RunError, part_files, read_run, read_table, reason_of
+from traces.folder.run import COMPLETE, INCOMPLETE, PARTS, RunError, part_files, read_run, read_table
 from traces.folder.tables import TABLE_NAMES, alignment_of, table_of, tails_of
 from traces.schema import SCHEMA_VERSION, Op, RequestRecord, RequestTrace, Round, RoundTimes
-
-UNFINISHED_PART = ".tmp"
 
 
 def check_new_folder(folder: Path) -> None:
@@ -110,16 +109,11 @@ class RunWriter:
         tables = {name: table for name in TABLE_NAMES if len(table := self._recorded(name))}
         if tables:
             part = self.folder / PARTS / f"{self._num_parts:05d}"
-            unfinished = part.with_name(part.name + UNFINISHED_PART)
-            try:
-                unfinished.mkdir(exist_ok=True)
-                for name, table in tables.items():
-                    self._write_table(f"{PARTS}/{unfinished.name}/{name}.parquet", table)
+            unfinished = part.with_name(part.name + UNFINISHED)
+            for name, table in tables.items():
+                self._write_table(f"{PARTS}/{unfinished.name}/{name}.parquet", table)
+            with _readable_before():
                 replace(unfinished, part)
-            except OSError as error:
-                raise RunError(
-                    f"cannot write {part}: {reason_of(error)}; what was flushed before is readable."
-                ) from error
         for kept in (*self._rows.values(), *self._tables.values()):
             kept.clear()
         self._num_parts += 1
@@ -167,6 +161,10 @@ class RunWriter:
             raise RunError(
                 f"{self.folder} was recorded with other settings ({', '.join(sorted(other))}); resume it with its own ones."
             )
+        for path in (*(self.folder / f"{name}.parquet" for name in TABLE_NAMES), self.folder / "summary.json"):
+            path.unlink(
+                missing_ok=True
+            )  # of an end that failed: read in place of the parts, it would hide those to come
         numbers = [int(match[0]) for path in (self.folder / PARTS).iterdir() if (match := re.search(r"\d+", path.name))]
         self._num_parts = max(numbers, default=-1) + 1
         self._meta = {**run.meta, "resumed": [*run.meta.get("resumed", ()), self._meta["date"]]}
@@ -203,13 +201,18 @@ class RunWriter:
         return pa.concat_tables([table_of(name, []), *self._tables[name]])
 
     def _write_table(self, name: str, table: Any) -> None:
-        path = self.folder / name
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            pq.write_table(table.combine_chunks(), temporary, write_page_checksum=True)
-            replace(temporary, path)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {reason_of(error)}; what was flushed before is readable.") from error
+        with _readable_before(), whole_file(self.folder / name) as place:
+            pq.write_table(table.combine_chunks(), place, write_page_checksum=True)
+
+
+@contextmanager
+def _readable_before() -> Iterator[None]:
+    """What cannot be written is one line that says what becomes of the rest."""
+    try:
+        yield
+    except OSError as error:
+        why = str(error) if error.errno is None else f"cannot write: {reason_of(error)}."
+        raise RunError(f"{why.rstrip('.')}; what was recorded before stays readable.") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -219,12 +222,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        replace(temporary, path)
+        write_text(path, text)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {reason_of(error)}; free some space or name another place.") from error
+        raise RunError(str(error)) from error
 
 
 def _surroundings() -> dict[str, Any]:

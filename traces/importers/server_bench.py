@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from traces.files import whole_file
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.importers.base import ForeignTraceError, numbered_lines
 
@@ -136,7 +137,7 @@ def read_server_bench(path: str | Path) -> list[ServerBench]:
 
 def write_server_bench(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Cells by column as a table that `read_server_bench` reads; what a row does not say stays empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as place, place.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

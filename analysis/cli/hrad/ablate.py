@@ -33,6 +33,7 @@ from analysis.cli.options import (
     prompt_form,
     within,
 )
+from traces.files import write_text
 
 _LENGTHS = (2, 4, 8)
 
@@ -117,5 +118,5 @@ def ablate(
     print_lengths(console, by_length)
     for name, rows in (("ablation.json", results), ("draft_lengths.json", by_length)):
         text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
-        (output_dir / name).write_text(text, encoding="utf-8")
+        write_text(output_dir / name, text)
     console.print(f"ablation: {output_dir}")

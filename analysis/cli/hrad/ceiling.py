@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from analysis.cli.options import CalibrationFile, RunDir, Seed, console
+from traces.files import write_text
 
 
 def ceiling(
@@ -46,4 +47,4 @@ def ceiling(
     table.add_row("nats that the classes hold", *(f"{each.class_nats:.2f}" for each in found))
     console.print(table)
     if output is not None:
-        output.write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n", encoding="utf-8")
+        write_text(output, json.dumps([asdict(each) for each in found], indent=2) + "\n")

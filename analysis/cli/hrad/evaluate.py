@@ -31,6 +31,7 @@ from analysis.cli.options import (
     console,
     prompt_form,
 )
+from traces.files import write_text
 
 
 def evaluate(
@@ -98,10 +99,10 @@ def evaluate(
     evaluated = judge(loaded, training, evaluation, cost=measure_cost(loaded, timed), seed=seed)
     print_evaluation(console, evaluated)
     text = json.dumps(asdict(evaluated), indent=2) + "\n"
-    (output_dir / "evaluation.json").write_text(text, encoding="utf-8")
+    write_text(output_dir / "evaluation.json", text)
     if markdown is not None:
         command = (
             f"specbranch hrad evaluate --predictor {predictor} --data DATA --output-dir NEW --num-prompts {num_prompts}"
         )
-        markdown.write_text(as_markdown(evaluated, loaded.card, command), encoding="utf-8")
+        write_text(markdown, as_markdown(evaluated, loaded.card, command))
     console.print(f"evaluation: {output_dir}")

@@ -19,6 +19,7 @@ import numpy as np
 from analysis.explore.work.evaluation import Evaluated
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
+from traces.files import whole_file, write_text
 
 
 class TaskStore:
@@ -40,10 +41,7 @@ class TaskStore:
                     "finish that one, remove the folder, or name another --output-dir."
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"sha256": digest}) + "\n")
-        temporary.replace(note)
+        write_text(note, json.dumps({"sha256": digest}) + "\n")
 
     def load(self, workload: int, policies: Sequence[Policy]) -> Evaluated | None:
         """What was stored for a task; None if nothing was, or half of it."""
@@ -66,12 +64,10 @@ class TaskStore:
     def save(self, workload: int, evaluated: Evaluated) -> None:
         """Store a finished task."""
         path = self._path(workload, evaluated.policies)
-        temporary = path.with_suffix(".part")
         columns: dict[str, Any] = {f"n:{name}": values for name, values in evaluated.counts.items()}
         columns |= {f"s:{name}": values for name, values in evaluated.seconds.items()}
-        with temporary.open("wb") as file:
+        with whole_file(path) as place, place.open("wb") as file:
             np.savez(file, peak=evaluated.peak_kv_tokens, **columns)
-        temporary.replace(path)
 
     def discard(self) -> None:
         """Remove it all: the results are written."""

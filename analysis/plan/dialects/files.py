@@ -14,6 +14,7 @@ from analysis.plan.dialects.tensorrt_llm import write_tensorrt_llm
 from analysis.plan.dialects.vllm import write_vllm
 from sim.serving.rounds.base import ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, Joining, LengthTable
+from traces.files import write_text
 from traces.fits.step_costs import AcceptanceByPosition, StepCosts
 
 NOT_MODELLED = """\
@@ -111,9 +112,9 @@ def write_engines(served: ServedTable, folder: Path) -> list[str]:
         except ValueError as error:
             missing.append(f"- {name} is not written: {error}\n")
             continue
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
         written.append(name)
-    (folder / "engines.md").write_text(_notes(served, rows) + "".join(missing), encoding="utf-8")
+    write_text(folder / "engines.md", _notes(served, rows) + "".join(missing))
     return [*written, "engines.md"]
 
 

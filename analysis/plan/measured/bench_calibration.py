@@ -22,6 +22,7 @@ from analysis.plan.measured.fit import ServerFit, fit_server
 from analysis.plan.methods import best_lengths
 from sim.serving.rounds.base import ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, Joining
+from traces.files import write_text
 from traces.fits.step_costs import StepCosts
 from traces.importers.base import ForeignTraceError
 from traces.importers.engines.records import read_acceptance
@@ -126,7 +127,7 @@ def write_bench_calibration(result: BenchCalibration, output_dir: Path) -> None:
             "intervals_95": dict(steps.intervals),
         }
     }
-    (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def next_run(

@@ -19,6 +19,7 @@ from analysis.explore.work.scale_out import Workers, run_tasks
 from analysis.plan.measured.benches import Engine
 from analysis.plan.measured.errors import Cell, CheckErrors, errors_of
 from analysis.plan.measured.fit import ServerFit, fit_server
+from traces.files import write_frame, write_text
 from traces.folder.writer import check_new_folder
 from traces.importers.base import ForeignTraceError
 from traces.importers.server_bench import ServerBench, read_server_bench
@@ -77,7 +78,7 @@ def check_server_table(
 def _write(result: CheckResult, output_dir: Path) -> None:
     """Cells as a table, errors and laws as JSON, and each draft's step costs as `specbranch plan --costs` reads them."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([cell.row() for cell in result.cells]).to_parquet(output_dir / "cells.parquet")
+    write_frame(output_dir / "cells.parquet", pd.DataFrame([cell.row() for cell in result.cells]))
     steps = result.server.steps
     summary = {
         "check": asdict(result.errors),
@@ -88,7 +89,7 @@ def _write(result: CheckResult, output_dir: Path) -> None:
     }
     for name in steps.drafts:
         steps.step_costs(name).write(output_dir / f"costs-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.json")
-    (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _fitted(

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from analysis.plan.dialects.files import ServedTable
 from analysis.plan.measured.benches import Engine, simulate_bench
+from traces.files import write_text
 from traces.importers.server_bench import ServerBench
 
 FILE = "replay.json"
@@ -107,7 +108,7 @@ def plan_replay(served: ServedTable, *, kv_tokens: int | None, engine: Engine | 
 
 def write_replay(runs: Sequence[ReplayRun], folder: Path) -> None:
     """replay.json, what is predicted, and replay.sh, the lines to run."""
-    (folder / FILE).write_bytes(_RUNS.dump_json(list(runs), indent=2) + b"\n")
+    write_text(folder / FILE, _RUNS.dump_json(list(runs), indent=2).decode() + "\n")
     head = [
         "#!/bin/sh",
         "# The server, elsewhere: it accepts drafts by the plan's rates, whatever they are.",
@@ -115,7 +116,7 @@ def write_replay(runs: Sequence[ReplayRun], folder: Path) -> None:
         "# Afterwards: specbranch import replay-*.json --replay replay.json --output-dir COMPARED",
         "set -e",
     ]
-    (folder / "replay.sh").write_text("\n".join([*head, *(run.command() for run in runs)]) + "\n", encoding="utf-8")
+    write_text(folder / "replay.sh", "\n".join([*head, *(run.command() for run in runs)]) + "\n")
 
 
 def read_replay(path: Path) -> list[ReplayRun]:
@@ -171,4 +172,4 @@ def replay_sentence(found: Sequence[Replayed]) -> str:
 def write_compared(found: Sequence[Replayed], folder: Path) -> None:
     """replay-compared.json, a row a benchmark."""
     rows = json.dumps([each.row() for each in found], indent=2)
-    (folder / "replay-compared.json").write_text(rows + "\n", encoding="utf-8")
+    write_text(folder / "replay-compared.json", rows + "\n")

@@ -22,6 +22,7 @@ from sim.serving.replica import StepRecord
 from sim.serving.rounds.lengths import FixedLengthRule, LengthRounds
 from sim.serving.rounds.run_lengths import RunLengths
 from sim.serving.settings import Server
+from traces.files import write_text
 from traces.fits.step_cost_fit import Measurement, StepCostFit, fit_step_costs, target_prior
 from traces.fits.step_costs import StepCosts
 from traces.importers.traffic.measured import MeasuredRequests
@@ -106,7 +107,7 @@ def check_trace(
 def write_trace_check(check: TraceCheck, output_dir: Path) -> None:
     """summary.json and step_costs.json, into a folder that exists."""
     text = json.dumps({"check": asdict(check.errors)}, indent=2)
-    (output_dir / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write_text(output_dir / "summary.json", text + "\n")
     check.costs.write(output_dir / "step_costs.json")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from executor.models.sources.base import ModelError
+from traces.files import whole_file, write_text
 
 CARD_FILE, WEIGHTS_FILE, CONFIG_FILE = "draft.json", "model.safetensors", "config.json"
 HEAD_TOKENS, EMBEDDING = "head_tokens", "model.embed_tokens.weight"
@@ -101,7 +101,6 @@ def give_table(module: Any, table: Tensor) -> None:
 
 def write_draft(module: Any, head_tokens: Tensor, card: DraftCard, folder: Path) -> None:
     """Write a draft; each file is replaced at once, the card last, so that a folder with a card is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     stored: dict[str, Tensor] = {HEAD_TOKENS: head_tokens.to(torch.int32)}
     for name, value in module.state_dict().items():
         if name == EMBEDDING:
@@ -113,9 +112,11 @@ def write_draft(module: Any, head_tokens: Tensor, card: DraftCard, folder: Path)
         else:
             stored[name] = value.contiguous()
     config = {**module.config.to_dict(), "dtype": "float32"}
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(stored, path))
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n"))
-    _replace(folder / CARD_FILE, lambda path: path.write_bytes(_CARD.dump_json(card, indent=2) + b"\n"))
+    with whole_file(folder / WEIGHTS_FILE) as place:
+        save_file(stored, place)
+        place.chmod(_FILE_MODE)  # safetensors writes for the owner alone
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text(folder / CARD_FILE, _CARD.dump_json(card, indent=2).decode() + "\n")
 
 
 def read_draft(folder: Path, table: Tensor) -> tuple[Any, Tensor]:
@@ -145,10 +146,3 @@ def read_draft(folder: Path, table: Tensor) -> tuple[Any, Tensor]:
         )
     give_table(module, table)
     return module.eval(), head_tokens
-
-
-def _replace(path: Path, write: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.chmod(_FILE_MODE)
-    os.replace(part, path)

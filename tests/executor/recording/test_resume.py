@@ -11,6 +11,7 @@ from executor.recording.recorder import record_run
 from tests.settings import record_settings
 from traces.folder.run import Run, RunError, read_run
 from traces.folder.writer import RunWriter
+from traces.schema import Op
 
 SETTINGS = record_settings(
     num_prompts=3, temperatures=[0.0, 1.0], max_new_tokens=6, policies=["autoregressive", "fixed_length:draft_length=2"]
@@ -31,11 +32,11 @@ def _cut_after(num: int, name: str, folder: Path, session: Session, monkeypatch:
     """A run whose process died at this call of the writer, so that nothing was flushed afterwards."""
     left, inner = [num], getattr(RunWriter, name)
 
-    def dies(self: RunWriter, *given: object) -> None:
+    def dies(self: RunWriter, *given: object) -> object:
         if not left[0]:
             raise Killed
         left[0] -= 1
-        inner(self, *given)
+        return inner(self, *given)
 
     with monkeypatch.context() as patched:
         patched.setattr(RunWriter, name, dies)
@@ -45,7 +46,8 @@ def _cut_after(num: int, name: str, folder: Path, session: Session, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("num", "name"), [(0, "ops"), (0, "flush"), (1, "flush"), (2, "trace"), (5, "flush"), (4, "trace"), (11, "ops")]
+    ("num", "name"),
+    [(0, "ops"), (0, "flush"), (1, "flush"), (2, "trace"), (5, "flush"), (4, "trace"), (11, "ops"), (3, "_merged")],
 )
 def test_a_resumed_run_holds_what_an_uninterrupted_one_holds(
     num: int, name: str, whole: Run, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,6 +72,19 @@ def test_a_resumed_run_holds_what_an_uninterrupted_one_holds(
     assert (in_order.arrival_s.to_numpy()[1:] >= in_order.finish_s.to_numpy()[:-1]).all()
     assert in_order.request_id.is_unique
     assert read_run(tmp_path / "run").requests.head(before).equals(cut.requests)
+
+
+def test_an_end_that_failed_does_not_hide_what_comes_after_it(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables that were merged already are read in place of the parts, which hold all and will hold more."""
+    _cut_after(3, "_merged", tmp_path / "run", session, monkeypatch)
+    assert (tmp_path / "run" / "requests.parquet").exists()
+    cut = read_run(tmp_path / "run")
+    with RunWriter(tmp_path / "run", config=cut.config, meta={}, resumes=True) as writer:
+        writer.ops([Op(*row) for row in cut.ops.assign(request_id=99).head(2).itertuples(index=False, name=None)])
+    assert len(read_run(tmp_path / "run").ops) == len(cut.ops) + 2
+    assert len(read_run(tmp_path / "run").requests) == len(cut.requests)
 
 
 def test_resuming_nothing_begins(session: Session, whole: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from traces.files import write_text
 from traces.schema import SCHEMA_VERSION, RequestTrace, Signal
 
 NUM_LEVELS = 3
@@ -79,7 +80,7 @@ class JointAcceptance:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_bytes(TypeAdapter(JointAcceptance).dump_json(self) + b"\n")
+        write_text(Path(path), TypeAdapter(JointAcceptance).dump_json(self).decode() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> JointAcceptance:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from traces.files import write_text
 from traces.importers.base import ForeignTraceError
 from traces.importers.engines.records import EngineFile, pooled
 from traces.importers.server_bench import write_server_bench
@@ -43,5 +44,5 @@ def write_bench_folder(files: Sequence[EngineFile], folder: Path, *, kv_tokens: 
         }
         for file in files
     ]
-    (folder / "import.json").write_text(json.dumps({"files": told}, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "import.json", json.dumps({"files": told}, indent=2) + "\n")
     return [*written, "import.json"]

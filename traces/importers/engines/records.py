@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from traces.files import write_text
 from traces.fits.step_costs import AcceptanceByPosition
 
 MAX_DRAFT_LENGTH = 1024  # tokens; no engine drafts as many
@@ -92,7 +93,7 @@ class AcceptanceRecord:
 
     def write(self, path: Path) -> None:
         """As JSON."""
-        path.write_bytes(_RECORD.dump_json(self, indent=2) + b"\n")
+        write_text(path, _RECORD.dump_json(self, indent=2).decode() + "\n")
 
 
 _RECORD = TypeAdapter(AcceptanceRecord)
