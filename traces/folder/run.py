@@ -178,6 +178,7 @@ def read_table(path: Path, name: str) -> Any:
         table = pq.read_table(
             path, page_checksum_verification=True
         )  # of files that have checksums: ours since version 2
+        table.validate(full=True)  # texts are UTF-8, lists lie within their values: later nobody names the file
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise RunError(
             f"cannot read {path}: {reason_of(error)}; the file is damaged, copy or record it again."

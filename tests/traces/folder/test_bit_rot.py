@@ -112,3 +112,28 @@ def test_the_margin_of_a_law_of_one_token_is_infinite(whole: Path) -> None:
         assert read_run(whole).traces()[0].signals[3].margin == np.inf
     finally:
         path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("name", "column"), [("rounds", b"num_accepted"), ("requests", b"prompt_id"), ("ops", b"op")])
+def test_names_of_columns_that_are_no_text_are_refused(whole: Path, name: str, column: bytes) -> None:
+    path = whole / f"{name}.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(column, b"\xdf" + column[1:]))
+    try:
+        with pytest.raises(RunError, match=rf"{name}\.parquet"):
+            getattr(read_run(whole), name)
+    finally:
+        path.write_bytes(data)
+
+
+def test_texts_that_are_none_are_refused(whole: Path) -> None:
+    path = whole / "requests.parquet"
+    data, table = path.read_bytes(), pq.read_table(path)
+    index = table.schema.get_field_index("prompt_id")
+    texts = pa.array([b"\xdf(" for _ in range(len(table))], pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(index, table.schema.field(index), texts), path)
+    try:
+        with pytest.raises(RunError, match=r"requests\.parquet"):
+            read_run(whole).requests.prompt_id.tolist()
+    finally:
+        path.write_bytes(data)
