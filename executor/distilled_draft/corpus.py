@@ -102,16 +102,18 @@ def top_laws(logits: Tensor, num_top: int) -> tuple[NDArray[np.uint16], NDArray[
     return best.indices.cpu().numpy().astype(np.uint16), best.values.cpu().numpy().astype(np.float16)
 
 
-def read_shards(folder: Path) -> Iterator[Shard]:
-    """All shards of a folder, in the order of their names. Raises ValueError for one that cannot be read."""
-    for path in sorted(folder.glob(_PATTERN)):
-        if path.name.endswith(".part.npz"):
-            continue
-        try:
-            with np.load(path) as arrays:
-                yield Shard(**{name: arrays[name] for name in Shard.__dataclass_fields__})
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no shard of conversations ({error}): remove it.") from error
+def shard_paths(folder: Path) -> list[Path]:
+    """The whole shards of a folder, in the order of their names."""
+    return [path for path in sorted(folder.glob(_PATTERN)) if not path.name.endswith(".part.npz")]
+
+
+def read_shard(path: Path) -> Shard:
+    """Raises ValueError for a file that cannot be read."""
+    try:
+        with np.load(path) as arrays:
+            return Shard(**{name: arrays[name] for name in Shard.__dataclass_fields__})
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no shard of conversations ({error}): remove it.") from error
 
 
 def block_mask(starts: Tensor) -> Tensor:
@@ -146,15 +148,27 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError where there are none, or streams of several lengths."""
-        self.shards = list(read_shards(folder))
+        self._folder, self._known = folder, set[Path]()
+        self.shards: list[Shard] = []
+        self._rows: list[tuple[int, int]] = []
+        self._held_out: list[tuple[int, int]] = []
+        self.refresh()
         if not self.shards:
             raise ValueError(f"no conversations in {folder}: let the target write some first.")
-        if len({shard.tokens.shape[1] for shard in self.shards}) > 1:
-            raise ValueError(f"the streams in {folder} have several lengths: keep those of one length.")
-        self._rows = [(index, row) for index, shard in enumerate(self.shards) for row in range(len(shard.tokens))]
-        self._held_out = [
-            (index, row) for index, row in self._rows if (self._answers_held_out(self.shards[index], row)).any()
-        ]
+
+    def refresh(self) -> None:
+        """Read the shards that have been written since, by this process or another. Raises ValueError as the start does."""
+        for path in shard_paths(self._folder):
+            if path in self._known:
+                continue
+            shard, index = read_shard(path), len(self.shards)
+            if self.shards and shard.tokens.shape[1] != self.shards[0].tokens.shape[1]:
+                raise ValueError(f"the streams in {self._folder} have several lengths: keep those of one length.")
+            self._known.add(path)
+            self.shards.append(shard)
+            rows = [(index, row) for row in range(len(shard.tokens))]
+            self._rows += rows
+            self._held_out += [(index, row) for _, row in rows if self._answers_held_out(shard, row).any()]
 
     @property
     def num_tokens(self) -> int:

@@ -195,6 +195,7 @@ class Learner:
             whole = DraftCard(**{**vars(card), "training": {**card.training, **facts}})
             write_draft(self.draft, self.head_tokens.cpu(), whole, folder / DRAFT_FOLDER)
         self._save(folder, elapsed_s)
+        self._corpus.refresh()  # the target may be writing on meanwhile
 
     def _save(self, folder: Path, elapsed_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from executor.distilled_draft.conversations import Template, template_of
-from executor.distilled_draft.corpus import Corpus, Role, Shard, block_mask, read_shards, write_shard
+from executor.distilled_draft.corpus import Corpus, Role, Shard, block_mask, read_shard, shard_paths, write_shard
 from executor.distilled_draft.learning import column_of, distillation_loss, log_laws
 from executor.distilled_draft.openings import Task, draw_opening
 from executor.distilled_draft.settings import DraftSettings, LearningPlan, WritingPlan
@@ -111,7 +111,7 @@ def test_texts_are_read_in_pieces_that_see_nothing_of_each_other(
         write_text_shards(
             model, tokenizer, read_texts(tmp_path), plan, tmp_path / "shards", minutes=0, say=lambda _: None
         )
-    first, second = read_shards(tmp_path / "shards")
+    first, second = map(read_shard, shard_paths(tmp_path / "shards"))
     assert (first.tokens != second.tokens).any()
     own = np.flatnonzero(first.starts[0] == first.starts[0, -1])
     tokens = torch.from_numpy(first.tokens[0, own].astype(np.int64))
@@ -139,11 +139,30 @@ def test_conversations_are_a_function_of_the_plan_and_the_number(
 def test_shards_come_back_as_they_were(shard: Shard, tmp_path: Path) -> None:
     write_shard(shard, tmp_path / "shard-7-0000.npz")
     (tmp_path / "shard-7-0001.part.npz").write_bytes(b"broken off")
-    (back,) = read_shards(tmp_path)
+    (back,) = map(read_shard, shard_paths(tmp_path))
     assert all((getattr(back, name) == getattr(shard, name)).all() for name in Shard.__dataclass_fields__)
     (tmp_path / "shard-7-0002.npz").write_bytes(b"no shard")
     with pytest.raises(ValueError, match="no shard of conversations"):
-        list(read_shards(tmp_path))
+        list(map(read_shard, shard_paths(tmp_path)))
+
+
+def test_what_is_written_meanwhile_is_learnt_from(shard: Shard, tmp_path: Path) -> None:
+    write_shard(shard, tmp_path / "shard-7-0000.npz")
+    corpus = Corpus(tmp_path)
+    before, held_out = corpus.num_tokens, sum(len(batch.tokens) for batch in corpus.held_out_batches(1, 1000))
+    corpus.refresh()
+    assert corpus.num_tokens == before
+    write_shard(shard, tmp_path / "shard-1-0000.npz")  # of another writer, whose name comes first
+    corpus.refresh()
+    assert corpus.num_tokens == 2 * before
+    assert sum(len(batch.tokens) for batch in corpus.held_out_batches(1, 1000)) == 2 * held_out
+    assert {index for index, _ in corpus._rows} == {0, 1}
+    write_shard(
+        replace(shard, **{name: getattr(shard, name)[:, :9] for name in Shard.__dataclass_fields__}),
+        tmp_path / "shard-9-0000.npz",
+    )
+    with pytest.raises(ValueError, match="several lengths"):
+        corpus.refresh()
 
 
 def test_what_is_held_out_goes_by_the_prompt_and_never_weighs_in_training(shard: Shard, tmp_path: Path) -> None:
