@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from traces.folder.run import RunError, read_json
 from traces.folder.writer import write_json
+from traces.mistakes import first_mistake
 
 ReportT = TypeVar("ReportT")
 
@@ -31,8 +32,6 @@ def typed_report(folder: Path, name: str, values: Any, kind: TypeAdapter[ReportT
     try:
         return kind.validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, (name, *first["loc"])))
         raise RunError(
-            f"{folder} holds no {name} that can be read: {place}: {first['msg']}; run its command again."
+            f"{folder} holds no {name} that can be read: {name}: {first_mistake(error)}; run its command again."
         ) from error

@@ -19,6 +19,7 @@ from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
 from traces.importers.base import ImportedTraces, Unseen
 from traces.importers.catalog import read_foreign
+from traces.mistakes import first_mistake
 from traces.schema import RequestTrace
 
 _LAWFUL_REQUESTS, _LAWFUL_TOKENS, _LAWFUL_PROMPT, _LAWFUL_TAIL = 24, 400, 512, 16
@@ -95,9 +96,7 @@ def read_latency(path: Path) -> LatencyModel:
     try:
         return TypeAdapter(RooflineLatency).validate_python(values.get("latency"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is not a roofline: {place}: {first['msg']}; write it again.") from error
+        raise ValueError(f"{path} is not a roofline: {first_mistake(error)}; write it again.") from error
 
 
 def doubt_of_latency(latency: LatencyModel) -> str:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from executor.models.settings import PairSettings
 from executor.request import check_stops
 from sim.decoding.policies.catalog import parse_policies
+from traces.mistakes import first_mistake
 from traces.schema import Sampling
 
 MAX_TOKENS = 1 << 20
@@ -147,9 +148,7 @@ def read_settings(config: Mapping[str, Any], *, where: object = "config.yaml") -
     try:
         return _ADAPTER.validate_python({name: config[name] for name in _NAMES if name in config})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: the settings of the run cannot be read: {place}: {first['msg']}.") from None
+        raise ValueError(f"{where}: the settings of the run cannot be read: {first_mistake(error)}.") from None
 
 
 def draft_of(config: Mapping[str, Any]) -> str | None:

@@ -24,11 +24,12 @@ from executor.remote.messages import (
     verify_message,
 )
 from executor.remote.starting import take_worker
-from executor.remote.transport import make_meeting_place, open_channel
+from executor.remote.transport import open_channel
 from executor.request import Request
 from executor.roles.scoring import Scores
 from executor.roles.target import Prefill, TargetVerdict
 from traces.schema import Sampling
+from traces.shared_memory import make_meeting_place
 
 LOAD_TIMEOUT_S = 600.0
 _STOP_S = 2.0  # for a worker to end by itself

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -17,9 +10,6 @@ from executor.models.settings import Transport
 from executor.remote.channel import Channel
 from executor.remote.mailbox import MailboxChannel
 from traces.processes import num_cores
-
-_PREFIX, _LOCK = "specbranch-", "maker"
-_YOUNG_S = 60.0
 
 
 def uses_nccl(devices: tuple[torch.device, torch.device]) -> bool:
@@ -38,29 +28,6 @@ def check_transport(transport: Transport, devices: tuple[torch.device, torch.dev
             f"transport distributed needs {backend} between {devices[0]} and {devices[1]}, which torch "
             f"{torch.__version__} was built without: use mailbox."
         )
-
-
-def make_meeting_place() -> tuple[Path, IO[bytes]]:
-    """An empty folder for what two processes share, in shared memory where the system has it, and the lock that says that
-    its maker lives. The maker removes the folder; one whose maker was killed goes when the next is made.
-    """
-    base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
-    for folder in base.glob(f"{_PREFIX}*"):
-        _remove_if_left(folder)
-    place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-    lock = (place / _LOCK).open("wb")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return place, lock
-
-
-def _remove_if_left(folder: Path) -> None:
-    """Remove the folder of a maker that is gone: nobody holds its lock. Others' folders cannot be opened, and stay."""
-    with suppress(OSError):
-        if time.time() - folder.stat().st_mtime < _YOUNG_S:
-            return  # perhaps it is just being made
-        with (folder / _LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
 
 
 def open_channel(

@@ -28,6 +28,7 @@ from traces.fits.round_check import RoundCheck, check_rounds
 from traces.folder.run import Run
 from traces.folder.tables import READABLE_VERSIONS
 from traces.metrics.machine_speed import MachineSpeed, drift_sentence, machine_speed_of
+from traces.mistakes import first_mistake
 from traces.schema import SCHEMA_VERSION, Actor, OpKind
 
 __all__ = [
@@ -173,9 +174,7 @@ def _reason(error: OSError | ValidationError) -> str:
     """Why a file cannot be read, with the place of the mistake."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+    return first_mistake(error)
 
 
 def calibrate(

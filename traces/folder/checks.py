@@ -18,6 +18,7 @@ _NEVER_NULL = ("request_id", "position", "tail_length", "tail_depth", "depth", "
 _MAY_BE_INFINITE = ("draft_margin", "margin")  # of a law of one token
 _MAY_BE_UNKNOWN = (*SIGNAL_COLUMNS, "max_prob", "entropy", "margin")  # not-a-number, as UNKNOWN_SIGNAL
 _INF = float("inf")
+MAX_TIME_S = 1e12  # some thirty thousand years; of larger times sums and squares say nothing
 _PROBABILITY = (-ROUNDING, 1 + ROUNDING)
 _LIMITS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("position", "rank", "token", "tail_depth", "depth"), (0, _INF)),
@@ -35,6 +36,8 @@ def problem_of(table: Any, name: str) -> str:
         if column.null_count and (name in MEASURED or field.name in _NEVER_NULL):
             return f"{column.null_count} missing values in {field.name}"
         low, high = (-_INF, _INF) if name in MEASURED else _LIMITS.get(field.name, (-_INF, _INF))
+        if field.name.endswith("_s"):
+            low, high = -MAX_TIME_S, MAX_TIME_S
         is_float = pa.types.is_floating(field.type)
         if not is_float and not pa.types.is_integer(field.type):
             continue

@@ -229,8 +229,10 @@ def _mapping_of(path: Path, parse: Callable[[str], Any], max_bytes: int) -> dict
         raise
     except RecursionError:
         raise RunError(f"cannot read {path}: it is nested too deeply; write plain settings.") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, yaml.YAMLError) as error:
-        # PyYAML's own constructors raise all of these for a tag that does not fit its value.
+    except (TypeError, KeyError, AttributeError, IndexError) as error:  # PyYAML's own constructors raise all of these
+        why = f"a value does not fit its tag ({reason_of(error)})"
+        raise RunError(f"cannot read {path}: {why}; mend the file, or copy it again.") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"cannot read {path}: {reason_of(error)}; mend the file, or copy it again.") from error
     if not isinstance(read, dict):
         raise RunError(f"{path} should hold settings by name, but holds {type(read).__name__}; mend or copy the file.")

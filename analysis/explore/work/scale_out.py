@@ -7,8 +7,10 @@ so that nothing is lost with a worker.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
+import shutil
 import threading
 import time
 from collections import deque
@@ -60,7 +62,8 @@ def run_tasks(
 
     parent = os.getpid() if workers.backend == "processes" else None
     sent = map(_ByValue.of, tasks) if own_modules() else tasks
-    calls = (delayed(_numbered)(function, index, task, parent) for index, task in enumerate(sent))
+    place = _meeting_place() if parent is not None else None
+    calls = (delayed(_numbered)(function, index, task, parent, place) for index, task in enumerate(sent))
     with _backend(workers) as settings:
         # One task a batch and all of them handed over at once: tasks are long, and a cluster may grow meanwhile.
         parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all", **settings)
@@ -77,9 +80,12 @@ def starting(function: Callable[..., object], workers: Workers) -> Iterator[Call
         return
     from joblib import Parallel, delayed
 
-    parallel = Parallel(n_jobs=workers.count, backend="loky", batch_size=1, return_as="generator_unordered")
+    place = _meeting_place()
+    parallel = Parallel(
+        n_jobs=workers.count, backend="loky", batch_size=1, return_as="generator_unordered", temp_folder=place
+    )
     with safe_children():
-        ready = parallel(delayed(_name_of)(function, os.getpid()) for _ in range(workers.count))
+        ready = parallel(delayed(_name_of)(function, os.getpid(), place) for _ in range(workers.count))
     try:
         yield lambda: deque(ready, maxlen=0).clear()
     finally:
@@ -106,28 +112,53 @@ class _ByValue:
         return pickle.loads(self.data)  # from this program's own processes
 
 
-def _name_of(function: Callable[..., object], parent: int) -> str:
-    _follow(parent)
+def _name_of(function: Callable[..., object], parent: int, place: str | None) -> str:
+    _follow(parent, place)
     return function.__name__  # to receive a function is to import its module
 
 
 def _numbered(
-    function: Callable[..., ResultT], index: int, task: tuple[Any, ...] | _ByValue, parent: int | None
+    function: Callable[..., ResultT],
+    index: int,
+    task: tuple[Any, ...] | _ByValue,
+    parent: int | None,
+    place: str | None,
 ) -> tuple[int, ResultT | _ByValue]:
     if parent is not None:
-        _follow(parent)
+        _follow(parent, place)
     if isinstance(task, _ByValue):
         return index, _ByValue.of(function(*task.value()))
     return index, function(*task)
 
 
 @cache
-def _follow(parent: int) -> None:
-    """End this worker soon after the process that started it: a parent that was killed stops no worker itself."""
+def _meeting_place() -> str | None:
+    """Where joblib puts what the processes share, for as long as this one lives; None leaves it to joblib. When all of them
+    are killed at once, the next command clears what they leave."""
+    if os.name != "posix":
+        return None
+    from traces.shared_memory import make_meeting_place
+
+    place, lock = make_meeting_place()
+
+    def clear() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        lock.close()
+
+    atexit.register(clear)
+    return str(place)
+
+
+@cache
+def _follow(parent: int, place: str | None) -> None:
+    """End this worker soon after the process that started it: a parent that was killed stops no worker itself, and clears
+    no place where they met."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK_S)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -137,7 +168,7 @@ def _follow(parent: int) -> None:
 def _backend(workers: Workers) -> Iterator[dict[str, Any]]:
     """Settings of `joblib.Parallel`, while the connection behind them is open."""
     if workers.backend == "processes":
-        yield {"n_jobs": workers.count, "backend": "loky"}
+        yield {"n_jobs": workers.count, "backend": "loky", "temp_folder": _meeting_place()}
         return
     try:
         from distributed import Client

@@ -26,6 +26,7 @@ from sim.decoding.policies.serial.confidence_stop import ConfidenceStop
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.policies.serial.product_rule import ProductRule
 from sim.decoding.policies.serial.prompt_lookup import PromptLookup
+from traces.mistakes import first_mistake
 
 POLICIES: dict[str, type[Any]] = {
     "autoregressive": Autoregressive,
@@ -96,10 +97,7 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
     try:
         policy = _adapter(kind).validate_python(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise PolicyError(f"policy {name}: {where + ': ' if where else ''}{message}") from None
+        raise PolicyError(f"policy {name}: {first_mistake(error)}.") from None
     assert isinstance(policy, Policy)
     _check_limits(name, policy)
     return policy

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from executor.remote import transport
-from executor.remote.transport import make_meeting_place
+from traces import shared_memory
+from traces.shared_memory import make_meeting_place
 
 OLD_S = time.time() - 3600
 
@@ -21,8 +21,8 @@ OLD_S = time.time() - 3600
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where meeting places are made."""
-    monkeypatch.setattr(transport.os, "access", lambda *_: False)
-    monkeypatch.setattr(transport.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(shared_memory.os, "access", lambda *_: False)
+    monkeypatch.setattr(shared_memory.tempfile, "gettempdir", lambda: str(tmp_path))
     return tmp_path
 
 
@@ -62,6 +62,21 @@ def test_old_folders_go_and_young_or_used_or_others_stay(base: Path) -> None:
     assert second.exists()  # young
     last.close()
     assert third.exists()
+
+
+def test_semaphores_of_a_maker_that_is_gone_go_with_its_folder(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of joblib, whose tracker was killed as well."""
+    monkeypatch.setattr(shared_memory, "SHARED", tmp_path)
+    for name in ("sem.loky-12-a", "sem.loky-12-b", "sem.loky-123-a", "sem.mp-12"):
+        (tmp_path / name).touch()
+    old = _left(base, "old", is_old=False)
+    (old / "maker").write_text("12")
+    os.utime(old, (OLD_S, OLD_S))
+    _, lock = make_meeting_place()
+    lock.close()
+    assert sorted(path.name for path in tmp_path.glob("sem.*")) == ["sem.loky-123-a", "sem.mp-12"]
 
 
 def test_a_folder_whose_processes_were_all_killed_goes_with_the_next_start() -> None:

@@ -36,7 +36,7 @@ signals = st.builds(
     Signal, probabilities, st.floats(0, allow_infinity=False, width=64), st.floats(0, allow_nan=False, width=64)
 )
 small = st.integers(0, 1000)
-finite = st.floats(allow_nan=False, allow_infinity=False, width=64)  # measurements are
+finite = st.floats(-1e12, 1e12, width=64)  # measurements are
 times = st.builds(RoundTimes, finite, finite, finite, finite)
 
 

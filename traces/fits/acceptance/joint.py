@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from traces.files import write_text
+from traces.mistakes import first_mistake
 from traces.schema import SCHEMA_VERSION, RequestTrace, Signal
 
 NUM_LEVELS = 3
@@ -88,7 +89,7 @@ class JointAcceptance:
         try:
             loaded = TypeAdapter(JointAcceptance).validate_json(Path(path).read_bytes())
         except (OSError, ValidationError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+            reason = first_mistake(error) if isinstance(error, ValidationError) else error.strerror
             raise ValueError(
                 f"{path} is not an acceptance model: {reason}; write one with JointAcceptance.save."
             ) from error
