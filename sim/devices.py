@@ -53,10 +53,14 @@ class Fifo:
 
     def submit(self, seconds: float) -> Job:
         """See `Device.submit`."""
+        start_s = max(self._free_at_s, self._env.now)
+        return Job(self._env, start_s, self.finish_s(seconds))
+
+    def finish_s(self, seconds: float) -> float:
+        """Queue work and say when it will be done, for those who need no more of it than that."""
         now = self._env.now
-        start_s = self._free_at_s if self._free_at_s > now else now
-        self._free_at_s = end_s = start_s + seconds
-        return Job(self._env, start_s, end_s)
+        self._free_at_s = end_s = (self._free_at_s if self._free_at_s > now else now) + seconds
+        return end_s
 
 
 class SharedDevice:

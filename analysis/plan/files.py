@@ -30,7 +30,7 @@ def write_plan(plan: PlanResult, output_dir: Path, *, draft: str, draft_method: 
         acceptance=plan.acceptance,
         mean_context=plan.mean_context,
         joining=plan.joining,
-        max_num_seqs=plan.settings.scheduler.max_num_seqs,
+        max_num_seqs=plan.settings.server.max_num_seqs,
         draft=draft,
         method=draft_method,
     )

@@ -10,7 +10,13 @@ from traces.importers.engines.records import AcceptanceRecord, read_acceptance
 
 
 def acceptance_from(text: str, option: str) -> AcceptanceByPosition:
-    """From marginal rates by position, as fractions (0.72,0.51), or from the acceptance.json of `specbranch import`.
+    """Acceptance alone; see `acceptance_and_record`."""
+    return acceptance_and_record(text, option)[0]
+
+
+def acceptance_and_record(text: str, option: str) -> tuple[AcceptanceByPosition, AcceptanceRecord | None]:
+    """From marginal rates by position, as fractions (0.72,0.51), or from the acceptance.json of `specbranch import`, whose
+    record is given besides.
 
     Warns where that says no more than a mean length. Raises ValueError for a list that does not fall, and a file that cannot
     be read.
@@ -23,20 +29,14 @@ def acceptance_from(text: str, option: str) -> AcceptanceByPosition:
                 "to be alike.",
                 stacklevel=2,
             )
-        return record.acceptance()
+        return record.acceptance(), record
     try:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} {text!r} is not a list of numbers; write 0.72,0.51,0.36.") from None
     if any(rate > 1 for rate in rates):
         raise ValueError(f"{option} {text!r}: shares lie in [0, 1]; divide percent by 100.")
-    return AcceptanceByPosition.from_marginal(rates)
-
-
-def mean_alone(text: str) -> AcceptanceRecord | None:
-    """The record of a file that says a mean length and no positions, so that only bounds can be told; None otherwise."""
-    record = read_acceptance(Path(text)) if text.endswith(".json") else None
-    return record if record is not None and not record.marginal else None
+    return AcceptanceByPosition.from_marginal(rates), None
 
 
 def costs_from(path: Path) -> StepCosts:

@@ -21,11 +21,11 @@ from analysis.plan.methods import (
     plain,
     sharing,
 )
-from analysis.plan.runs import RunResult, Scheduler, run_method
+from analysis.plan.runs import RunResult, run_method
 from analysis.plan.traffic import Traffic
 from sim.serving.cluster import Router
 from sim.serving.rounds.length_rules import Joining, LengthTable
-from sim.serving.settings import Placement
+from sim.serving.settings import Placement, Server
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.metrics.serving import Objectives
 from traces.schema import RequestTrace
@@ -62,7 +62,7 @@ class PlanSettings:
     max_replications: int = 6
     precision: float = 0.03
     max_replicas: int = 256
-    scheduler: Scheduler = field(default_factory=Scheduler)
+    server: Server = field(default_factory=Server)
     router: Router = Router.LEAST_OUTSTANDING_TOKENS
     seed: int = 0
 
@@ -186,7 +186,7 @@ class _Inputs:
             method,
             workload,
             self.machine,
-            settings.scheduler,
+            settings.server,
             self.acceptance,
             settings.objectives,
             seed=seed,
@@ -349,7 +349,7 @@ def _rate_of_runs(
 def _guess(inputs: _Inputs) -> float:
     """Requests a second of a plain batch of 32, about."""
     costs, workload = inputs.machine.costs, inputs.traffic.sample(inputs.settings.num_requests, inputs.settings.seed)
-    batch = min(32, inputs.settings.scheduler.max_num_seqs)
+    batch = min(32, inputs.settings.server.max_num_seqs)
     step_s = costs.target_s(batch, round(batch * _mean_context(workload)), batch)
     return batch / (step_s * float(workload.output_tokens.mean()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,16 +14,6 @@ from sim.serving.settings import Placement, Server
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.metrics.serving import Objectives, RequestTimes, ServingSummary, summarise_requests
 from traces.workload import Workload
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheduler:
-    """What an engine is started with, in vLLM's words."""
-
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    client_s: float = 0.0
-    prefix_caching: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +40,7 @@ def run_method(
     method: Method,
     workload: Workload,
     machine: Machine,
-    scheduler: Scheduler,
+    server: Server,
     acceptance: AcceptanceByPosition,
     objectives: Objectives,
     *,
@@ -58,19 +48,18 @@ def run_method(
     num_replicas: int = 1,
     router: Router = Router.LEAST_OUTSTANDING_TOKENS,
 ) -> RunResult:
-    """Serve the workload once. Raises ValueError where a request does not fit the memory."""
+    """Serve the workload once. server: as the engine is started; its memory is the machine's, and what the draft asks of it is
+    the method's. Raises ValueError where a request does not fit the memory.
+    """
     is_shared = method.placement is Placement.IN_TURN
     kv_tokens = machine.kv_tokens_with_draft if method.drafts and is_shared else machine.kv_tokens
     source = source_of(method, acceptance, workload, seed)
-    server = Server(
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+    server = replace(
+        server,
         kv_tokens=kv_tokens,
         lookahead_tokens=method.rule.max_length if method.rule is not None else 0,
         delivers_after_drafting=is_shared,
         joins_draft_prefill=is_shared,
-        client_s=scheduler.client_s,
-        prefix_caching=scheduler.prefix_caching,
     )
     run = serve(
         workload,

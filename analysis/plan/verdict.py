@@ -136,5 +136,5 @@ def summary_of(plan: PlanResult) -> Mapping[str, Any]:
         "num_replicas": best.num_replicas,
         "num_devices": plan.num_devices(best),
         "mean_context_tokens": plan.mean_context,
-        "num_speculative_tokens_per_batch_size": rows_by_batch(plan.table, plan.settings.scheduler.max_num_seqs),
+        "num_speculative_tokens_per_batch_size": rows_by_batch(plan.table, plan.settings.server.max_num_seqs),
     }

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import simpy
 
-from sim.devices import Device, Fifo
+from sim.devices import Fifo
 from sim.serving.book import Book, Floats, Gaps, ReplicaTotals
 from sim.serving.costs import Costs
 from sim.serving.prefixes import PrefixCache
@@ -78,7 +78,7 @@ def serve(
     shared_draft = Fifo(env, "sim:draft") if placement is Placement.SHARED_DRAFT else None
     replicas = []
     for index in range(num_replicas):
-        target: Device = Fifo(env, f"sim:target-{index}")
+        target = Fifo(env, f"sim:target-{index}")
         draft = target if placement is Placement.IN_TURN else shared_draft or Fifo(env, f"sim:draft-{index}")
         replicas.append(
             Replica(

@@ -27,6 +27,9 @@ class Ahead(NamedTuple):
     branches_s: float = 0.0
 
 
+NOTHING_AHEAD = Ahead()
+
+
 class Costs(Protocol):
     """Seconds of the parts of a step; 0 where there is nothing to do."""
 
@@ -39,7 +42,7 @@ class Costs(Protocol):
         ...
 
     def ahead_s(self, plan: StepPlan, chunks: list[Chunk]) -> Ahead:
-        """The draft, during it. chunks: what it reads of prompts beside the target."""
+        """The draft, during it. chunks: what it reads of prompts beside the target. Not asked where there is nothing to do."""
         ...
 
     def host_s(self, plan: StepPlan) -> float:

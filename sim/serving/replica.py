@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import simpy
 
-from sim.devices import Device
+from sim.devices import Fifo
 from sim.serving.batch import Chunk, StepPlan
 from sim.serving.book import Book, ReplicaTotals
-from sim.serving.costs import Costs
+from sim.serving.costs import NOTHING_AHEAD, Costs
 from sim.serving.prefixes import PrefixCache
 from sim.serving.rounds.base import Ints, RoundSource, ServerLoad
 from sim.serving.running import RunningRequest, RunningRequests
@@ -70,8 +70,8 @@ class Replica:
         costs: Costs,
         source: RoundSource,
         *,
-        target: Device,
-        draft: Device,
+        target: Fifo,
+        draft: Fifo,
         book: Book,
         prompt_tokens: Ints,
         output_tokens: Ints,
@@ -126,6 +126,7 @@ class Replica:
 
     def _run(self) -> Process:
         env, costs, totals, deliver_later = self._env, self._costs, self.totals, self._server.delivers_after_drafting
+        target, draft = self._target, self._draft
         while True:
             if not self._running.count and not self._prompts and not self._waiting:
                 self._deliver()
@@ -138,36 +139,37 @@ class Replica:
             if serial_s:
                 self._joined_tokens = 0
                 totals.draft_busy_s += serial_s
-                yield self._draft.submit(serial_s).done
+                yield env.timeout(draft.finish_s(serial_s) - start_s)
             if deliver_later:
                 self._deliver()
             self._plan(plan)
-            if plan.rounds is None and not plan.chunks:
+            rounds, chunks = plan.rounds, plan.chunks
+            if rounds is None and not chunks:
                 continue
 
             target_s = costs.target_s(plan)
             draft_chunks: list[Chunk] = []
-            if self._source.max_pending and plan.chunks:
+            if chunks and self._source.max_pending:
                 if self._server.joins_draft_prefill:
-                    self._joined_tokens += sum(chunk.num_tokens for chunk in plan.chunks)
+                    self._joined_tokens += sum(chunk.num_tokens for chunk in chunks)
                 else:
-                    draft_chunks = plan.chunks
-            prefill_s, look_s, branches_s = costs.ahead_s(plan, draft_chunks)
-            prefill = self._draft.submit(prefill_s) if prefill_s else None
-            verification = self._target.submit(target_s)
-            for ahead_s in (look_s, branches_s):
+                    draft_chunks = chunks
+            ahead = NOTHING_AHEAD
+            if draft_chunks or (rounds is not None and rounds.details is not None):
+                ahead = costs.ahead_s(plan, draft_chunks)
+            prefilled_s = draft.finish_s(ahead.prefill_s) if ahead.prefill_s else 0.0
+            verified_s = target.finish_s(target_s)
+            for ahead_s in (ahead.look_s, ahead.branches_s):
                 if ahead_s:
-                    yield self._draft.submit(ahead_s).done
-            if prefill is not None:
-                yield prefill.done
-            host_s = costs.host_s(plan) if plan.rounds is not None else 0.0
-            if verification.end_s is None:
-                yield verification.done
-            assert verification.end_s is not None
-            settled_s = max(verification.end_s, env.now)
-            yield env.timeout(settled_s + host_s - env.now)
+                    yield env.timeout(draft.finish_s(ahead_s) - env.now)
+            if prefilled_s:
+                yield env.timeout(max(prefilled_s - env.now, 0.0))
+            host_s = costs.host_s(plan) if rounds is not None else 0.0
+            now = env.now
+            settled_s = verified_s if verified_s > now else now
+            yield env.timeout(settled_s + host_s - now)
             totals.target_busy_s += target_s
-            totals.draft_busy_s += prefill_s + look_s + branches_s
+            totals.draft_busy_s += ahead.prefill_s + ahead.look_s + ahead.branches_s
             self._settle(plan, start_s)
             if not deliver_later:
                 self._deliver()
@@ -366,13 +368,14 @@ class Replica:
         if self._num_further:
             book.gaps.add(now - self._delivered_s, self._num_further)
             self._num_further = 0
-        for delivered_s in self._late:
-            book.gaps.add(now - delivered_s, 1)
-        for request in self._firsts:
-            book.first_token(request)
-        for request, num_output in self._lasts:
-            book.finish(request, num_output)
-        self._late.clear()
-        self._firsts.clear()
-        self._lasts.clear()
         self._delivered_s = now
+        if self._firsts or self._lasts or self._late:
+            for delivered_s in self._late:
+                book.gaps.add(now - delivered_s, 1)
+            for request in self._firsts:
+                book.first_token(request)
+            for request, num_output in self._lasts:
+                book.finish(request, num_output)
+            self._late.clear()
+            self._firsts.clear()
+            self._lasts.clear()

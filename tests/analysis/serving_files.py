@@ -9,7 +9,7 @@ from pathlib import Path
 from analysis.plan.dialects.sglang import read_sglang, write_sglang
 from analysis.plan.dialects.tensorrt_llm import read_tensorrt_llm, write_tensorrt_llm
 from analysis.plan.dialects.vllm import read_vllm, write_vllm
-from analysis.plan.numbers import acceptance_from, costs_from, mean_alone
+from analysis.plan.numbers import acceptance_and_record, costs_from
 from sim.serving.rounds.length_rules import LengthTable
 from tests.traces.importers.engines import engine_files
 from tests.traces.importers.traffic.formats import FORMATS, ROWS
@@ -69,8 +69,8 @@ def _traffic(path: Path) -> object:
 
 
 def _acceptance(path: Path) -> object:
-    record = mean_alone(str(path))
-    return [acceptance_from(str(path), "--per-position"), None if record is None else record.bounds()]
+    acceptance, record = acceptance_and_record(str(path), "--per-position")
+    return [acceptance, None if record is None or record.marginal else record.bounds()]
 
 
 def _text_of(read: Callable[[str], LengthTable]) -> Read:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,21 @@ class ForwardCost:
         """Of one forward; 0 where it has no token."""
         if not num_tokens:
             return 0.0
-        sharpness = self.sharpness
-        weights_s = self.floor_s
-        if self.ramp_s:
-            weights_s -= self.ramp_s * math.expm1(-num_tokens / self.ramp_tokens)
-        rooted: float = (weights_s**sharpness + (self.token_s * num_tokens) ** sharpness) ** (1 / sharpness)
-        total_s = rooted + self.context_s * context_tokens + self.request_s * num_requests
+        rooted_s = self._rooted_s.get(num_tokens)
+        if rooted_s is None:
+            sharpness = self.sharpness
+            weights_s = self.floor_s
+            if self.ramp_s:
+                weights_s -= self.ramp_s * math.expm1(-num_tokens / self.ramp_tokens)
+            rooted_s = (weights_s**sharpness + (self.token_s * num_tokens) ** sharpness) ** (1 / sharpness)
+            self._rooted_s[num_tokens] = rooted_s
+        total_s = rooted_s + self.context_s * context_tokens + self.request_s * num_requests
         return total_s + self.uncaptured_s if num_tokens > self.max_graph_tokens else total_s
+
+    @cached_property
+    def _rooted_s(self) -> dict[int, float]:
+        """The first term by tokens, where it has been asked for: a simulation asks for few sizes, very often."""
+        return {}
 
     def seconds_array(self, num_tokens: ArrayLike, context_tokens: ArrayLike, num_requests: ArrayLike) -> Floats:
         """`seconds` of arrays that broadcast."""

@@ -49,9 +49,9 @@ def advise(
 ) -> None:
     """Say which draft length is best for one request, and for a batch where step costs are known."""
     from analysis.plan.advice import ConstantTimes, advise_one_request, best_length
-    from analysis.plan.numbers import acceptance_from, costs_from, mean_alone
+    from analysis.plan.numbers import acceptance_and_record, costs_from
 
-    acceptance = acceptance_from(per_position, "--per-position")
+    acceptance, record = acceptance_and_record(per_position, "--per-position")
     model: SummedModel
     if costs is not None:
         if target_ms is not None or draft_ms is not None:
@@ -61,7 +61,7 @@ def advise(
         raise ValueError("give --target-ms and --draft-ms, or --costs FILE of `specbranch plan`.")
     else:
         model = ConstantTimes(1e-3 * target_ms, 1e-3 * draft_ms)
-    only_mean = mean_alone(per_position)
+    only_mean = None if record is None or record.marginal else record  # then only bounds can be told
     known = len(acceptance.conditional) if only_mean is None else only_mean.draft_length or 1
     longest = max_length or min(known + 2, 32)
     rows = advise_one_request(model, acceptance, max_length=longest, context=context)

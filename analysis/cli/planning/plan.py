@@ -121,9 +121,9 @@ def plan(
     from analysis.explore.work.scale_out import Workers
     from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of
     from analysis.plan.planning import PlanSettings, make_plan
-    from analysis.plan.runs import Scheduler
     from analysis.study.planned import Planned
     from sim.serving.cluster import Router
+    from sim.serving.settings import Server
     from traces.metrics.serving import Objectives
 
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
@@ -138,7 +138,7 @@ def plan(
         shares_draft=shared_draft,
         num_requests=num_prompts,
         precision=precision,
-        scheduler=Scheduler(
+        server=Server(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, prefix_caching=prefix_caching
         ),
         router=Router(router),

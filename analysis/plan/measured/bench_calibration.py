@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.plan.dialects.files import ServedTable
-from analysis.plan.measured.benches import Engine
+from analysis.plan.measured.benches import VLLM
 from analysis.plan.measured.fit import ServerFit, fit_server
 from analysis.plan.methods import best_lengths
 from sim.serving.rounds.base import ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, Joining
+from sim.serving.settings import Server
 from traces.files import write_text
 from traces.fits.step_costs import StepCosts
 from traces.importers.base import ForeignTraceError
@@ -64,7 +65,7 @@ class BenchCalibration:
     next_run: NextRun | None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Server:
         """What was read off the benchmarks of the engine that drafts."""
         return self.server.engines[self.served.draft]
 
@@ -84,7 +85,7 @@ def calibrate_benches(folder: Path) -> BenchCalibration:
         )
     record = read_acceptance(folder / "acceptance.json")
     acceptance = record.acceptance()
-    server = fit_server(benches, engine=Engine())
+    server = fit_server(benches, engine=VLLM)
     costs = server.steps.step_costs(drafts[0])
     rng = np.random.default_rng(0)
     possible = tuple(server.steps.drawn(rng).step_costs(drafts[0]) for _ in range(NUM_DRAWS))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,18 +27,8 @@ from traces.workload import Workload
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What the table does not say of the engine: vLLM's defaults.
-
-    client_s: from a request's leaving the client until the scheduler knows it. Other fields as in
-    `sim.serving.settings.Server`; watermark 0, as vLLM V1 has none.
-    """
-
-    max_num_batched_tokens: int = 8192
-    block_tokens: int = 16
-    client_s: float = 0.01
-    schedules_ahead: bool = False
+#: What a table does not say of the engine: vLLM's defaults (V1 has no watermark), and a client on the same machine.
+VLLM = Server(watermark=0.0, client_s=0.01)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,25 +51,22 @@ class SimulatedBench:
 
 
 def simulate_bench(
-    bench: ServerBench, costs: StepCosts, *, engine: Engine, seed: int, rule: LengthRule | None = None
+    bench: ServerBench, costs: StepCosts, *, engine: Server, seed: int, rule: LengthRule | None = None
 ) -> SimulatedBench:
     """Run one benchmark; the same arguments give the same result to the last bit.
 
+    engine: how it schedules; room for requests, memory and lookahead are the benchmark's own.
     rule: chooses draft lengths of at most the benchmark's, which are its own where it is None.
     Arrivals and acceptance have streams of their own, so that runs with other costs meet the same requests and luck.
     """
     arrivals, lengths, acceptance = np.random.default_rng(seed).spawn(3)
     workload = _workload(bench, arrivals, lengths)
-    server = Server(
+    server = replace(
+        engine,
         max_num_seqs=bench.max_concurrency,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
         kv_tokens=bench.kv_tokens,
-        block_tokens=engine.block_tokens,
-        watermark=0.0,
         # A step that is planned before the one before it has ended takes all of its tokens for accepted.
         lookahead_tokens=bench.draft_length + (bench.draft_length + 1) * engine.schedules_ahead,
-        client_s=engine.client_s,
-        schedules_ahead=engine.schedules_ahead,
     )
     conditional = (0.0,) if bench.acceptance is None else bench.acceptance.conditional
     runs = drawn_runs(conditional, bench.num_requests, int(workload.output_tokens.max()), acceptance)

@@ -16,9 +16,10 @@ from statistics import fmean
 import pandas as pd
 
 from analysis.explore.work.scale_out import Workers, run_tasks
-from analysis.plan.measured.benches import Engine
+from analysis.plan.measured.benches import VLLM
 from analysis.plan.measured.errors import Cell, CheckErrors, errors_of
 from analysis.plan.measured.fit import ServerFit, fit_server
+from sim.serving.settings import Server
 from traces.files import write_frame, write_text
 from traces.folder.writer import check_new_folder
 from traces.importers.base import ForeignTraceError
@@ -46,7 +47,7 @@ def check_server_table(
     fit_concurrency: Sequence[int] = FIT_CONCURRENCY,
     *,
     fit_plain_concurrency: Sequence[int] | None = None,
-    engine: Engine | None = None,
+    engine: Server = VLLM,
     seed: int = 0,
     workers: Workers | None = None,
 ) -> CheckResult:
@@ -63,9 +64,7 @@ def check_server_table(
     workers = workers or Workers()
     benches = read_server_bench(path)
     fitted = _fitted(benches, fit_k, fit_concurrency, fit_plain_concurrency)
-    server = fit_server(
-        [benches[index] for index in sorted(fitted)], engine=engine or Engine(), seed=seed, workers=workers
-    )
+    server = fit_server([benches[index] for index in sorted(fitted)], engine=engine, seed=seed, workers=workers)
     if missing := sorted({bench.draft for bench in benches} - server.engines.keys()):
         raise ForeignTraceError(f"{path}: no benchmark of the draft {missing[0]!r} is among the fitted ones.")
     tasks = [(server, bench, index in fitted, seed) for index, bench in enumerate(benches)]
@@ -85,7 +84,7 @@ def _write(result: CheckResult, output_dir: Path) -> None:
         "target": asdict(steps.target),
         "drafts": {name: asdict(law) | {"host_s": steps.hosts[name]} for name, law in steps.drafts.items()},
         "intervals_95": dict(steps.intervals),
-        "engines": {name: asdict(engine) for name, engine in result.server.engines.items()},
+        "schedules_ahead": {name: engine.schedules_ahead for name, engine in result.server.engines.items()},
     }
     for name in steps.drafts:
         steps.step_costs(name).write(output_dir / f"costs-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.json")

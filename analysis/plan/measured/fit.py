@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.explore.work.scale_out import Workers, run_tasks
-from analysis.plan.measured.benches import Engine, SimulatedBench, simulate_bench
+from analysis.plan.measured.benches import SimulatedBench, simulate_bench
+from sim.serving.settings import Server
 from traces.fits.step_cost_fit import (
     Measurement,
     Prior,
@@ -39,7 +40,7 @@ class ServerFit:
     """
 
     steps: StepCostFit
-    engines: Mapping[str, Engine]
+    engines: Mapping[str, Server]
 
     def simulate(self, bench: ServerBench, *, seed: int) -> SimulatedBench:
         """One benchmark on this server."""
@@ -47,7 +48,7 @@ class ServerFit:
 
 
 def fit_server(
-    benches: Sequence[ServerBench], *, engine: Engine, seed: int = 0, workers: Workers | None = None
+    benches: Sequence[ServerBench], *, engine: Server, seed: int = 0, workers: Workers | None = None
 ) -> ServerFit:
     """Fit a server to its benchmarks: with and without drafts, at any lengths and concurrencies.
 
@@ -123,7 +124,7 @@ def _intercept(rows: Sequence[tuple[int, float]]) -> float:
     return max(float(at_zero), 0.5 * float(seconds.min()))
 
 
-def _seen_engine(benches: Sequence[ServerBench], engine: Engine) -> Engine | None:
+def _seen_engine(benches: Sequence[ServerBench], engine: Server) -> Server | None:
     """Whether this server plans a step ahead, by the steps that a request waits that does not come alone; None: unknown."""
     alone = {b.draft_length: _ttft_s(b) for b in benches if b.max_concurrency == 1}
     waits = [
@@ -134,10 +135,10 @@ def _seen_engine(benches: Sequence[ServerBench], engine: Engine) -> Engine | Non
     return replace(engine, schedules_ahead=float(np.mean(waits)) > AHEAD_STEPS) if waits else None
 
 
-def _likelier_engine(server: ServerFit, benches: Sequence[ServerBench], name: str, seed: int) -> Engine:
+def _likelier_engine(server: ServerFit, benches: Sequence[ServerBench], name: str, seed: int) -> Server:
     """The same, by which of the two gives the measured TTFT."""
 
-    def error(engine: Engine) -> float:
+    def error(engine: Server) -> float:
         tried = replace(server, engines={**server.engines, name: engine})
         own = [bench for bench in benches if bench.draft == name]
         return sum(abs(math.log(tried.simulate(b, seed=seed).median_ttft_s / b.median_ttft_s)) for b in own)

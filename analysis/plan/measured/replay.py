@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from analysis.plan.dialects.files import ServedTable
-from analysis.plan.measured.benches import Engine, simulate_bench
+from analysis.plan.measured.benches import VLLM, simulate_bench
+from sim.serving.settings import Server
 from traces.files import write_text
 from traces.importers.server_bench import ServerBench
 
@@ -71,7 +72,7 @@ class Replayed:
         return asdict(self.run) | measured | {f"{name}_error": error for name, error in self.errors().items()}
 
 
-def plan_replay(served: ServedTable, *, kv_tokens: int | None, engine: Engine | None = None) -> list[ReplayRun]:
+def plan_replay(served: ServedTable, *, kv_tokens: int | None, engine: Server = VLLM) -> list[ReplayRun]:
     """A few concurrencies up to the engine's largest batch, with requests as long as the plan's. Raises ValueError where the
     table was made without lengths of requests.
     """
@@ -91,7 +92,7 @@ def plan_replay(served: ServedTable, *, kv_tokens: int | None, engine: Engine | 
             input_tokens=float(prompt * num), output_tokens=float(output * num), output_tokens_per_s=1.0, mean_tpot_s=1.0,
             median_ttft_s=1.0, acceptance=served.acceptance if longest else None,
         )  # fmt: skip
-        ran = simulate_bench(asked, served.costs, engine=engine or Engine(), seed=_SEED, rule=served.table)
+        ran = simulate_bench(asked, served.costs, engine=engine, seed=_SEED, rule=served.table)
         runs.append(
             ReplayRun(
                 max_concurrency=load,

@@ -11,10 +11,10 @@ from analysis.plan.files import write_plan
 from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of
 from analysis.plan.numbers import acceptance_from
 from analysis.plan.planning import PlanResult, PlanSettings, make_plan
-from analysis.plan.runs import Scheduler
 from analysis.report.build import make_report
 from analysis.study.planned import Planned
 from sim.serving.cluster import Router
+from sim.serving.settings import Server
 from specbranch.simulating import Policies, labels_of
 from traces.fits.step_costs import AcceptanceByPosition
 from traces.importers.engines.catalog import read_engine_files as read_files
@@ -77,7 +77,7 @@ def plan(  # long: one argument an option of the command
         shares_draft=shared_draft,
         num_requests=num_prompts,
         precision=precision,
-        scheduler=Scheduler(
+        server=Server(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, prefix_caching=prefix_caching
         ),
         router=Router(router),

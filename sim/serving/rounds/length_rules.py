@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.serving.costs import SummedModel
-from sim.serving.rounds.base import ServerLoad
+from sim.serving.rounds.base import Ints, ServerLoad
 from sim.serving.rounds.lengths import Controller
 
 _NO_END = 1 << 60
@@ -141,7 +141,7 @@ class _TableController:
         self._band = wanted
         return table.bands[wanted].draft_length
 
-    def learn(self, num_running: int, num_accepted: int, length: int) -> None:
+    def learn(self, emitted: Ints, length: int) -> None:
         pass
 
 
@@ -237,12 +237,12 @@ class _GoodputController:
     def length(self, load: ServerLoad) -> int:
         return self._rule.best_length(load, self._scale)
 
-    def learn(self, num_running: int, num_accepted: int, length: int) -> None:
+    def learn(self, emitted: Ints, length: int) -> None:
         weight = self._rule.smoothing
         if weight and length:
-            expected = num_running * sum(self._rule.acceptance[:length])
+            expected = len(emitted) * sum(self._rule.acceptance[:length])
             if expected:
-                self._scale += weight * (num_accepted / expected - self._scale)
+                self._scale += weight * (int((emitted - 1).sum()) / expected - self._scale)
 
 
 @dataclass(frozen=True)
@@ -298,16 +298,16 @@ class _MovingAverageController:
         lengths = self._rule.lengths_at(load.num_running)
         return min(lengths, key=lambda length: (abs(length - self._length), length))
 
-    def learn(self, num_running: int, num_accepted: int, length: int) -> None:
+    def learn(self, emitted: Ints, length: int) -> None:
         rule = self._rule
         self._num_steps += 1
         if length:
-            accepted = num_accepted / num_running
+            accepted = int((emitted - 1).sum()) / len(emitted)
             before = self._average
             self._average = accepted if before is None else before + rule.alpha * (accepted - before)
         if self._average is None or self._num_steps < rule.warmup_steps or self._num_steps % rule.update_interval:
             return
-        lengths = rule.lengths_at(num_running)
+        lengths = rule.lengths_at(len(emitted))
         place = min(range(len(lengths)), key=lambda index: abs(lengths[index] - self._length))
         if place + 1 < len(lengths) and self._average > lengths[place] - 1 + rule.up_hysteresis:
             place += 1

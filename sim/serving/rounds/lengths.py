@@ -32,8 +32,8 @@ class Controller(Protocol):
         """The draft length of the next step."""
         ...
 
-    def learn(self, num_running: int, num_accepted: int, length: int) -> None:
-        """What came of it, all requests together."""
+    def learn(self, emitted: Ints, length: int) -> None:
+        """What came of it. emitted: (running,) accepted tokens and the target's own, also those past a request's end."""
         ...
 
 
@@ -71,16 +71,14 @@ class LengthRounds:
             ones = _ones(running)
             if self.max_pending and not self._drafts_at_zero:
                 self._behind += running
-            self._controller.learn(running, 0, 0)
+            self._controller.learn(ones, 0)
             return Rounds(ones, ones, 0, 0, keeps_draft=bool(self.max_pending) and self._drafts_at_zero)
-        emitted = np.minimum(self._table.runs[places], length)
+        emitted = self._table.emitted(length)[places]
         num_pending = running * length
         if self._trims:
-            most = np.minimum(left - 1, length)
-            np.minimum(emitted, most, out=emitted)
-            num_pending = int(most.sum())
-        self._controller.learn(running, int(np.add.reduce(emitted)), length)
-        emitted += 1
+            num_pending = int(np.minimum(left - 1, length).sum())
+            np.minimum(emitted, left, out=emitted)
+        self._controller.learn(emitted, length)
         if not self._trims:
             np.minimum(emitted, left, out=emitted)
         behind, self._behind = self._behind, 0
@@ -107,7 +105,7 @@ class FixedLengthRule:
     def length(self, load: ServerLoad) -> int:
         return self.draft_length
 
-    def learn(self, num_running: int, num_accepted: int, length: int) -> None:
+    def learn(self, emitted: Ints, length: int) -> None:
         pass
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,6 +32,18 @@ class RunLengths:
     runs: Ints
     starts: Ints
     num_outputs: Ints | None = None
+
+    def emitted(self, draft_length: int) -> Ints:
+        """(positions,) tokens that a draft of this length gives there: the accepted ones and the target's own."""
+        known = self._emitted.get(draft_length)
+        if known is None:
+            known = self._emitted[draft_length] = np.minimum(self.runs, draft_length) + 1
+        return known
+
+    @cached_property
+    def _emitted(self) -> dict[int, Ints]:
+        """By draft length, as far as they have been asked for."""
+        return {}
 
 
 def drawn_runs(

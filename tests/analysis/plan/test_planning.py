@@ -14,9 +14,10 @@ from analysis.plan.inputs import acceptance_of, measured_acceptance
 from analysis.plan.machines import Machine
 from analysis.plan.methods import Method, best_lengths, fixed, overlapped, plain
 from analysis.plan.planning import PlanResult, PlanSettings, make_plan
-from analysis.plan.runs import Scheduler, run_method
+from analysis.plan.runs import run_method
 from analysis.plan.traffic import DrawnTraffic, RecordedTraffic
 from analysis.plan.verdict import capacity_sentence, length_sentence, rows, summary_of
+from sim.serving.settings import Server
 from sim.serving.workload.arrivals import GammaArrivals
 from sim.serving.workload.lengths import LognormalLengths
 from traces.fits.step_costs import AcceptanceByPosition, ForwardCost, StepCosts
@@ -175,10 +176,10 @@ def test_a_memory_smaller_than_a_request_is_refused() -> None:
 def test_a_draft_beside_the_target_leaves_less_memory_and_one_apart_does_not() -> None:
     machine = replace(MACHINE, kv_tokens=20_000, kv_tokens_with_draft=800)
     workload = TRAFFIC.sample(100, 0)
-    scheduler = Scheduler()
+    server = Server()
 
     def num_running(method: Method) -> int:
-        run = run_method(method, workload, machine, scheduler, ACCEPTANCE, SETTINGS.objectives, seed=0)
+        run = run_method(method, workload, machine, server, ACCEPTANCE, SETTINGS.objectives, seed=0)
         assert run.kv_share < 1
         return run.max_running
 

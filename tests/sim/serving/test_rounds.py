@@ -198,7 +198,7 @@ def test_goodput_learns_what_is_accepted() -> None:
     controller = rule.start()
     before = controller.length(load_of(12))
     for _ in range(60):
-        controller.learn(12, 0, max(controller.length(load_of(12)), 1))
+        controller.learn(np.ones(12, dtype=np.int64), max(controller.length(load_of(12)), 1))
     assert controller.length(load_of(12)) < before
 
 
@@ -207,11 +207,11 @@ def test_the_moving_average_climbs_and_falls_within_its_candidates() -> None:
     controller = rule.start()
     assert controller.length(load_of(1)) == 7
     for _ in range(100):
-        controller.learn(1, 0, controller.length(load_of(1)))
+        controller.learn(np.array([1]), controller.length(load_of(1)))
     assert controller.length(load_of(1)) == 1
     for _ in range(200):
         length = controller.length(load_of(1))
-        controller.learn(1, length, length)
+        controller.learn(np.array([length + 1]), length)
     assert controller.length(load_of(1)) == 7
     assert controller.length(load_of(40)) == 1
     assert controller.length(load_of(64)) == 0

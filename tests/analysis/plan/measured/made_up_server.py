@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.plan.measured.benches import Engine, simulate_bench
+from analysis.plan.measured.benches import VLLM, simulate_bench
+from sim.serving.settings import Server
 from traces.fits.step_costs import AcceptanceByPosition, ForwardCost, StepCosts
 from traces.importers.server_bench import ServerBench
 
@@ -41,11 +42,11 @@ def bench(draft_length: int, max_concurrency: int) -> ServerBench:
     )
 
 
-def measure(asked: ServerBench, engine: Engine | None = None) -> ServerBench:
+def measure(asked: ServerBench, engine: Server = VLLM) -> ServerBench:
     """This benchmark on the made-up server, with luck of its own."""
     costs = StepCosts(target=TARGET, draft=DRAFT if asked.draft else None, host_s=1e-3 if asked.draft else 0.0)
     seed = 1000 + asked.draft_length + 10 * asked.max_concurrency
-    ran = simulate_bench(asked, costs, engine=engine or Engine(), seed=seed)
+    ran = simulate_bench(asked, costs, engine=engine, seed=seed)
     return replace(
         asked,
         duration_s=ran.duration_s,

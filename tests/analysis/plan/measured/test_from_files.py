@@ -11,7 +11,7 @@ import pytest
 
 from analysis.plan.dialects.files import ServedTable, write_engines
 from analysis.plan.dialects.vllm import read_vllm
-from analysis.plan.measured.benches import Engine
+from analysis.plan.measured.benches import VLLM
 from analysis.plan.measured.fit import fit_server
 from analysis.plan.methods import best_lengths
 from sim.serving.rounds.length_rules import Joining
@@ -85,7 +85,7 @@ def test_files_of_runs_lead_to_the_draft_lengths_that_the_whole_table_wants(draf
         for bench in benches
         if not bench.draft_length or (bench.draft_length in FIT_K and bench.max_concurrency in FIT_CONCURRENCY)
     ]
-    costs = fit_server(fitted, engine=Engine()).steps.step_costs(draft)
+    costs = fit_server(fitted, engine=VLLM).steps.step_costs(draft)
     acceptance = read_acceptance(folder / "acceptance.json").acceptance()
     num_requests = sum(bench.num_requests for bench in benches)
     prompt, output = (
