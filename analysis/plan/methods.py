@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.plan.advice import MIN_GAIN
 from sim.decoding.acceptance_models import Geometric
@@ -26,6 +27,8 @@ from traces.workload import Workload
 MAX_BATCH = 512
 BY_LOAD = "K by load"
 _NUM_DRAWN_TRACES, _DRAWN_TOKENS = 24, 400
+_EQUAL = 1e-9  # losses closer than this are equal
+Residual: TypeAlias = Callable[[int, int], float]  # (draft length, batch): log of measured over predicted goodput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,21 +105,46 @@ def best_lengths(
     max_length: int,
     mean_context: float,
     joining: Joining | None = None,
+    *,
+    residual: Residual | None = None,
 ) -> LengthTable:
     """The length of the largest goodput for every batch size at this mean context, as bands; the last one has no end.
 
-    joining: prompts that are read in the same steps; None: none are.
+    joining: prompts that are read in the same steps; None: none are. residual: what was measured beyond the costs.
     """
     if not max_length:
         return LengthTable.of((1, None, 0))
     rule = GoodputRule(costs, acceptance.marginal(max_length), joining=joining)
-    rows: list[tuple[int, int | None, int]] = []
-    longest = max_length  # a jump of the step's cost must not lengthen drafts again
-    for batch in range(1, MAX_BATCH + 1):
-        length = rule.best_length(ServerLoad.alike(batch, mean_context), min_gain=MIN_GAIN)
-        longest = min(longest, length)
-        rows.append((batch, batch if batch < MAX_BATCH else None, longest))
-    return LengthTable.merged(rows)
+    batches, lengths = range(1, MAX_BATCH + 1), range(max_length + 1)
+    loads = [ServerLoad.alike(batch, mean_context) for batch in batches]
+    logs = np.log([[rule.goodput(load, length) for length in lengths] for load in loads])
+    if residual is not None:
+        logs += [[residual(length, batch) for length in lengths] for batch in batches]
+    chosen = _never_longer(np.maximum(logs.max(axis=1, keepdims=True) - np.log1p(MIN_GAIN) - logs, 0.0))
+    return LengthTable.merged([(b, b if b < MAX_BATCH else None, k) for b, k in zip(batches, chosen, strict=True)])
+
+
+def _never_longer(losses: NDArray[np.float64]) -> list[int]:
+    """(batches, lengths) of what is lost -> (batches,) lengths that never rise with the batch and lose the least in all.
+
+    A jump of the step's cost must not lengthen drafts again, and a tie at small batches must not shorten them at larger ones.
+    Batches weigh as their share of a logarithmic axis; of lengths that lose as little, the shortest. Dynamic programming from
+    the largest batch: what is lost from there on by lengths of at most k.
+    """
+    lost, choices = np.zeros(losses.shape[1]), []
+    for batch in range(len(losses), 0, -1):
+        lost_by = losses[batch - 1] / batch + lost
+        best, row = 0, []
+        for length in range(len(lost_by)):
+            best = length if lost_by[length] < lost_by[best] - _EQUAL else best
+            row.append(best)
+        lost = lost_by[row]
+        choices.append(row)
+    length, chosen = losses.shape[1] - 1, []
+    for row in reversed(choices):
+        length = row[length]
+        chosen.append(length)
+    return chosen
 
 
 def source_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ NOT_MODELLED = """\
 class ServedTable:
     """A table and what it was made from. draft: name of the draft's model, "" for none. method: in vLLM's words.
     mean_context: tokens of a running request in the cache. joining: prompts read in the same steps. possible: other
-    costs that the measurements leave possible, for intervals; () where nobody knows. max_num_seqs: the engine's largest batch.
+    costs that the measurements leave possible, for intervals; () where nobody knows. residual: (draft length, batch) log of
+    measured over predicted goodput; None where nothing was measured. max_num_seqs: the engine's largest batch.
     """
 
     table: LengthTable
@@ -39,6 +41,7 @@ class ServedTable:
     mean_context: float
     joining: Joining | None = None
     possible: tuple[StepCosts, ...] = ()
+    residual: Callable[[int, int], float] | None = None
     max_num_seqs: int
     draft: str
     method: str = "draft_model"
@@ -83,7 +86,10 @@ class ServedTable:
         if not length:
             return 0.0
         rule = GoodputRule(costs, self.acceptance.marginal(length), joining=self.joining)
-        return rule.gain(ServerLoad.alike(batch, self.mean_context), length) - 1
+        gain = rule.gain(ServerLoad.alike(batch, self.mean_context), length)
+        if self.residual is not None:
+            gain *= math.exp(self.residual(length, batch) - self.residual(0, batch))
+        return gain - 1
 
 
 def write_engines(served: ServedTable, folder: Path) -> list[str]:

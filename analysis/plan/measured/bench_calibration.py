@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from analysis.plan.dialects.files import ServedTable
 from analysis.plan.measured.benches import VLLM
 from analysis.plan.measured.fit import ServerFit, fit_server
+from analysis.plan.measured.residuals import BENCH_ERROR, residuals_of
 from analysis.plan.methods import best_lengths
 from sim.serving.rounds.base import ServerLoad
 from sim.serving.rounds.length_rules import GoodputRule, Joining
@@ -35,7 +36,6 @@ MIN_BENCHES = 3
 MAX_NUM_SEQS = 256  # of the engine's batch, which no benchmark says
 LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 NUM_DRAWS = 200
-BENCH_ERROR = 0.02  # of a benchmark's tokens a second, by its luck alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,7 @@ def calibrate_benches(folder: Path) -> BenchCalibration:
     acceptance = record.acceptance()
     server = fit_server(benches, engine=VLLM)
     costs = server.steps.step_costs(drafts[0])
+    residual = residuals_of(benches, server.steps.residuals).at
     rng = np.random.default_rng(0)
     possible = tuple(server.steps.drawn(rng).step_costs(drafts[0]) for _ in range(NUM_DRAWS))
     longest = len(acceptance.conditional) if record.marginal else record.draft_length or 1
@@ -94,12 +95,13 @@ def calibrate_benches(folder: Path) -> BenchCalibration:
     prompt, output = (sum(getattr(b, name) for b in benches) / num for name in ("input_tokens", "output_tokens"))
     joining, context = Joining(prompt, max(output, 1.0)), prompt + output / 2
     served = ServedTable(
-        table=best_lengths(costs, acceptance, longest, context, joining),
+        table=best_lengths(costs, acceptance, longest, context, joining, residual=residual),
         costs=costs,
         acceptance=acceptance,
         mean_context=context,
         joining=joining,
         possible=possible,
+        residual=residual,
         max_num_seqs=MAX_NUM_SEQS,
         draft=drafts[0],
         method=next(bench.method for bench in benches if bench.draft_length),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import cache
 
@@ -12,7 +13,7 @@ from analysis.explore.work.scale_out import Workers
 from analysis.plan.capacity import Capacity, highest_factor
 from analysis.plan.inputs import acceptance_of, measured_acceptance
 from analysis.plan.machines import Machine
-from analysis.plan.methods import Method, best_lengths, fixed, overlapped, plain
+from analysis.plan.methods import Method, _never_longer, best_lengths, fixed, overlapped, plain
 from analysis.plan.planning import PlanResult, PlanSettings, make_plan
 from analysis.plan.runs import run_method
 from analysis.plan.traffic import DrawnTraffic, RecordedTraffic
@@ -248,3 +249,18 @@ def test_nonsense_acceptance_is_refused(text: str, message: str) -> None:
 def test_nonsense_settings_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SETTINGS, **change)  # type: ignore[arg-type]
+
+
+def test_lengths_that_never_rise_lose_the_least() -> None:
+    """By trying all of them; of those that lose as little, the shortest at each load."""
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        losses = rng.integers(0, 3, (5, 4)) * 0.125  # sums of these are exact enough for ties to be ties
+        lost = {
+            lengths: sum(losses[batch, length] / (batch + 1) for batch, length in enumerate(lengths))
+            for lengths in itertools.product(range(4), repeat=5)
+            if list(lengths) == sorted(lengths, reverse=True)
+        }
+        least = min(lost.values())
+        best = [lengths for lengths, value in lost.items() if value <= least + 1e-12]
+        assert tuple(_never_longer(losses)) == tuple(min(column) for column in zip(*best, strict=True))

@@ -9,18 +9,11 @@ from typing import Any
 
 import pytest
 
-from analysis.plan.dialects.files import ServedTable, write_engines
 from analysis.plan.dialects.vllm import read_vllm
-from analysis.plan.measured.benches import VLLM
-from analysis.plan.measured.fit import fit_server
-from analysis.plan.methods import best_lengths
-from sim.serving.rounds.length_rules import Joining
 from tests.analysis.command import call
-from traces.importers.engines.records import read_acceptance
 from traces.importers.server_bench import ServerBench, read_server_bench
 
 TABLE = Path(__file__).parents[4] / ".." / "shared" / "data" / "serving" / "vllm_qwen3_32b_h100_94gb_instructcoder.csv"
-FIT_K, FIT_CONCURRENCY = (1, 5), (1, 16, 128)
 LABELS = (
     ("Successful requests", "n_requests"), ("Maximum request concurrency", "max_concurrency"),
     ("Request rate configured (RPS)", "request_rate"), ("Benchmark duration (s)", "duration_s"),
@@ -58,15 +51,27 @@ def as_log(row: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft", ["Qwen3-1.7B", "Qwen3-32B-speculator.eagle3"])
-def test_files_of_runs_lead_to_the_draft_lengths_that_the_whole_table_wants(draft: str, tmp_path: Path) -> None:
-    """Of 63 runs 15 are fitted. A measured throughput repeats to some 2%: with the 1.7B draft K = 3, 4, 5 give 759, 748, 779
-    tokens/s at 16 requests, so that a single load may miss by 4%, all loads together by no more than 1.3%. Where the draft
-    leaves too little memory for all requests, lengths are compared on the server as it is, with the draft."""
+@pytest.mark.parametrize(
+    ("draft", "all_runs", "worst"),
+    [
+        ("Qwen3-1.7B", True, 0.03),
+        ("Qwen3-4B", True, 0.03),
+        ("Qwen3-32B-speculator.eagle3", True, 0.03),
+        ("Qwen3-1.7B", False, 0.04),
+    ],
+)
+def test_files_of_runs_lead_to_the_draft_lengths_that_the_whole_table_wants(
+    draft: str, all_runs: bool, worst: float, tmp_path: Path
+) -> None:
+    """From 63 runs, or 15 of them. The 15 hold no draft of 4 tokens, which here is 2 to 3% slower than its neighbours
+    with each draft (the 1.7B at 16 requests: K = 3, 4, 5 give 759, 748, 779 tokens/s): no law of them can know, so that one
+    load may miss by 4%. Where the draft leaves too little memory for all requests, lengths are compared on the server as it
+    is, with the draft."""
     if not TABLE.exists():
         pytest.skip(f"{TABLE} is not here")
+    measured = {_key(bench): bench for bench in read_server_bench(TABLE) if bench.draft in ("", draft)}
     with TABLE.open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["draft"] in ("", draft)]
+        rows = [row for row in csv.DictReader(file) if row["draft"] in ("", draft) and (all_runs or _is_few(row))]
     runs, log, folder = tmp_path / "runs.jsonl", tmp_path / "log.txt", tmp_path / "imported"
     odd = [row for row in rows if int(row["k"]) % 2]
     runs.write_text("\n".join(map(as_json, odd)))
@@ -75,44 +80,28 @@ def test_files_of_runs_lead_to_the_draft_lengths_that_the_whole_table_wants(draf
     assert call("import", str(runs), str(log), *options, "--output-dir", str(folder)) == 0
 
     benches = read_server_bench(folder / "benches.csv")
-    expected = {_key(bench): bench for bench in read_server_bench(TABLE) if bench.draft in ("", draft)}
-    assert len(benches) == len(expected) == 63
+    assert len(benches) == len(rows) == (63 if all_runs else 15)
     for bench in benches:
-        _same(bench, expected[_key(bench)])
+        _same(bench, measured[_key(bench)])
 
-    fitted = [
-        bench
-        for bench in benches
-        if not bench.draft_length or (bench.draft_length in FIT_K and bench.max_concurrency in FIT_CONCURRENCY)
-    ]
-    costs = fit_server(fitted, engine=VLLM).steps.step_costs(draft)
-    acceptance = read_acceptance(folder / "acceptance.json").acceptance()
+    assert call("calibrate", "--bench", str(folder), "--output", str(tmp_path / "calibrated")) == 0
+    table = read_vllm((tmp_path / "calibrated" / "vllm.json").read_text())
+    speeds = {key: bench.output_tokens_per_s for key, bench in measured.items()}
     num_requests = sum(bench.num_requests for bench in benches)
-    prompt, output = (
-        sum(getattr(bench, name) for bench in benches) / num_requests for name in ("input_tokens", "output_tokens")
-    )
-    context, joining = prompt + output / 2, Joining(prompt, output)
-    served = ServedTable(
-        table=best_lengths(costs, acceptance, 6, context, joining),
-        costs=costs,
-        acceptance=acceptance,
-        mean_context=context,
-        joining=joining,
-        max_num_seqs=256,
-        draft=draft,
-    )
-    assert "vllm.json" in write_engines(served, folder)
-    table = read_vllm((folder / "vllm.json").read_text())
-
-    speeds = {(bench.draft_length, bench.max_concurrency): bench.output_tokens_per_s for bench in expected.values()}
-    room = next(bench.kv_tokens for bench in benches if bench.draft_length and bench.kv_tokens) / (context + 100)
+    request_tokens = sum(bench.input_tokens + bench.output_tokens for bench in benches) / num_requests
+    room = next(bench.kv_tokens for bench in benches if bench.draft_length and bench.kv_tokens) / request_tokens
     regrets = {}
     for load in sorted({load for _, load in speeds}):
         length = table.length_at(min(load, int(room)), 0)
         lengths = range(7) if load <= room else range(1, 7)
         regrets[load] = 1 - speeds[length, load] / max(speeds[each, load] for each in lengths)
-    assert max(regrets.values()) <= 0.04, regrets
+    assert max(regrets.values()) <= worst, regrets
     assert sum(regrets.values()) / len(regrets) <= 0.013, regrets
+
+
+def _is_few(row: dict[str, str]) -> bool:
+    """Without speculation all loads; with it two lengths at three loads."""
+    return row["k"] == "0" or (row["k"] in ("1", "5") and row["max_concurrency"] in ("1", "16", "128"))
 
 
 def _key(bench: ServerBench) -> tuple[int, int]:
