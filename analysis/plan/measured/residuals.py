@@ -51,7 +51,7 @@ def residuals_of(benches: Sequence[ServerBench], fitted_over_measured: Sequence[
     lengths, loads, logs = np.array(rows, dtype=np.float64).reshape(-1, 3).T
     covariance = _covariance(lengths, loads, lengths, loads)
     weights = np.linalg.solve(covariance + BENCH_ERROR**2 * np.eye(len(rows)), logs)
-    return Residuals(lengths=lengths, loads=loads, weights=weights)
+    return Residuals(lengths=lengths, loads=loads, weights=weights.astype(np.float64))
 
 
 def _tokens_at_once(bench: ServerBench) -> float:
