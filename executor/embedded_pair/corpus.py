@@ -5,7 +5,9 @@ Nothing here imports torch, so prompts are available to a program without models
 """
 
 import ast
+import functools
 import hashlib
+import os
 import re
 import sysconfig
 import warnings
@@ -102,12 +104,11 @@ def source_files(part: Part, *, root: Path | None = None) -> list[SourceFile]:
     """
     folder = standard_library() if root is None else root
     files = []
-    for path in sorted(folder.rglob("*.py")):
-        relative_path = path.relative_to(folder).as_posix()
+    for relative_path in _python_files(folder):
         if part_of(relative_path) is not part:
             continue
         try:
-            files.append(SourceFile(relative_path, path.read_text(encoding="utf-8")))
+            files.append(SourceFile(relative_path, (folder / relative_path).read_text(encoding="utf-8")))
         except UnicodeDecodeError:
             continue  # a handful of tests are deliberately in other encodings
     if not files and part is not Part.TRAINING_TESTS:
@@ -116,6 +117,16 @@ def source_files(part: Part, *, root: Path | None = None) -> list[SourceFile]:
             "library, which some stripped installations ship only as bytecode."
         )
     return files
+
+
+def _python_files(folder: Path) -> list[str]:
+    """Relative paths, sorted folder by folder. Excluded folders are not looked into: site-packages may hold 10,000 files."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in EXCLUDED_FOLDERS]
+        parts = Path(place).relative_to(folder).parts
+        found += [(*parts, name) for name in names if name.endswith(".py")]
+    return ["/".join(parts) for parts in sorted(found)]
 
 
 def split_into_blocks(text: str) -> list[Block]:
@@ -151,12 +162,18 @@ def training_prompts(num: int, *, seed: int = 0, root: Path | None = None) -> li
 
 
 def _choose_prompts(part: Part, num: int, seed: int, root: Path | None) -> list[Prompt]:
-    prompts = [prompt for file in source_files(part, root=root) for prompt in _prompts_of(file, seed)]
+    prompts = _all_prompts(part, seed, standard_library() if root is None else root)
     if num > len(prompts):
         raise ValueError(
             f"{num} {part.value} prompts were asked for, but this Python's standard library yields {len(prompts)}."
         )
-    return sorted(prompts, key=lambda prompt: _hash_fraction(f"{seed}:order:{prompt.name}"))[:num]
+    return list(prompts[:num])
+
+
+@functools.lru_cache(maxsize=4)  # a standard library does not change; parsing a part of it takes most of a second
+def _all_prompts(part: Part, seed: int, root: Path) -> tuple[Prompt, ...]:
+    prompts = [prompt for file in source_files(part, root=root) for prompt in _prompts_of(file, seed)]
+    return tuple(sorted(prompts, key=lambda prompt: _hash_fraction(f"{seed}:order:{prompt.name}")))
 
 
 def _prompts_of(file: SourceFile, seed: int) -> Iterator[Prompt]:
