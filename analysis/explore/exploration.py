@@ -26,7 +26,8 @@ from sim.latency.base import LatencyModel
 from traces.files import write_frame
 from traces.fits.acceptance.fit import MIN_REQUESTS, AcceptanceReport, assess_acceptance
 from traces.folder.writer import RunWriter
-from traces.importers.base import ImportedTraces, Unseen
+from traces.importers.base import ImportedTraces
+from traces.importers.unseen import Unseen
 from traces.metrics.speeds import Speed, speeds_summary
 from traces.progress import Report, silent
 from traces.schema import num_tokens

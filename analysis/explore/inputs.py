@@ -17,8 +17,9 @@ from sim.latency.roofline import RooflineLatency
 from traces.files import write_text
 from traces.fits.calibration import Calibration, calibrate
 from traces.folder.run import Run, read_run
-from traces.importers.base import ImportedTraces, Unseen
+from traces.importers.base import ImportedTraces
 from traces.importers.catalog import read_foreign
+from traces.importers.unseen import Unseen
 from traces.mistakes import first_mistake
 from traces.schema import RequestTrace
 

@@ -10,7 +10,7 @@ from analysis.study.flags import StudyFlags
 from analysis.study.study import Study
 from analysis.tuning.auto import check_labels, default_policies, resolution_lines, resolve_on_run
 from sim.decoding.policies.catalog import label_of
-from traces.importers.base import Unseen
+from traces.importers.unseen import Unseen
 
 
 def asked_study(

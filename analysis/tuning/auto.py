@@ -12,7 +12,7 @@ from analysis.tuning.measured import Measured
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import POLICIES, PolicyError, label_of, parse_policies, parse_policy
 from sim.latency.base import LatencyModel
-from traces.importers.base import Unseen
+from traces.importers.unseen import Unseen
 from traces.schema import RequestTrace
 
 MAX_AUTO_TOKENS = 8000  # of the traces: enough to tell settings apart, few enough for a moment

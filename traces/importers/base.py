@@ -6,7 +6,6 @@ keys, no times, no signals. Adding a format is one file with a `Reader`, and one
 
 from __future__ import annotations
 
-import enum
 import gzip
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,27 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from traces.importers.unseen import Unseen
 from traces.schema import FinishReason, RequestTrace
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter  # the command line's list of options reads this file, and is to start at once
+    from pydantic import TypeAdapter
 
 _Row = TypeVar("_Row")
 
 
 class ForeignTraceError(ValueError):
     """A foreign trace that cannot be read; the message is one line with the file, the line and what to do."""
-
-
-class Unseen(enum.StrEnum):
-    """What to take for a position at which nobody asked the draft.
-
-    Rounds of a fixed draft length are at least as many as in truth with REJECTED, and at most as many with ACCEPTED, so the
-    two bound the answer: fewer rejections never delay a later round, since a round that starts further on ends no earlier.
-    """
-
-    REJECTED = "rejected"
-    ACCEPTED = "accepted"
 
 
 @dataclass(frozen=True, kw_only=True)

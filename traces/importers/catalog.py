@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from traces.importers.base import ForeignTraceError, ImportedTraces, Reader, Unseen, numbered_lines
+from traces.importers.base import ForeignTraceError, ImportedTraces, Reader, numbered_lines
+from traces.importers.unseen import Unseen
 from traces.importers.vllm_responses import VllmResponses
 
 READERS: tuple[Reader, ...] = (VllmResponses(),)

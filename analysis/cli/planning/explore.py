@@ -10,7 +10,7 @@ from rich.console import Console
 
 from analysis.cli.conclusion import AsJson, conclude, console_for
 from analysis.cli.options import MAX_COUNT, MAX_SEED, CalibrationFile, OutputDir, Policies, Temperatures, within
-from traces.importers.base import Unseen
+from traces.importers.unseen import Unseen
 
 if TYPE_CHECKING:
     from analysis.explore.exploration import Exploration

@@ -20,7 +20,7 @@ from sim.latency.base import LatencyModel
 from traces.fits.calibration import Calibration
 from traces.fits.calibration import calibrate as fit
 from traces.folder.run import read_run
-from traces.importers.base import Unseen
+from traces.importers.unseen import Unseen
 from traces.progress import Report, silent
 
 __all__ = ["calibrate", "explore", "read_run", "simulate"]

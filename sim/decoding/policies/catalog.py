@@ -98,8 +98,8 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
         policy = _adapter(kind).validate_python(settings)
     except ValidationError as error:
         raise PolicyError(f"policy {name}: {first_mistake(error)}.") from None
+    _check_limits(name, policy)  # first: what is beyond them may take seconds to look at
     assert isinstance(policy, Policy)
-    _check_limits(name, policy)
     return policy
 
 

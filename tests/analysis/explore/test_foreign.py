@@ -14,7 +14,8 @@ from tests.analysis.command import call
 from tests.analysis.made_up_run import write_run
 from traces.fits.calibration import calibrate
 from traces.folder.run import read_run
-from traces.importers.base import ForeignTraceError, Unseen
+from traces.importers.base import ForeignTraceError
+from traces.importers.unseen import Unseen
 
 LABELS = ["autoregressive", *(f"fixed_length:draft_length={length}" for length in (2, 4, 6))]
 

@@ -21,8 +21,9 @@ from sim.decoding.policies.serial.confidence_stop import ConfidenceStop
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.replay import replay
 from traces.folder.tables import alignment_of
-from traces.importers.base import ForeignTraceError, ImportedTraces, Unseen
+from traces.importers.base import ForeignTraceError, ImportedTraces
 from traces.importers.catalog import read_foreign
+from traces.importers.unseen import Unseen
 from traces.schema import FinishReason, RequestTrace
 
 
