@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from traces.fits.acceptance import fit
 from traces.fits.acceptance.chain import AcceptanceChain, fit_counts, fit_markov, run_counts
 from traces.fits.acceptance.curves import AcceptanceCurve, PositionLaw, best_law, curve_of, fit_curves, read_curves
 from traces.fits.acceptance.fit import assess_acceptance, replayed_lengths
@@ -74,7 +75,13 @@ def test_fits_find_the_parameters() -> None:
     assert mixed.log_likelihood > without_effect.log_likelihood
 
 
-def test_the_report_names_what_the_trace_rejects() -> None:
+def _only(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Assess these models alone: each is fitted 61 times, and the last test has them all."""
+    patch.setattr(fit, "_MODELS", {name: fit._MODELS[name] for name in names})
+
+
+def test_the_report_names_what_the_trace_rejects(monkeypatch: pytest.MonkeyPatch) -> None:
+    _only(monkeypatch, "geometric (i.i.d.)", "hazard by run length")
     report = assess_acceptance(traces_of(HAZARD))
     assert "geometric (i.i.d.)" in report.rejected
     assert "hazard by run length" not in report.rejected
@@ -84,7 +91,8 @@ def test_the_report_names_what_the_trace_rejects() -> None:
     assert f"rejected by the trace: {', '.join(report.rejected)}" in report.text()
 
 
-def test_requests_that_differ_reject_models_without_a_request_effect() -> None:
+def test_requests_that_differ_reject_models_without_a_request_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    _only(monkeypatch, "geometric (i.i.d.)", "geometric with a request effect")
     wide = AcceptanceChain(name="made up", hazards=(0.6,), request_sd=1.2)
     report = assess_acceptance(traces_of(wide, num=150))
     assert "geometric (i.i.d.)" in report.rejected
@@ -93,6 +101,7 @@ def test_requests_that_differ_reject_models_without_a_request_effect() -> None:
 
 def test_independent_acceptance_rejects_nothing() -> None:
     report = assess_acceptance(traces_of(AcceptanceChain(name="plain", hazards=(0.6,))))
+    assert len(report.models) == len(fit._MODELS) + 1
     assert report.rejected == ()
 
 
