@@ -11,7 +11,34 @@ from traces.schema import FinishReason, RequestTrace, Signal
 
 
 @pytest.fixture(scope="session")
-def session() -> Iterator[object]:
+def light_sessions() -> Iterator[None]:
+    """From the first test that asks on, sessions open at once and leave the cores to others: tests/light_sessions.py."""
+    from tests.light_sessions import light_sessions
+
+    with light_sessions():
+        yield
+
+
+@pytest.fixture
+def bound_sessions() -> Iterator[None]:
+    """Sessions bound to two cores, as users' are."""
+    from tests.light_sessions import bound_sessions
+
+    with bound_sessions():
+        yield
+
+
+@pytest.fixture
+def real_sessions() -> Iterator[None]:
+    """Sessions as users have them, for tests of the processes themselves."""
+    from tests.light_sessions import real_sessions
+
+    with real_sessions():
+        yield
+
+
+@pytest.fixture(scope="session")
+def session(light_sessions: None) -> Iterator[object]:
     """The embedded pair, loaded once: its target in a process of its own."""
     from executor.pair import Session
     from tests.settings import pair_settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,20 @@ import pytest
 from executor.pair import Session
 from executor.recording.recorder import record_run
 from tests.settings import record_settings
+from traces.fits.acceptance import fit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _all_light(light_sessions: None) -> None:
+    """Every session of these tests is a light one: `tests.light_sessions`."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_resamples() -> Iterator[None]:
+    """Explorations fit eight models of acceptance to 60 resamples each, which tests/traces/fits/acceptance judges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "NUM_RESAMPLES", 3)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -39,15 +39,20 @@ def _request(session: Session, **changes: object) -> Request:
 
 
 @pytest.mark.skipif(num_cores() < 2, reason="binding takes two cores")
+@pytest.mark.usefixtures("bound_sessions")
 def test_a_second_session_is_bound_to_the_same_cores_and_the_last_one_frees_them(session: Session) -> None:
-    assert os.sched_getaffinity(0) == {session.cores[0]}
-    with warnings.catch_warnings():
+    before = os.sched_getaffinity(0)
+    with Session(pair_settings(capacity=256)) as first, warnings.catch_warnings():
+        assert os.sched_getaffinity(0) == {first.cores[0]}
         warnings.simplefilter("error")  # that this process is bound says nothing about the machine's cores
         with Session(pair_settings(capacity=256)) as second:
-            assert second.cores == session.cores
+            assert second.cores == first.cores
             target = os.sched_getaffinity(second.target.pid)
-    assert target == {session.cores[1]}
-    assert os.sched_getaffinity(0) == {session.cores[0]}
+        assert target == {first.cores[1]}
+        assert os.sched_getaffinity(0) == {first.cores[0]}
+        request, policy = _request(session, max_new_tokens=8), parse_policy("pearl:draft_length=6")
+        assert first.run(request, policy).tokens == session.run(request, policy).tokens
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("label", POLICIES)
@@ -112,6 +117,7 @@ def test_ends_are_found_in_order() -> None:
 
 
 @TRANSPORTS
+@pytest.mark.usefixtures("real_sessions")
 def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind(transport: str) -> None:
     with Session(pair_settings(capacity=256, transport=transport)) as broken:
         folder = broken.target._meeting_place
@@ -172,7 +178,7 @@ def test_a_worker_ends_when_its_parent_is_gone(transport: str) -> None:
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
     pid, folder = told.stdout.split()
     ended = threading.Event()
-    for _ in range(200):
+    for _ in range(1200):
         if not _is_running(int(pid)):
             ended.set()
             break
