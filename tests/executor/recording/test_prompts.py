@@ -181,7 +181,7 @@ def test_marks_blank_lines_and_line_ends_are_no_matter(tmp_path: Path, name: str
     assert load_prompts(source, 1, skip=1)[0].prompt_id == f"{name}:4"
 
 
-@pytest.mark.parametrize("data", [b"no gzip at all", gzip.compress(b'{"prompt": "a"}\n' * 9)[:-12]])
+@pytest.mark.parametrize("data", [b"no gzip at all", gzip.compress(b'{"prompt": "a"}\n' * 9, mtime=0)[:-12]])
 def test_broken_gzip_files_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "p.jsonl.gz").write_bytes(data)
     with pytest.raises(ValueError, match="gzip"):
