@@ -121,7 +121,7 @@ def source_files(part: Part, *, root: Path | None = None) -> list[SourceFile]:
 
 def _python_files(folder: Path) -> list[str]:
     """Relative paths, sorted folder by folder. Excluded folders are not looked into: site-packages may hold 10,000 files."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in EXCLUDED_FOLDERS]
         parts = Path(place).relative_to(folder).parts
