@@ -55,6 +55,7 @@ def test_one_core_is_shared_without_spinning_and_with_a_word(session: Session) -
 
 
 @pytest.mark.parametrize("may_spin", [True, False])
+@pytest.mark.usefixtures("bound_sessions")  # of light ones nobody may
 def test_a_waiter_that_may_not_spin_gives_the_core_away_at_every_look(
     may_spin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
