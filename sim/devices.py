@@ -1,8 +1,8 @@
 """Devices in simulated time: work is submitted, and a SimPy event says when it is done.
 
-A `Fifo` serves one job after another, so that a job's end is known when it is submitted. A `Lane` of a `SharedDevice`
-runs beside the other lane, and both slow down while both work: their jobs are timed anew at each change, and an end is
-known when it has come. Whoever needs a result waits for `Job.done`, whatever the device.
+A `Fifo` serves one job after another, so that a job's end is known when it is submitted. The two lanes of `SharedDevices`
+slow each other down while both work: their jobs are timed anew at each change, and an end is known when it has come.
+Whoever needs a result waits for `Job.done`, whatever the device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections import deque
 from typing import Any, Protocol, TypeAlias
 
 import simpy
+
+from traces.fits.interference import Interference
 
 Event: TypeAlias = Any  # simpy ships without types for its events' values
 
@@ -38,8 +40,9 @@ class Device(Protocol):
 
     name: str
 
-    def submit(self, seconds: float) -> Job:
-        """Queue work of this length, were it alone; jobs of one instant run in the order of the calls."""
+    def submit(self, seconds: float, size: int = 1) -> Job:
+        """Queue work of this length, were it alone; jobs of one instant run in the order of the calls. size: tokens of the
+        target's verification, rows of the draft's forwards, 0 of a prompt: what their interference depends on."""
         ...
 
 
@@ -51,7 +54,7 @@ class Fifo:
         self._env = env
         self._free_at_s = 0.0
 
-    def submit(self, seconds: float) -> Job:
+    def submit(self, seconds: float, size: int = 1) -> Job:
         """See `Device.submit`."""
         start_s = max(self._free_at_s, self._env.now)
         return Job(self._env, start_s, self.finish_s(seconds))
@@ -63,78 +66,77 @@ class Fifo:
         return end_s
 
 
-class SharedDevice:
-    """Lanes that work at once, each first come, first served; while n of them work, each is slowed by 1 + (n - 1) (f - 1).
+class SharedDevices:
+    """A lane for the draft and one for the target, each first come, first served; while both work, each goes at its pace."""
 
-    interference: f, at least 1; 1 is as good as a device for each lane, and with two lanes 2 as bad as taking turns.
-    """
-
-    def __init__(self, env: simpy.Environment, name: str, interference: float) -> None:
-        if not 1 <= interference < float("inf"):
-            raise ValueError(f"interference must be at least 1, but got {interference}; 1 is none, 2 is taking turns.")
-        self._env, self._name, self._interference = env, name, interference
-        self._lanes: list[Lane] = []
+    def __init__(self, env: simpy.Environment, interference: Interference, names: tuple[str, str]) -> None:
+        """names: of the draft's device and of the target's."""
+        self._env, self._interference = env, interference
+        self.draft, self.target = (Lane(env, name, self) for name in names)
+        self._lanes = (self.target, self.draft)
         self._timed_at_s = 0.0
         self._version = 0
-
-    def lane(self) -> Lane:
-        """A further lane."""
-        self._lanes.append(Lane(self._env, self._name, self))
-        return self._lanes[-1]
+        self._known: dict[tuple[int, int], tuple[float, float]] = {}
 
     def retime(self) -> None:
         """Work off what has passed, end what is done, and ask to be called when the next job will be."""
         now = self._env.now
-        running = [lane for lane in self._lanes if lane.waiting]
-        passed_s = (now - self._timed_at_s) / self._slowdown(running)
+        passed_s = now - self._timed_at_s
         self._timed_at_s = now
-        for lane in running:
-            lane.work_off(passed_s)
-        running = [lane for lane in self._lanes if lane.waiting]
+        for lane, pace in self._running():
+            lane.work_off(passed_s * pace)
         self._version += 1
-        if running:
-            left_s = min(lane.waiting[0].left_s for lane in running) * self._slowdown(running)
+        if running := self._running():
+            left_s = min(lane.waiting[0].left_s / pace for lane, pace in running)
             self._env.timeout(left_s, self._version).callbacks.append(self._on_time)
 
     def _on_time(self, event: Event) -> None:
         if event.value == self._version:  # otherwise something changed meanwhile
-            firsts = [lane.waiting[0] for lane in self._lanes if lane.waiting]
-            shortest_s = min(first.left_s for first in firsts)
-            for first in firsts:  # rounding must not leave a job unfinished at its very end
-                first.is_due = first.left_s <= shortest_s
+            running = self._running()
+            shortest_s = min(lane.waiting[0].left_s / pace for lane, pace in running)
+            for lane, pace in running:  # rounding must not leave a job unfinished at its very end
+                lane.waiting[0].is_due = lane.waiting[0].left_s / pace <= shortest_s
             self.retime()
 
-    def _slowdown(self, running: list[Lane]) -> float:
-        return 1.0 + max(0, len(running) - 1) * (self._interference - 1.0)
+    def _running(self) -> list[tuple[Lane, float]]:
+        """The lanes that work, each with its pace."""
+        if not (self.target.waiting and self.draft.waiting):
+            return [(lane, 1.0) for lane in self._lanes if lane.waiting]
+        sizes = self.target.waiting[0].size, self.draft.waiting[0].size
+        paces = self._known.get(sizes)
+        if paces is None:
+            found = self._interference.paces(*sizes) if min(sizes) else [self._interference.prefill] * 2
+            paces = self._known[sizes] = (float(found[0]), float(found[1]))
+        return list(zip(self._lanes, paces, strict=True))
 
 
 class _Waiting:
     """A job of a lane with the work that is left of it."""
 
-    __slots__ = ("is_due", "job", "left_s")
+    __slots__ = ("is_due", "job", "left_s", "size")
 
-    def __init__(self, job: Job, left_s: float) -> None:
-        self.job, self.left_s, self.is_due = job, left_s, False
+    def __init__(self, job: Job, left_s: float, size: int) -> None:
+        self.job, self.left_s, self.size, self.is_due = job, left_s, size, False
 
 
 class Lane:
-    """One queue of a `SharedDevice`; a `Device` of its own to whoever submits."""
+    """One queue of `SharedDevices`; a `Device` of its own to whoever submits."""
 
-    def __init__(self, env: simpy.Environment, name: str, shared: SharedDevice) -> None:
+    def __init__(self, env: simpy.Environment, name: str, shared: SharedDevices) -> None:
         self.name = name
         self.waiting: deque[_Waiting] = deque()
         self._env, self._shared = env, shared
 
-    def submit(self, seconds: float) -> Job:
+    def submit(self, seconds: float, size: int = 1) -> Job:
         """See `Device.submit`."""
         job = Job(self._env, self._env.now, None, self._env.event())
         self._shared.retime()  # what has run so far did so without this job
-        self.waiting.append(_Waiting(job, seconds))
+        self.waiting.append(_Waiting(job, seconds, size))
         self._shared.retime()
         return job
 
     def work_off(self, seconds: float) -> None:
-        """The first job has run so long, alone."""
+        """The first job has got on by so many of its seconds."""
         first = self.waiting[0]
         first.left_s -= seconds
         if first.is_due or first.left_s <= 0:

@@ -23,6 +23,7 @@ from sim.decoding.policies.base import check_at_least
 from sim.decoding.replay import next_mismatches
 from sim.durations import DrawnDurations, Durations, MeanDurations
 from sim.latency.base import Conditions, LatencyModel
+from traces.fits.interference import Interference
 from traces.schema import Actor, OpKind, RequestTrace
 
 Process: TypeAlias = Generator[Any, Any, None]  # simpy ships without types for its events' values
@@ -76,15 +77,16 @@ def simulate_dsi(
 ) -> DsiRun:
     """Decode recorded requests one after another. rng: draws operation times; None takes their means.
 
-    Work is cut short in no time and servers come free at once; verifications report in the order of their blocks.
+    Work is cut short in no time and servers come free at once; verifications report in the order of their blocks. Draft and
+    target work at once all the time, and slow each other down so long.
     """
-    latency = latency.under(Conditions(drafts=True, overlaps=True))
+    latency = latency.under(Conditions(drafts=True))
     rngs = rng.spawn(len(traces)) if rng is not None else []
     means = MeanDurations(latency)
     decodings = []
     for index, trace in enumerate(traces):
         durations = DrawnDurations(latency, rngs[index]) if rng is not None else means
-        decoding = _Decoding(settings, trace, durations)
+        decoding = _Decoding(settings, trace, durations, latency.interference)
         decoding.run()
         decodings.append(decoding)
     return DsiRun(
@@ -108,6 +110,7 @@ class _Decoding:
     settings: Dsi
     trace: RequestTrace
     durations: Durations
+    interference: Interference
     committed: int = 0
     checked: int = 0
     num_rejections: int = 0
@@ -159,7 +162,7 @@ class _Decoding:
             seconds = self.durations.of(Forwards(Actor.DRAFT, OpKind.DRAFT, count, 1, 1, self._context(position)))
             started = self.env.now
             try:
-                yield self.env.timeout(sum(seconds))
+                yield self.env.timeout(sum(seconds) / float(self.interference.draft.at(count, 1)))
             except simpy.Interrupt:
                 return
             finally:
@@ -207,7 +210,7 @@ class _Decoding:
         self._num_busy += 1
         self.most_servers = max(self.most_servers, self._num_busy)
         try:
-            yield self.env.timeout(seconds)
+            yield self.env.timeout(seconds / float(self.interference.target.at(num_tokens, 1)))
         except simpy.Interrupt:
             self.num_cancelled += 1
             raise

@@ -18,9 +18,10 @@ from sim.decoding.machine import Branch, Close, Submit
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import POLICIES, label_of
 from sim.decoding.replay import drive_trace
-from sim.devices import Device, Fifo, Job, Lane, SharedDevice
+from sim.devices import Device, Fifo, Job, Lane, SharedDevices
 from sim.durations import DrawnDurations, Durations, MeanDurations, Warmth
 from sim.latency.base import AHEAD, FURTHER, Conditions, LatencyModel
+from traces.fits.interference import Interference
 from traces.metrics.counts import Summary, summarise_rounds
 from traces.schema import Actor, Op, OpKind, RequestRecord, RequestTrace, Round, RoundTimes, op_of
 
@@ -45,7 +46,7 @@ def simulate(
     rng: np.random.Generator | None = None,
     num_streams: int = 1,
     takes_turns: bool = False,
-    interference: float | None = None,
+    interference: Interference | None = None,
     record_ops: bool = True,
     label: str | None = None,
 ) -> SimulatedRun:
@@ -54,7 +55,8 @@ def simulate(
     rng:          draws operation times; None takes their means. Every request gets its own spawned generators.
     num_streams:  requests decoded at once (each stream takes the next request when it is done); they share the devices.
     takes_turns:  draft and target share one device that runs one of them at a time, so that nothing overlaps.
-    interference: both share one device and run at once, slowing each other down by this factor; None: a device each.
+    interference: of a device that both share and run on at once (`Interference.of`); None: they are on a device each, and
+                  slow each other down as the latency model says.
     record_ops:   whether to write down every operation; the times are the same without.
     label:        the policy's name in the records; that of the catalog by default.
     Raises ValueError for less than one stream, and where the traces cannot answer the policy's questions.
@@ -63,15 +65,16 @@ def simulate(
         raise ValueError(f"num_streams must be at least 1, but got {num_streams}.")
     if takes_turns and interference is not None:
         raise ValueError("models that take turns do not interfere; give takes_turns or interference.")
-    latency = latency.under(Conditions.of(policy, takes_turns=takes_turns))
+    latency = latency.under(Conditions.of(policy))
     env = simpy.Environment()
-    draft, target = _devices(env, takes_turns, interference)
+    draft, target = _devices(env, takes_turns, interference, latency.interference)
+    rates = Interference() if takes_turns else interference or latency.interference
     longest = max((trace.num_prompt_tokens + trace.num_tokens for trace in traces), default=0)
     means = MeanDurations(latency, longest) if rng is None else None
     rngs = rng.spawn(len(traces)) if rng is not None else []
     run = SimulatedRun()
     name = _label_of(policy) if label is None else label
-    stage = _Stage(env, policy, draft, target, latency, takes_turns, run, record_ops, name)
+    stage = _Stage(env, policy, draft, target, latency, rates, takes_turns, run, record_ops, name)
 
     def durations_of(index: int) -> Durations:
         return means if means is not None else DrawnDurations(latency, rngs[index])
@@ -87,15 +90,19 @@ def simulate(
     return run
 
 
-def _devices(env: simpy.Environment, takes_turns: bool, interference: float | None) -> tuple[Device, Device]:
-    """The draft's and the target's."""
+def _devices(
+    env: simpy.Environment, takes_turns: bool, shared: Interference | None, apart: Interference
+) -> tuple[Device, Device]:
+    """The draft's and the target's. shared, apart: interference on one device, and between two."""
     if takes_turns:
         both = Fifo(env, "sim:shared")
         return both, both
-    if interference is not None:
-        shared = SharedDevice(env, "sim:shared", interference)
-        return shared.lane(), shared.lane()
-    return Fifo(env, "sim:draft"), Fifo(env, "sim:target")
+    names = ("sim:draft", "sim:target") if shared is None else ("sim:shared", "sim:shared")
+    interference = apart if shared is None else shared
+    if shared is None and apart.is_none:
+        return Fifo(env, names[0]), Fifo(env, names[1])
+    lanes = SharedDevices(env, interference, names)
+    return lanes.draft, lanes.target
 
 
 def summarise(run: SimulatedRun) -> Summary:
@@ -105,13 +112,14 @@ def summarise(run: SimulatedRun) -> Summary:
 
 @dataclass(frozen=True)
 class _Stage:
-    """What all requests share. latency: as the policy meets it."""
+    """What all requests share. latency: as the policy meets it. interference: none where the models take turns."""
 
     env: simpy.Environment
     policy: Policy
     draft: Device
     target: Device
     latency: LatencyModel
+    interference: Interference
     takes_turns: bool
     run: SimulatedRun
     record_ops: bool
@@ -136,7 +144,7 @@ class _Stage:
                     yield work.verification.done
                 forwards = host(round_.num_pending, round_.num_branches, num_before + round_.position)
                 yield env.timeout(work.settle_s(forwards))
-                self.run.rounds.append((round_, RoundTimes(start_s, env.now, work.draft_s, work.verify_s)))
+                self.run.rounds.append((round_, RoundTimes(start_s, env.now, *work.busy_s())))
                 self.run.closed.append(command)
                 if round_.round == 0:
                     first_token_s = env.now
@@ -150,8 +158,7 @@ class _Stage:
 class _Work:
     """What the devices do for one request in the round under way: the seconds of each side, cold starts included.
 
-    verification: the target's job. draft_s, verify_s: seconds of the two sides so far. Operations are written down when
-    the round is over.
+    verification: the target's job. Operations are written down when the round is over.
     """
 
     verification: Job
@@ -163,7 +170,10 @@ class _Work:
         self._records = stage.record_ops
         self._jobs: list[tuple[Job, Forwards, list[float]]] = []
         self._planned: list[float] | None = None  # of the branch under way, where its steps hang on time
-        self.draft_s = self.verify_s = self._ahead_s = 0.0
+        self._drafting: list[Job] = []  # on a lane, of the round under way
+        self._draft_s = self._verify_s = 0.0  # of the round's work, were each model alone
+        self._verified_s = 0.0  # of the verification, done while the draft worked ahead, if it took so long
+        self._width = 1
 
     def prefill(self, num_prompt_tokens: int) -> list[Job]:
         """Both models' prompts, at the same time."""
@@ -171,7 +181,7 @@ class _Work:
         for device, actor in ((self._stage.draft, Actor.DRAFT), (self._stage.target, Actor.TARGET)):
             forwards = prefill(actor, num_prompt_tokens)
             times = self._durations.of(forwards)
-            jobs.append(device.submit(sum(times)))
+            jobs.append(device.submit(sum(times), 0))
             if self._records:
                 self._jobs.append((jobs[-1], forwards, times))
         return jobs
@@ -179,22 +189,25 @@ class _Work:
     def verify(self, forwards: Forwards) -> None:
         """The target starts; what the draft does from here on is ahead of the verdict."""
         times = self._durations.of(forwards)
-        self.verify_s, self._ahead_s = times[0], 0.0
+        self._verify_s, self._verified_s, self._width = times[0], 0.0, forwards.first_tokens
         if self._warmth is not None:
             self._warmth.verify(times[0])
-        self.verification = job = self._stage.target.submit(times[0])
+        self.verification = job = self._stage.target.submit(times[0], forwards.first_tokens)
         if self._records:
             self._jobs.append((job, forwards, times))
 
     def steps_of(self, command: Branch) -> int:
         """How far a free-running draft goes: a further step begins as long as the verdict has not come.
 
-        Where nobody knows yet when that will be, both models slow each other down alike, so that their undisturbed times tell.
+        Where nobody knows yet when that will be, the paces of both tell how far the target gets meanwhile.
         """
         times = self._durations.of(command.forwards)
         spent_s = times if self._warmth is None else self._warmth.woken(times)
         end_s = self.verification.end_s
-        left_s = self.verify_s - self._ahead_s if end_s is None else end_s - self._stage.env.now
+        if end_s is None:
+            left_s = (self._verify_s - self._verified_s) / self._progress(command.forwards.num_branches)
+        else:
+            left_s = end_s - self._stage.env.now
         if self._stage.takes_turns:
             left_s = 0.0  # the draft begins when the verdict is there
         steps, begins_s = command.num_steps, sum(spent_s[: command.num_steps])
@@ -212,12 +225,28 @@ class _Work:
             times, self._planned = self._planned, None
             forwards = forwards._replace(num_forwards=len(times))
         spent_s = sum(times) if self._warmth is None else self._warmth.drafted_s(times)
-        self.draft_s += spent_s
-        self._ahead_s += spent_s
-        job = self._stage.draft.submit(spent_s)
+        self._draft_s += spent_s
+        job = self._stage.draft.submit(spent_s, forwards.num_branches)
+        if isinstance(self._stage.draft, Lane):
+            self._verified_s += spent_s * self._progress(forwards.num_branches)
+            self._drafting.append(job)
         if self._records:
             self._jobs.append((job, forwards, times))
         return job
+
+    def _progress(self, num_rows: int) -> float:
+        """Seconds of the verification's work done during one of the draft's, while both work."""
+        target, draft = self._stage.interference.paces(self._width, num_rows)
+        return float(target / draft)
+
+    def busy_s(self) -> tuple[float, float]:
+        """Seconds that the draft and the target worked on the round."""
+        if not isinstance(self._stage.draft, Lane):
+            return self._draft_s, self._verify_s
+        draft, target = (
+            sum((job.end_s or 0.0) - job.start_s for job in jobs) for jobs in (self._drafting, [self.verification])
+        )
+        return draft, target
 
     def settle_s(self, forwards: Forwards) -> float:
         """Seconds until the round is over: the verdict, whose time is known, and then the host's own work, at once."""
@@ -238,7 +267,8 @@ class _Work:
             self._jobs.clear()
         if index >= 0 and self._warmth is not None:
             self._warmth.close_round()
-        self.draft_s = 0.0
+        self._draft_s = 0.0
+        self._drafting.clear()
 
     def _write_down(self, index: int) -> None:
         """The round's operations, in the order in which they were submitted."""

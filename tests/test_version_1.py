@@ -21,6 +21,7 @@ from analysis.study.study import Study
 from sim.decoding.policies.catalog import parse_policy
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import Calibration, calibrate
+from traces.fits.interference import Pace
 from traces.folder.run import Run, read_run
 from traces.metrics.machine_speed import MachineSpeed
 from traces.metrics.speeds import measured_speeds
@@ -37,11 +38,11 @@ MEASURED = {
     SPECBRANCH: 49.786892444865586,
     ADAEDL: 70.16887965281344,
 }
-EXPLORED = {
+EXPLORED = {  # of the two that overlap since both models slow each other down only while both work
     "autoregressive": 68.23735739369917,
     "fixed_length:draft_length=3": 61.12691090764946,
-    "pearl:draft_length=3": 52.29445487238801,
-    SPECBRANCH: 46.68937556877218,
+    "pearl:draft_length=3": 55.871607345679195,
+    SPECBRANCH: 49.156493411093805,
     ADAEDL: 68.91047133959941,
 }
 
@@ -81,17 +82,21 @@ def test_its_measured_speeds_are_the_same(run: Run) -> None:
 
 
 def test_its_operations_calibrate_as_they_did(run: Run) -> None:
-    """Every kind of operation has kept its meaning: all coefficients, factors and the round check are the old ones."""
+    """Every kind of operation has kept its meaning: all coefficients are the old ones, but for those of the draft, whose
+    slow-down beside a verification was told otherwise."""
     old, new = Calibration.load(FOLDER / "calibration.json"), calibrate(run, seed=0, machine=MachineSpeed())
     assert set(old.fits) == {"draft", "read", "verify", "predict", "draft_prefill", "target_prefill", "host"}
     assert "8 ran beside other load" in new.doubt  # what the first version did not say
-    assert dataclasses.replace(new, doubt="").report() == old.report()
     for group, fit in old.fits.items():
+        if group == "draft":
+            assert new.fits[group].mean_s(1, 1, 50) == pytest.approx(fit.mean_s(1, 1, 50), rel=0.15)
+            continue
         assert new.fits[group].coefficients == pytest.approx(fit.coefficients, rel=1e-9)
         assert new.fits[group].ratios == pytest.approx(fit.ratios, rel=1e-9)
     assert dataclasses.astuple(new.cold_start) == pytest.approx(dataclasses.astuple(old.cold_start), rel=1e-9)
-    factors = [(each.drafting, each.beside, each.draft_beside) for each in (new, old)]
-    assert factors[0] == pytest.approx(factors[1], rel=1e-9)
+    assert new.drafting == pytest.approx(old.drafting, rel=1e-9)
+    assert old.interference.target == Pace()
+    assert old.interference.draft == Pace(pytest.approx(1 / 1.229, rel=1e-3))
 
 
 def test_its_exploration_gives_the_old_speeds(run: Run, tmp_path: Path) -> None:

@@ -22,11 +22,10 @@ from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of, parse_policy
 from sim.decoding.policies.reductions import as_outcome_hedging
 from sim.dsi import Dsi, simulate_dsi
-from sim.latency.base import Conditions
 from sim.latency.constant import ConstantLatency
 from sim.latency.placement import Placement
-from sim.sweep.placed_timer import PlacedTimer
 from sim.sweep.sweep import sweep
+from sim.sweep.timer import RoundTimer
 
 Floats = NDArray[np.float64]
 LONGEST = 16
@@ -107,7 +106,7 @@ def simulated_map(
         position = swept.rounds.position - request * (num_tokens + 1)
         for ratio in cost_ratios:
             latency = ConstantLatency(draft_s=1 / ratio, verify_s=1.0, branch_s=branch_cost / ratio)
-            timer = PlacedTimer(latency, traces, placement, Conditions(drafts=True))
+            timer = RoundTimer(latency, traces, interference=placement.shared)
             seconds = timer.times_of(swept.rounds, request, position)[0]
             speedups = num_requests * num_tokens / np.bincount(policy, weights=seconds)
             oracle = oracle_speedups(traces, latency, ORACLE_LENGTHS, overlaps=True) if with_bound else None

@@ -120,12 +120,6 @@ def make_questions(
         for placement in study.conditions.all_placements()
         for ratio in study.conditions.all_cost_ratios()
     )
-    timed = next((policy for policy in study.all_policies() if policy.needs.is_timed), None)
-    if timed is not None and timings != (Timing(),):
-        raise StudyError(
-            f"policy {label_of(timed)}: how far a free-running draft goes depends on times, so that it is explored at the "
-            "measured costs on two devices only; leave the other conditions out, or num_further."
-        )
     questions = []
     for temperature, recorded in traces.items():
         ratio = cost_ratio_of(latency, typical_context(recorded))

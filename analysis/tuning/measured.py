@@ -58,9 +58,11 @@ class Measured:
             raise ValueError("settings follow from recorded requests, but there is none.")
         context = typical_context(traces)
         has_signals = all(trace.signals for trace in traces)
-        beside = latency.under(Conditions(drafts=True, reads_signals=has_signals, overlaps=True))
         alone = latency.under(Conditions(drafts=True, reads_signals=has_signals))
-        widths = np.arange(1, MAX_LENGTH + 2)
+        widths, rows = np.arange(1, MAX_LENGTH + 2), np.arange(1, MAX_BRANCHES + 1)
+        verify_s = alone.mean_array(OpKind.VERIFY, widths, 1, context)
+        branch_s = alone.mean_array(OpKind.BRANCH, 1, rows, context)
+        while_both = alone.interference
         right = float(np.mean([rank == 0 for trace in traces for rank in trace.ranks]))
         alpha = min(1 - MIN_ALPHA, max(MIN_ALPHA, right))
         is_varied = has_signals and 0 < right < 1
@@ -69,9 +71,9 @@ class Measured:
         return cls(
             draft_s=alone.mean_s(OpShape(Actor.DRAFT, OpKind.DRAFT, 1, 1, context)),
             host_s=alone.mean_s(OpShape(Actor.HOST, OpKind.HOST, 1, 1, context)),
-            verify_s=tuple(beside.mean_array(OpKind.VERIFY, widths, 1, context).tolist()),
-            serial_verify_s=tuple(alone.mean_array(OpKind.VERIFY, widths, 1, context).tolist()),
-            branch_s=tuple(beside.mean_array(OpKind.BRANCH, 1, np.arange(1, MAX_BRANCHES + 1), context).tolist()),
+            verify_s=tuple((verify_s / while_both.target.at(widths, 1)).tolist()),
+            serial_verify_s=tuple(verify_s.tolist()),
+            branch_s=tuple((branch_s / while_both.draft.at(1, rows)).tolist()),
             alpha=round(alpha, 4),
             rank_decay=round(float(fit_ranks(traces).decay), 3) if right < 1 and known_ranks is None else 0.5,
             curve=(round(fit.intercept, 4), round(fit.slope, 4)) if fit is not None else (_logit(alpha), 0.0),

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sim.decoding.policies.base import Policy
 from traces.fits.cold_start import ColdStart
+from traces.fits.interference import Interference
 from traces.schema import Actor, OpKind, OpShape
 
 Array = NDArray[np.float64]
@@ -36,24 +37,22 @@ class Conditions(NamedTuple):
     """What of a policy the times of its operations depend on.
 
     drafts: the draft runs at all, and uses the caches that the target's weights lie in. reads_signals: its forwards
-    include reading their signals. overlaps: two models are at work at once, and slow each other down. predicts: H-RAD
-    predicts after every verification, which includes it.
+    include reading their signals. predicts: H-RAD predicts after every verification, which includes it.
     """
 
     drafts: bool = False
     reads_signals: bool = False
-    overlaps: bool = False
     predicts: bool = False
 
     @classmethod
-    def of(cls, policy: Policy, *, takes_turns: bool = False) -> Conditions:
-        """takes_turns: the models share a device that runs one at a time, so that nothing runs beside anything."""
+    def of(cls, policy: Policy) -> Conditions:
+        """What a policy asks for."""
         needs = policy.needs
-        return cls(needs.drafts, needs.signals, policy.overlaps and not takes_turns, needs.classes)
+        return cls(needs.drafts, needs.signals, needs.classes)
 
 
 class LatencyModel(Protocol):
-    """Seconds of an operation.
+    """Seconds of an operation, were its model the only one at work.
 
     Its repr names everything that its answers depend on (a frozen dataclass's does): an exploration that was cut short goes
     on only with the same one.
@@ -62,6 +61,11 @@ class LatencyModel(Protocol):
     @property
     def cold_start(self) -> ColdStart:
         """What the first draft forwards of a round take more than later ones."""
+        ...
+
+    @property
+    def interference(self) -> Interference:
+        """How the two models slow each other down where each has a device of its own."""
         ...
 
     def under(self, conditions: Conditions) -> LatencyModel:
@@ -99,6 +103,10 @@ class PlainLatency:
     @property
     def cold_start(self) -> ColdStart:
         return ColdStart()
+
+    @property
+    def interference(self) -> Interference:
+        return Interference()
 
     def under(self, conditions: Conditions) -> Self:
         return self

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sim.latency.base import AHEAD, FURTHER, Array, Conditions, actor_of
+from sim.latency.base import FURTHER, Array, Conditions, actor_of
 from sim.latency.uncertain import Moved
 from traces.fits.calibration import Calibration, LatencyFit, group_of
 from traces.fits.cold_start import ColdStart
+from traces.fits.interference import Interference
 from traces.fits.latency import TERMS
 from traces.schema import Actor, OpKind, OpShape
 
@@ -28,12 +29,8 @@ class FittedLatency:
         self.calibration = calibration
         self.is_noisy = is_noisy
         self.conditions = conditions or Conditions()
-        # The draft looks and branches during a verification only; other forwards have the device to themselves.
-        drafts, reads_signals, overlaps, predicts = self.conditions
-        self._slowed = dict.fromkeys(AHEAD, calibration.draft_beside if overlaps else 1.0)
-        self._slowed[OpKind.VERIFY] = (calibration.drafting if drafts else 1.0) * (
-            calibration.beside if overlaps else 1.0
-        )
+        drafts, reads_signals, predicts = self.conditions
+        self._slowed = {OpKind.VERIFY: calibration.drafting if drafts else 1.0}
         self._read = calibration.fits.get("read") if reads_signals else None
         self._predict = calibration.fits.get("predict") if predicts else None
         self._fits: dict[tuple[str, str], tuple[LatencyFit, tuple[float, ...], int]] = {}
@@ -51,6 +48,10 @@ class FittedLatency:
     @property
     def cold_start(self) -> ColdStart:
         return self.calibration.cold_start
+
+    @property
+    def interference(self) -> Interference:
+        return self.calibration.interference
 
     def under(self, conditions: Conditions) -> FittedLatency:
         return FittedLatency(self.calibration, is_noisy=self.is_noisy, conditions=conditions)

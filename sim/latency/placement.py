@@ -1,12 +1,9 @@
 """Where the two models run: on two devices with a link between them, or on one device that they share.
 
-A placement changes times only: under shared noise no outcome depends on it. On a shared device the verification and
-what the draft does meanwhile slow each other down by the interference factor f while both run; a round that overlaps v
-seconds of verification with a seconds of drafting then takes max(v, a) + (f - 1) min(v, a). f = 1 is as good as two
-devices, f = 2 as bad as taking turns, more than 2 is worse than that. Since max + (f - 1) min = (2 - f) max + (f - 1)
-(max + min), the time of any sequence of rounds is that same mixture of its time on two devices and its time taking
-turns. Where two devices were measured to slow each other down (`Calibration.beside`), f = 1 is as bad as they are; taking
-turns there is none of that.
+A placement changes times only: under shared noise no outcome depends on it. The verification and what the draft does
+meanwhile slow each other down while both run (`traces.fits.interference`): on a shared device by the factor f that the
+placement gives, so that v seconds of verification beside a seconds of drafting take max(v, a) + (f - 1) min(v, a), which
+for f = 2 is as bad as taking turns and for more is worse; on two devices as a calibration has measured, or not at all.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sim.latency.base import Conditions, LatencyModel, actor_of
 from traces.fits.cold_start import ColdStart
+from traces.fits.interference import Interference
 from traces.schema import Actor, OpKind, OpShape
 
 Floats = NDArray[np.float64]
@@ -65,9 +63,9 @@ class Placement:
         return f"{self.kind}:link_latency_s={self.link_latency_s:g}" if self.link_latency_s else str(self.kind)
 
     @property
-    def share_of_turns(self) -> float:
-        """Weight f - 1 of the time taking turns; 0 on two devices."""
-        return self.interference - 1 if self.kind is PlacementKind.SHARED_DEVICE else 0.0
+    def shared(self) -> Interference | None:
+        """How the models slow each other down on the device that they share; None where each has its own."""
+        return Interference.of(self.interference) if self.kind is PlacementKind.SHARED_DEVICE else None
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,10 @@ class AdjustedLatency:
     def cold_start(self) -> ColdStart:
         cold_start = self.base.cold_start
         return replace(cold_start, first_s=cold_start.first_s * self.draft_factor)
+
+    @property
+    def interference(self) -> Interference:
+        return self.base.interference
 
     def under(self, conditions: Conditions) -> AdjustedLatency:
         return replace(self, base=self.base.under(conditions))

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from sim.latency.base import Array, Conditions, LatencyModel
 from traces.fits.cold_start import ColdStart
+from traces.fits.interference import Interference
 from traces.schema import Actor, OpKind, OpShape
 
 
@@ -25,6 +26,10 @@ class VariedLatency:
     @property
     def cold_start(self) -> ColdStart:
         return self.base.cold_start
+
+    @property
+    def interference(self) -> Interference:
+        return self.base.interference
 
     def under(self, conditions: Conditions) -> VariedLatency:
         return replace(self, base=self.base.under(conditions))

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from sim.latency.base import Array, Conditions, LatencyModel
 from traces.fits.cold_start import ColdStart
+from traces.fits.interference import Interference
 from traces.schema import Actor, OpKind, OpShape
 
 
@@ -30,6 +31,10 @@ class LinearVerification:
     @property
     def cold_start(self) -> ColdStart:
         return self.base.cold_start
+
+    @property
+    def interference(self) -> Interference:
+        return self.base.interference
 
     def under(self, conditions: Conditions) -> LinearVerification:
         return replace(self, base=self.base.under(conditions))

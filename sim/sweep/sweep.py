@@ -19,6 +19,7 @@ from sim.latency.base import Conditions, LatencyModel
 from sim.sweep.lockstep import Floats, Ints, Lanes, RoundArrays, TraceArrays, step_all
 from sim.sweep.rules import ARRAY_RULES
 from sim.sweep.timer import RoundTimer
+from traces.fits.interference import Interference
 from traces.metrics.counts import Summary
 from traces.schema import RequestTrace
 
@@ -83,10 +84,12 @@ def sweep(
     latency: LatencyModel,
     *,
     takes_turns: bool = False,
+    interference: Interference | None = None,
     record_rounds: bool = False,
     arrays: TraceArrays | None = None,
 ) -> Sweep:
-    """All policies on all requests, which run one after another; see `sim.engine.simulate` for takes_turns.
+    """All policies on all requests, which run one after another; see `sim.engine.simulate` for takes_turns
+    and interference.
 
     arrays: of these traces, for a caller who sweeps them more than once.
     """
@@ -95,21 +98,28 @@ def sweep(
             check_answers(trace, needs)
     arrays = arrays or TraceArrays(traces)
     timers = {
-        kind: RoundTimer(latency.under(kind), traces, takes_turns=takes_turns)
-        for kind in {Conditions.of(policy, takes_turns=takes_turns) for policy in policies}
+        kind: RoundTimer(latency.under(kind), traces, takes_turns=takes_turns, interference=interference)
+        for kind in {Conditions.of(policy) for policy in policies}
     }
     sums = _Sums(policies, traces, arrays, next(iter(timers.values())), record_rounds)
     # Policies of one type step together; of these, those apart that overlap and those that do not.
     kinds: dict[tuple[type[Policy], bool, Conditions], list[int]] = {}
     for index, policy in enumerate(policies):
-        conditions = Conditions.of(policy, takes_turns=takes_turns)
+        conditions = Conditions.of(policy)
         kinds.setdefault((type(policy), policy.overlaps, conditions), []).append(index)
     for (kind, _, conditions), chosen in kinds.items():
         sums.use(timers[conditions])
         timed = [index for index in chosen if policies[index].needs.is_timed]
         for index in timed:  # how far the draft goes hangs on times: ask the engine
             for request, trace in enumerate(traces):
-                run = simulate(policies[index], [trace], latency, takes_turns=takes_turns, record_ops=False)
+                run = simulate(
+                    policies[index],
+                    [trace],
+                    latency,
+                    takes_turns=takes_turns,
+                    interference=interference,
+                    record_ops=False,
+                )
                 lane = index * len(traces) + request
                 sums.add(round_arrays(run.closed, lane, int(arrays.starts[request])))
         chosen = [index for index in chosen if index not in timed]

@@ -8,7 +8,8 @@ import numpy as np
 
 from sim.latency.base import LatencyModel
 from sim.sweep.lockstep import Floats, Ints, RoundArrays
-from traces.metrics.round_time import round_seconds
+from traces.fits.interference import Interference
+from traces.metrics.round_time import overlapped, round_seconds
 from traces.schema import Actor, OpKind, RequestTrace
 
 _FIRST_TABLE_LENGTH = 1024
@@ -17,17 +18,31 @@ _FIRST_TABLE_LENGTH = 1024
 class RoundTimer:
     """Times rounds of given requests. Runs of equal forwards over growing contexts are differences of running sums."""
 
-    def __init__(self, latency: LatencyModel, traces: Sequence[RequestTrace], *, takes_turns: bool = False) -> None:
+    def __init__(
+        self,
+        latency: LatencyModel,
+        traces: Sequence[RequestTrace],
+        *,
+        takes_turns: bool = False,
+        interference: Interference | None = None,
+    ) -> None:
+        """interference, takes_turns: see `sim.engine.simulate`."""
         self._latency = latency
         self._takes_turns = takes_turns
+        self._interference = latency.interference if interference is None else interference
+        if takes_turns:
+            self._interference = Interference()
         self._prompts = np.array([trace.num_prompt_tokens for trace in traces], dtype=np.int64)
         self._sums: dict[tuple[OpKind, int], Floats] = {}
         self._last_share: Floats = np.zeros(0)  # of a full cold start, after the last round of each lane
         both = [self._prefill_s(Actor.DRAFT), self._prefill_s(Actor.TARGET)]
-        self.prefill_s: Floats = both[0] + both[1] if takes_turns else np.maximum(*both)
+        pace = self._interference.prefill
+        alike = overlapped(both[1], [(both[0], pace, pace)])
+        self.prefill_s: Floats = both[0] + both[1] if takes_turns else alike.whole
 
     def times_of(self, rounds: RoundArrays, request: Ints, position: Ints) -> tuple[Floats, Floats, Floats]:
-        """Seconds of each round, and of the draft and the target in it. position: committed tokens before the round."""
+        """Seconds of each round, and of the draft and the target in it, as long as their work came out to be. position:
+        committed tokens before the round."""
         mean = self._latency.mean_array
         sequence = self._prompts[request] + position
         pending = rounds.num_pending
@@ -43,18 +58,18 @@ class RoundTimer:
             serial_s[drafts] = first_s + self._run_s(OpKind.DRAFT, 1, later, later + count - 1)
 
         # Ahead of the verdict: one look, then all branches step by step.
-        ahead_s = np.zeros(len(sequence))
+        look_s, branches_s = np.zeros(len(sequence)), np.zeros(len(sequence))
         looks = np.flatnonzero(rounds.look_lag)
         if len(looks):
             lag = rounds.look_lag[looks]
-            ahead_s[looks] = mean(OpKind.LOOK, lag, 1, (sequence + pending)[looks] - lag)
+            look_s[looks] = mean(OpKind.LOOK, lag, 1, (sequence + pending)[looks] - lag)
         branches = np.flatnonzero((rounds.num_branches > 0) & (rounds.num_branch_steps > 0))
         if len(branches):
             rows, start = rounds.num_branches[branches], (sequence + pending)[branches]
             stop = start + rounds.num_branch_steps[branches]
             for num_rows in np.flatnonzero(np.bincount(rows)).tolist():
                 chosen = rows == num_rows
-                ahead_s[branches[chosen]] += self._run_s(OpKind.BRANCH, num_rows, start[chosen], stop[chosen])
+                branches_s[branches[chosen]] = self._run_s(OpKind.BRANCH, num_rows, start[chosen], stop[chosen])
 
         verify_s = mean(OpKind.VERIFY, pending + 1, 1, sequence - 1)
         host_s = mean(OpKind.HOST, pending, rounds.num_branches, sequence - 1)
@@ -63,14 +78,27 @@ class RoundTimer:
         cold_start = self._latency.cold_start
         if cold_start.first_s:
             num_serial = rounds.num_serial - ((rounds.num_serial > 0) & (rounds.draft_lag == 0))
-            num_ahead = (rounds.look_lag > 0) + np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0)
-            wait_s = verify_s if self._takes_turns else np.maximum(verify_s - ahead_s, 0.0)
-            share = self._shares_before(rounds.lane, position, cold_start.share_after(wait_s, num_serial + num_ahead))
-            serial_s = serial_s + cold_start.first_s * share * cold_start.weight_of(0, num_serial)
-            ahead_s = ahead_s + cold_start.first_s * share * cold_start.weight_of(num_serial, num_ahead)
+            num_looks = (rounds.look_lag > 0).astype(np.int64)
+            num_steps = np.where(rounds.num_branches > 0, rounds.num_branch_steps, 0)
+            num_forwards = num_serial + num_looks + num_steps
+            wait_s = verify_s if self._takes_turns else np.maximum(verify_s - look_s - branches_s, 0.0)
+            share = self._shares_before(rounds.lane, position, cold_start.share_after(wait_s, num_forwards))
+            waking_s = cold_start.first_s * share
+            serial_s = serial_s + waking_s * cold_start.weight_of(0, num_serial)
+            look_s = look_s + waking_s * cold_start.weight_of(num_serial, num_looks)
+            branches_s = branches_s + waking_s * cold_start.weight_of(num_serial + num_looks, num_steps)
 
-        whole_s = round_seconds(serial_s, ahead_s, verify_s, host_s, takes_turns=self._takes_turns)
-        return whole_s, serial_s + ahead_s, verify_s
+        if self._interference.is_none:
+            ahead_s = look_s + branches_s
+            whole_s = round_seconds(serial_s, ahead_s, verify_s, host_s, takes_turns=self._takes_turns)
+            return whole_s, serial_s + ahead_s, verify_s
+        paces = self._interference.paces
+        parts = [
+            (look_s, *paces(pending + 1, 1)),
+            (branches_s, *paces(pending + 1, np.maximum(rounds.num_branches, 1))),
+        ]
+        acting = overlapped(verify_s, parts)
+        return serial_s + acting.whole + host_s, serial_s + acting.ahead, acting.verify
 
     def _shares_before(self, lane: Ints, position: Ints, share: Floats) -> Floats:
         """What each round's predecessor in its lane left: rounds of a lane come in order, also from call to call.

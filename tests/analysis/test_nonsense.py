@@ -142,8 +142,9 @@ def _with(data: dict[str, Any], place: list[str | int], value: object) -> dict[s
         (["fits", "draft", "ratios", 0], NAN),
         (["fits", "draft", "coefficients"], []),
         (["drafting"], 0.0),
-        (["beside"], NAN),
-        (["draft_beside"], -1.0),
+        (["interference", "target", "base"], NAN),
+        (["interference", "draft", "base"], -1.0),
+        (["interference", "draft", "more_rows"], INF),
         (["cold_start", "decay"], 2.0),
         (["cold_start", "first_s"], NAN),
         (["fits"], []),
@@ -164,5 +165,5 @@ def test_broken_calibrations_are_refused(
 def test_a_broken_calibration_cannot_be_made(calibration: Calibration) -> None:
     with pytest.raises(ValueError, match="coefficients"):
         replace(calibration.fits["verify"], coefficients=(NAN,) * 8)
-    with pytest.raises(ValueError, match="beside"):
-        replace(calibration, beside=INF)
+    with pytest.raises(ValueError, match="drafting"):
+        replace(calibration, drafting=INF)

@@ -238,6 +238,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
     from sim.sweep.sweep import sweep
     from traces.fits.calibration import Calibration, LatencyFit
     from traces.fits.cold_start import ColdStart
+    from traces.fits.interference import Interference, Pace
 
     def law(base: float) -> LatencyFit:
         return LatencyFit(
@@ -268,8 +269,7 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
         num_unclean=0,
         cold_start=ColdStart(first_s=0.5, decay=0.25, full_s=4.0),
         drafting=1.25,
-        beside=1.2,
-        draft_beside=2.0,
+        interference=Interference(target=Pace(1 / 1.2), draft=Pace(0.5)),
     )
     latency = FittedLatency(calibration, is_noisy=False)
     trace = make_trace(num_tokens=80, with_classes=True)
@@ -285,11 +285,15 @@ def test_cold_starts_and_signals_cost_the_same_in_engine_and_sweep(make_trace: C
     assert times.verify_s == 7.5  # a draft runs in between
     assert simulate(Autoregressive(), [trace], latency).rounds[0][1].verify_s == 6.0
     predicting = SpecBranch(draft_length=3, max_branches=2)
-    assert simulate(predicting, [trace], latency).rounds[0][1].verify_s == pytest.approx(9.0 + 0.75)
+    predicted, its_times = simulate(predicting, [trace], latency).rounds[0]
+    ahead_s = its_times.draft_s - predicted.num_serial * 1.25 - 0.5 * (1 - 0.25**predicted.num_serial) / 0.75
+    assert 0 < ahead_s < 9.9
+    assert its_times.verify_s == pytest.approx(7.5 + 0.75 + ahead_s / 6)  # a sixth of what overlaps is lost
     overlapped, its_times = simulate(Pearl(5), [trace], latency).rounds[0]
-    assert its_times.verify_s == 9.0
+    assert its_times.verify_s == pytest.approx(9.0)  # the draft works all the time
     count = overlapped.num_draft_forwards
-    assert its_times.draft_s == pytest.approx(2 * count + 0.5 * (1 - 0.25**count) / 0.75)
+    alone_s = count + 0.5 * (1 - 0.25**count) / 0.75
+    assert its_times.draft_s == pytest.approx(9.0 + alone_s - 4.5)  # half as fast beside it, then alone
     policies = [
         FixedLength(3),
         ConfidenceStop(threshold=0.3, max_length=5),

@@ -7,12 +7,14 @@ calibration.save("calibration.json")
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from traces.files import write_text
 from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
 from traces.fits.batched_ops import BATCH_SWEEP
 from traces.fits.cold_start import ColdStart, fit_cold_start
+from traces.fits.interference import Interference, Pace, alone_share, fit_draft_pace, fit_target_pace, overlap_of
 from traces.fits.latency import NUM_RESAMPLES, TERMS, LatencyFit, fit_latency
 from traces.fits.round_check import RoundCheck, check_rounds
 from traces.folder.run import Run
@@ -84,8 +87,7 @@ class Calibration:
 
     cold_start: what the first draft forwards of a round take more than later ones.
     drafting: how much longer a verification takes where a draft runs between verifications and uses the same caches.
-    beside: how much longer still while the draft works at the same time, on the same memory.
-    draft_beside: likewise, how much longer a forward of the draft takes while the target verifies. 1 when not recorded.
+    interference: how much slower both are while both work, on the same memory; none when not recorded.
     doubt: why what follows from these latencies supports no claim about speed; empty where it does.
     drift_range: between which speeds the machine moved meanwhile, in units of its median; the times are adjusted for it.
     """
@@ -96,16 +98,14 @@ class Calibration:
     num_unclean: int
     cold_start: ColdStart = field(default_factory=ColdStart)
     drafting: float = 1.0
-    beside: float = 1.0
-    draft_beside: float = 1.0
+    interference: Interference = field(default_factory=Interference)
     doubt: str = ""
     drift_range: tuple[float, float] = (1.0, 1.0)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("drafting", "beside", "draft_beside"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} of a calibration must be positive and finite, but got {getattr(self, name)}.")
+        if not 0 < self.drafting < math.inf:
+            raise ValueError(f"drafting of a calibration must be positive and finite, but got {self.drafting}.")
 
     def fit_of(self, group: str) -> LatencyFit:
         """The law of one group, with a clear refusal when nothing of it was recorded."""
@@ -122,10 +122,10 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, also before interference was told by paces."""
         try:
-            calibration = TypeAdapter(Calibration).validate_json(Path(path).read_bytes())
-        except (OSError, ValidationError) as error:
+            calibration = TypeAdapter(Calibration).validate_python(_with_paces(json.loads(Path(path).read_bytes())))
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a calibration: {_reason(error)}; write one with `specbranch calibrate`."
             ) from error
@@ -155,10 +155,9 @@ class Calibration:
             )
         if self.drafting != 1:
             lines.append(f"verification where a draft runs in between: {self.drafting:.3f} of plain decoding's")
-        if self.beside != 1:
-            lines.append(f"verification beside a working draft: {self.beside:.3f} of one without")
-        if self.draft_beside != 1:
-            lines.append(f"draft forward beside a verification: {self.draft_beside:.3f} of one alone")
+        for name, pace in (("the target", self.interference.target), ("the draft", self.interference.draft)):
+            if pace != Pace():
+                lines.append(f"while both work {name} keeps {pace.words}")
         if self.round_check:
             check = self.round_check
             lines.append(
@@ -170,10 +169,22 @@ class Calibration:
         return "\n".join(lines)
 
 
-def _reason(error: OSError | ValidationError) -> str:
+def _with_paces(data: Any) -> Any:
+    """A calibration's data with what older ones said of interference as paces: how much longer a verification beside a
+    working draft took, and a forward of the draft during it."""
+    if isinstance(data, dict) and "interference" not in data and {"beside", "draft_beside"} & set(data):
+        slowed = (Interference.of(data.get(name, 1.0)) for name in ("beside", "draft_beside"))
+        target, draft = (interference.target for interference in slowed)
+        data = {**data, "interference": {"target": asdict(target), "draft": asdict(draft)}}
+    return data
+
+
+def _reason(error: OSError | ValueError) -> str:
     """Why a file cannot be read, with the place of the mistake."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
     return first_mistake(error)
 
 
@@ -220,27 +231,32 @@ def calibrate(
         raise ValueError(f"{run.folder} holds no operation of an undisturbed request; record it again on free cores.")
     rng = np.random.default_rng(seed)
     ops = ops.assign(group=groups, seconds=ops["end_s"] - ops["start_s"], order=_order_in_round(ops, groups == "draft"))
-    drafting, beside = _verify_factors(ops)
-    slowed = np.where(ops["is_beside"], drafting * beside, np.where(_is_drafting(ops), drafting, 1.0))
-    slowed[ops["actor"] != Actor.TARGET] = 1.0
+    ops = ops.join(overlap_of(ops))
     fit = partial(_fit, rng=rng, num_resamples=num_resamples)
-    fits = {group: fit(ops[groups == group], slowed[groups == group]) for group in GROUPS if group in groups}
-    cold_start, draft_beside = ColdStart(), 1.0
+    drafting = _drafting_factor(ops)
+    between = np.where((ops["actor"] == Actor.TARGET) & _is_drafting(ops), drafting, 1.0)
+    rough = {group: fit(ops[groups == group], between[groups == group]) for group in GROUPS if group in groups}
+    interference, cold_start = Interference(), ColdStart()
     before = ops.assign(wait_s=np.inf, num_before=0)
-    if "draft" in fits and "verify" in fits:
-        before = _rounds_before(ops, fits["draft"], fits["verify"], slowed)
-        fits["draft"], cold_start, draft_beside = _fit_draft(before[groups == "draft"], fits["draft"], fit)
-        slowed[_is_ahead(ops) & (groups == "draft")] = draft_beside
+    if "draft" in rough and "verify" in rough:
+        interference = Interference(target=_target_pace(ops, rough, between))
+        before = _rounds_before(ops, rough["draft"], rough["verify"], between)
+        draft, cold_start, pace = _fit_draft(before[groups == "draft"], rough["draft"], fit)
+        interference = replace(interference, draft=pace)
+    slowed = between / alone_share(ops, interference)
+    fits = {group: fit(ops[groups == group], slowed[groups == group]) for group in rough if group != "draft"}
+    if "draft" in rough:
+        fits["draft"] = draft if "verify" in rough else rough["draft"]
+    fits = {group: fits[group] for group in GROUPS if group in fits}
     waking_s = _waking_seconds(before, cold_start)
     return Calibration(
         fits=fits,
-        round_check=check_rounds(fits, ops, rounds, rng, slowed, waking_s),
+        round_check=check_rounds(fits, ops, rounds, rng, between, waking_s, interference),
         num_requests=int(ops["request_id"].nunique()),
         num_unclean=len(unclean),
         cold_start=cold_start,
         drafting=drafting,
-        beside=beside,
-        draft_beside=draft_beside,
+        interference=interference,
         doubt="; ".join(doubts),
         drift_range=machine.range,
     )
@@ -276,14 +292,22 @@ def _is_drafting(ops: pd.DataFrame) -> NDArray[np.bool_]:
     return is_drafting
 
 
-def _verify_factors(ops: pd.DataFrame) -> tuple[float, float]:
-    """How much longer a verification takes where a draft runs between verifications, and how much longer still while
-    one runs beside it; each at the widths that were measured both ways, 1 where there are none."""
+def _drafting_factor(ops: pd.DataFrame) -> float:
+    """How much longer a verification takes where a draft runs between verifications, at the widths that were measured both
+    ways, 1 where there are none."""
     verify = ops[ops["group"] == "verify"]
-    is_beside, is_drafting = verify["is_beside"], _is_drafting(ops)[verify.index]
-    alone, between, beside = verify[~is_drafting], verify[is_drafting & ~is_beside], verify[is_beside]
-    drafting = _factor(between, alone)
-    return drafting or 1.0, _factor(beside, between) or _factor(beside, alone) or 1.0
+    is_drafting = _is_drafting(ops)[verify.index]
+    return _factor(verify[is_drafting & ~verify["is_beside"]], verify[~is_drafting]) or 1.0
+
+
+def _target_pace(ops: pd.DataFrame, rough: Mapping[str, LatencyFit], between: NDArray[np.float64]) -> Pace:
+    """See `fit_target_pace`."""
+    is_ahead = _is_ahead(ops) & (ops["group"] == "draft").to_numpy()
+    ahead = ops[is_ahead].assign(ahead_s=_means(rough["draft"], ops[is_ahead]))
+    during = ahead.groupby(["request_id", "round"])["ahead_s"].sum()
+    verify = ops[(ops["group"] == "verify").to_numpy() & _is_drafting(ops)].join(during, on=["request_id", "round"])
+    verify = verify.assign(ahead_s=verify["ahead_s"].fillna(0.0))
+    return fit_target_pace(verify, _means(rough["verify"], verify) * between[verify.index])
 
 
 def _factor(slow: pd.DataFrame, fast: pd.DataFrame) -> float | None:
@@ -329,8 +353,8 @@ def _rounds_before(
 
 def _fit_draft(
     draft: pd.DataFrame, rough: LatencyFit, fit: Callable[[pd.DataFrame, NDArray[np.float64]], LatencyFit]
-) -> tuple[LatencyFit, ColdStart, float]:
-    """Law of a warm forward working alone, cold start, and slow-down beside a verification, from all its forwards.
+) -> tuple[LatencyFit, ColdStart, Pace]:
+    """Law of a warm forward working alone, cold start, and pace beside a verification, from all its forwards.
 
     rough: their law all together; fit: makes one. Without enough warm forwards the rough one stands, and what made it slow
     cannot be known.
@@ -338,23 +362,29 @@ def _fit_draft(
     is_ahead, is_warm = _is_ahead(draft), (draft["order"] >= NUM_COLD).to_numpy()
     is_single = ((draft["num_tokens"] == 1) & (draft["num_branches"] == 1)).to_numpy()
     if (is_single & is_warm).sum() < MIN_OPS:
-        return rough, ColdStart(), 1.0
+        return rough, ColdStart(), Pace()
 
-    def slow_down(seconds: NDArray[np.float64], chosen: NDArray[np.bool_]) -> float:
-        ahead, alone = ((seconds / means)[chosen & side] for side in (is_ahead, ~is_ahead))
-        return max(1.0, float(ahead.mean() / alone.mean())) if min(len(ahead), len(alone)) >= MIN_OPS else 1.0
+    def pace_of(seconds: NDArray[np.float64], means: NDArray[np.float64], chosen: NDArray[np.bool_]) -> Pace:
+        ratios, beside = (seconds / means)[chosen & ~is_ahead], chosen & is_ahead
+        if len(ratios) < MIN_OPS:
+            return Pace()
+        return fit_draft_pace(draft[beside], float(ratios.mean()), means[beside])
+
+    def alone(pace: Pace) -> NDArray[np.float64]:
+        """(draft forwards,) seconds that each would have taken alone."""
+        return seconds * alone_share(draft, Interference(draft=pace))
 
     seconds, means = draft["seconds"].to_numpy(), _means(rough, draft)
-    beside = slow_down(seconds, is_single & is_warm)
-    slowed = np.where(is_ahead, beside, 1.0)
-    law = fit(draft[is_warm], slowed[is_warm])
+    alone_s = alone(pace_of(seconds, means, is_single & is_warm))
+    law = fit(draft[is_warm].assign(seconds=alone_s[is_warm]), np.ones(is_warm.sum()))
     means = _means(law, draft)
-    centred = seconds - (means - means[is_single].mean()) * slowed
+    centred = alone_s - means + means[is_single].mean()
     single = draft[is_single]
     cold_start = fit_cold_start(centred[is_single], single["order"], single["wait_s"], single["num_before"])
-    warm_s = np.maximum(seconds - _waking_seconds(draft, cold_start), 0.1 * means)
-    beside = slow_down(warm_s, is_single)
-    return fit(draft.assign(seconds=warm_s), np.where(is_ahead, beside, 1.0)), cold_start, beside
+    waking_s = _waking_seconds(draft, cold_start)
+    pace = pace_of(seconds, means + waking_s, is_single)
+    warm_s = np.maximum(alone(pace) - waking_s, 0.1 * means)
+    return fit(draft.assign(seconds=warm_s), np.ones(len(draft))), cold_start, pace
 
 
 def _waking_seconds(before: pd.DataFrame, cold_start: ColdStart) -> NDArray[np.float64]:
@@ -365,7 +395,7 @@ def _waking_seconds(before: pd.DataFrame, cold_start: ColdStart) -> NDArray[np.f
 
 
 def _means(fit: LatencyFit, ops: pd.DataFrame) -> NDArray[np.float64]:
-    return fit.mean_array(ops["num_tokens"], ops["num_branches"], ops["context_tokens"])
+    return np.asarray(fit.mean_array(ops["num_tokens"], ops["num_branches"], ops["context_tokens"]))
 
 
 def _order_in_round(ops: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:

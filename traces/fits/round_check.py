@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from traces.fits.interference import Interference
 from traces.fits.latency import LatencyFit, draw_ratios
-from traces.metrics.round_time import round_seconds
+from traces.metrics.round_time import overlapped
 from traces.schema import Actor, OpKind
 
 
@@ -35,9 +36,10 @@ def check_rounds(
     rng: np.random.Generator,
     slowed: NDArray[np.float64],
     waking_s: NDArray[np.float64],
+    interference: Interference,
 ) -> RoundCheck | None:
     """Predicted and measured mean time of whole rounds; None without rounds. ops: with their group; slowed, waking_s:
-    factor and further seconds of each.
+    factor and further seconds of each, were nothing else at work.
 
     Drawn, not composed of means: the mean of the longer of two is more than the longer of two means.
     """
@@ -50,12 +52,17 @@ def check_rounds(
         drawn = draw_ratios(fit.ratios, int(chosen.sum()), rng)
         seconds[chosen] += fit.mean_array(*shapes) * drawn * slowed[chosen]
     is_draft = ops["actor"] == Actor.DRAFT
-    lanes = np.where(is_draft, np.where(ops["is_beside"], "ahead", "serial"), ops["actor"])
+    ahead = np.where(ops["kind"] == OpKind.BRANCH, "branches", "look")  # whose signals are read with it
+    lanes = np.where(is_draft, np.where(ops["is_beside"], ahead, "serial"), ops["actor"])
     lanes = np.where(ops["kind"] == OpKind.PREFILL, "prefill", lanes)
-    whole = ops[["request_id", "round"]].assign(lane=lanes, seconds=seconds)
-    sums = whole.pivot_table(index=["request_id", "round"], columns="lane", values="seconds", aggfunc="sum")
-    sums = sums.reindex(columns=["serial", "ahead", "target", "host"]).fillna(0.0)
-    predicted = round_seconds(sums["serial"], sums["ahead"], sums["target"], sums["host"])
+    of_round = ["request_id", "round"]
+    whole = ops[of_round].assign(lane=lanes, seconds=seconds)
+    sums = whole.pivot_table(index=of_round, columns="lane", values="seconds", aggfunc="sum")
+    sums = sums.reindex(columns=["serial", "look", "branches", "target", "host"]).fillna(0.0)
+    widths = ops[ops["kind"] == OpKind.VERIFY].groupby(of_round)["num_tokens"].first().reindex(sums.index).fillna(1)
+    rows = ops[ops["kind"] == OpKind.BRANCH].groupby(of_round)["num_branches"].max().reindex(sums.index).fillna(1)
+    parts = [(sums["look"], *interference.paces(widths, 1)), (sums["branches"], *interference.paces(widths, rows))]
+    predicted = sums["serial"] + overlapped(sums["target"], parts).whole + sums["host"]
     measured = rounds.set_index(["request_id", "round"])
     both = predicted.index.intersection(measured.index)
     if not len(both):

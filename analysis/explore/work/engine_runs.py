@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sim.decoding.policies.base import Policy
 from sim.engine import simulate
 from sim.latency.base import LatencyModel
+from traces.fits.interference import Interference
 from traces.metrics.counts import count_rounds
 from traces.schema import RequestTrace, Round
 
@@ -27,11 +28,16 @@ class RequestSums:
 
 
 def simulated_requests(
-    policy: Policy, traces: Sequence[RequestTrace], latency: LatencyModel, *, seed: int, takes_turns: bool = False
+    policy: Policy,
+    traces: Sequence[RequestTrace],
+    latency: LatencyModel,
+    *,
+    seed: int,
+    interference: Interference | None = None,
 ) -> RequestSums:
     """Requests one after another; equal seeds give every policy the same draws (common random numbers)."""
     rng = np.random.default_rng(seed)
-    run = simulate(policy, traces, latency, rng=rng, takes_turns=takes_turns, record_ops=False)
+    run = simulate(policy, traces, latency, rng=rng, interference=interference, record_ops=False)
     seconds = np.zeros((3, len(traces)))
     rounds: list[list[Round]] = [[] for _ in traces]
     # Requests run one after another, so the rounds come request by request, in the order of the traces.

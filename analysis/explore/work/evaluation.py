@@ -22,8 +22,8 @@ from sim.decoding.policies.base import Policy
 from sim.latency.base import Conditions, LatencyModel
 from sim.latency.placement import Placement, adjusted
 from sim.sweep.lockstep import RoundArrays, TraceArrays
-from sim.sweep.placed_timer import PlacedTimer, mixed
 from sim.sweep.sweep import ROUNDS_AT_ONCE, sweep
+from sim.sweep.timer import RoundTimer
 from traces.schema import RequestTrace
 
 Floats = NDArray[np.float64]
@@ -154,14 +154,20 @@ def _timed(
     seconds = np.zeros((len(SECONDS), num_lanes))
     for index, conditions in enumerate(distinct):
         model = _latency_of(timing, workload, latency, conditions.drafts)
-        timer = PlacedTimer(model, traces, timing.placement, conditions)
+        timer = RoundTimer(model.under(conditions), traces, interference=timing.placement.shared)
         chosen = np.flatnonzero(kind_of_round == index)
         for first in range(0, len(chosen), ROUNDS_AT_ONCE):
             some = chosen[first : first + ROUNDS_AT_ONCE]
             part = RoundArrays(*(column[some] for column in rounds))
             for sums, values in zip(seconds, timer.times_of(part, request[some], position[some]), strict=True):
                 np.add.at(sums, part.lane, values)
-    return seconds.reshape(len(SECONDS), len(policies), len(traces))
+    seconds = seconds.reshape(len(SECONDS), len(policies), len(traces))
+    for row, policy in enumerate(policies):
+        if policy.needs.is_timed:  # other times, other rounds
+            model = _latency_of(timing, workload, latency, policy.needs.drafts)
+            its = sweep([policy], traces, model, interference=timing.placement.shared, arrays=workload.arrays)
+            seconds[:, row] = np.stack([its.decode_s, its.draft_busy_s, its.target_busy_s])[:, 0]
+    return seconds
 
 
 def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:
@@ -179,16 +185,12 @@ def _evaluate_drawn(policies: Sequence[Policy], workload: Workload) -> Evaluated
     for row, policy in enumerate(policies):
         for index, timing in enumerate(workload.timings):
             model = _latency_of(timing, workload, workload.latency, policy.needs.drafts)
-            share = timing.placement.share_of_turns
-            apart = simulated_requests(policy, traces, model, seed=workload.seed)
-            seconds[:, index, row] = apart.seconds
-            if share:  # the same draws, taking turns
-                turns = simulated_requests(policy, traces, model, seed=workload.seed, takes_turns=True)
-                seconds[0, index, row] = mixed(apart.seconds[0], turns.seconds[0], share)
+            found = simulated_requests(policy, traces, model, seed=workload.seed, interference=timing.placement.shared)
+            seconds[:, index, row] = found.seconds
             if index == 0:
-                peaks[row] = apart.peak_kv_tokens
+                peaks[row] = found.peak_kv_tokens
                 for name in COUNTS:
-                    counts[name][row] = apart.counts[name]
+                    counts[name][row] = found.counts[name]
     return Evaluated(
         policies=tuple(policies), counts=counts, seconds=dict(zip(SECONDS, seconds, strict=True)), peak_kv_tokens=peaks
     )

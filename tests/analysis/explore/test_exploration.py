@@ -32,6 +32,7 @@ from sim.latency.placement import Placement, PlacementKind, adjusted
 from tests.analysis.made_up_run import write_run
 from traces.fits.calibration import Calibration, calibrate
 from traces.fits.cold_start import ColdStart
+from traces.fits.interference import Interference, Pace
 from traces.folder.run import read_run
 
 LABELS = [
@@ -62,7 +63,12 @@ def calibration(run_dir: Path) -> Calibration:
 def dear_calibration(calibration: Calibration) -> Calibration:
     """Reading signals, cold starts and a draft at work beside the target all cost something."""
     fits = {**calibration.fits, "read": calibration.fits["draft"]}
-    return replace(calibration, fits=fits, cold_start=ColdStart(first_s=0.0004, decay=0.3, full_s=0.006), beside=1.4)
+    return replace(
+        calibration,
+        fits=fits,
+        cold_start=ColdStart(first_s=0.0004, decay=0.3, full_s=0.006),
+        interference=Interference(target=Pace(0.7, -0.02), draft=Pace(0.8, 0.0, -0.05)),
+    )
 
 
 GRID = Study(
@@ -124,8 +130,7 @@ def test_scenarios_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: C
             context_tokens=context,
             drafts=policy.needs.drafts,
         )
-        same = timing.placement.kind is PlacementKind.SHARED_DEVICE  # f = 2 is taking turns
-        run = summarise(simulate(policy, traces, latency, takes_turns=same, record_ops=False))
+        run = summarise(simulate(policy, traces, latency, interference=timing.placement.shared, record_ops=False))
         assert found.seconds["decode_s"][1, row].sum() == pytest.approx(run.decode_s, rel=1e-9), label
 
 
@@ -146,7 +151,7 @@ def test_no_digit_hangs_on_how_rounds_are_grouped(
 def test_moved_parameters_are_timed_as_by_the_engine(run_dir: Path, dear_calibration: Calibration) -> None:
     traces = tuple(read_run(run_dir).traces())
     workload = Workload(traces=traces, latency=FittedLatency(dear_calibration), timings=(Timing(),))
-    moved = replace(dear_calibration, beside=1.7, cold_start=ColdStart(first_s=0.001))
+    moved = replace(dear_calibration, interference=Interference.of(1.7), cold_start=ColdStart(first_s=0.001))
     speeds = speeds_under(workload, Timing(), POLICIES, [FittedLatency(dear_calibration), FittedLatency(moved)])
     for calibration, row in zip((dear_calibration, moved), speeds, strict=True):
         for label, speed in zip(LABELS, row, strict=True):
@@ -155,6 +160,7 @@ def test_moved_parameters_are_timed_as_by_the_engine(run_dir: Path, dear_calibra
 
 
 def test_drawn_latencies_are_shared_by_policies_and_placements(run_dir: Path, calibration: Calibration) -> None:
+    calibration = replace(calibration, interference=Interference())
     traces = tuple(read_run(run_dir).traces())
     shared = Timing(Placement(kind=PlacementKind.SHARED_DEVICE, interference=1.0))
     workload = Workload(traces=traces, latency=FittedLatency(calibration), timings=(Timing(), shared), seed=3)

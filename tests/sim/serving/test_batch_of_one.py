@@ -52,7 +52,7 @@ def served_alone(
         output_tokens=np.array([trace.num_tokens for trace in traces]),
         max_concurrency=1,
     )
-    latency = latency.under(Conditions.of(policy, takes_turns=takes_turns))
+    latency = latency.under(Conditions.of(policy))
     return serve(
         workload,
         SINGLE_STREAM,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sim.engine import simulate
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import Calibration, JointAcceptance, calibrate, fit_acceptance
 from traces.fits.cold_start import ColdStart
+from traces.fits.interference import Interference, Pace
 from traces.fits.latency import TERMS, LatencyFit, fit_latency
 from traces.folder.run import Run, read_run
 from traces.folder.writer import RunWriter
@@ -129,15 +131,10 @@ def test_odd_operations_do_not_break_the_fit(times: list[float]) -> None:
 
 
 def recorded(
-    folder: Path,
-    *,
-    num_requests: int = 8,
-    num_rounds: int = 40,
-    unclean: tuple[int, ...] = (),
-    draft_beside: float = 1.0,
+    folder: Path, *, num_requests: int = 8, num_rounds: int = 40, unclean: tuple[int, ...] = (), draft_pace: float = 1.0
 ) -> Run:
-    """A run with known laws and mean-one noise: serial and overlapped rounds; forwards of the draft during a
-    verification take draft_beside times as long."""
+    """A run with known laws and mean-one noise: serial and overlapped rounds; during a verification the draft goes at
+    draft_pace."""
     rng = np.random.default_rng(5)
     draft, verify, host = law(), law((6e-3, 4e-4, 4e-6, 0, 1e-7, 0, 1e-3, 0)), law((2e-4, 1e-5, 0, 5e-6, 0, 0, 0, 0), 0)
     writer = RunWriter(folder, config={}, meta={})
@@ -161,7 +158,9 @@ def recorded(
             ahead = clock
             if rows:
                 for kind, n, b in (("look", 2, 1), ("branch", 1, rows)):
-                    end = ahead + took(draft, n, b, context + pending, slow * draft_beside)
+                    alone_s = took(draft, n, b, context + pending)
+                    beside_s = min(max(0.0, verified - ahead), alone_s / draft_pace)
+                    end = ahead + beside_s + alone_s - beside_s * draft_pace
                     ops.append(("draft", kind, ahead, end, n, b, context + pending))
                     ahead = end
             path = max(verified, ahead)
@@ -215,15 +214,16 @@ def test_a_run_is_calibrated_round_by_round(tmp_path: Path) -> None:
 
 def test_a_draft_slowed_by_the_verification_beside_it_is_told_apart(tmp_path: Path) -> None:
     alone = calibrate(recorded(tmp_path / "alone"))
-    shared = calibrate(recorded(tmp_path / "shared", draft_beside=1.6))
-    assert alone.draft_beside < 1.1
-    assert shared.draft_beside == pytest.approx(1.6, rel=0.06)
+    shared = calibrate(recorded(tmp_path / "shared", draft_pace=0.6))
+    assert alone.interference.draft.at(4, 1) > 0.93
+    assert shared.interference.draft.at(4, 1) == pytest.approx(0.6, rel=0.04)
+    assert {calibration.interference.target for calibration in (alone, shared)} == {Pace()}
     for rows in (1, 4):
         fitted, expected = (found.fits["draft"].mean_s(1, rows, 150) for found in (shared, alone))
         assert fitted == pytest.approx(expected, rel=0.06)
     assert shared.round_check is not None
     assert abs(shared.round_check.error) < 0.02
-    assert "draft forward beside a verification: 1." in shared.report()
+    assert "while both work the draft keeps 0.6" in shared.report() or "the draft keeps 0.5" in shared.report()
 
 
 def simulated(folder: Path, calibration: Calibration, *, num_requests: int = 40) -> Run:
@@ -246,7 +246,12 @@ def simulated(folder: Path, calibration: Calibration, *, num_requests: int = 40)
     return read_run(folder)
 
 
-def test_the_probe_tells_laws_waits_and_interference_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "interference",
+    [Interference(), Interference(target=Pace(0.85), draft=Pace(0.8)), Interference(target=Pace(0.9, -0.02, -0.08))],
+    ids=["none", "constant", "by width and rows"],
+)
+def test_the_probe_tells_laws_waits_and_interference_apart(tmp_path: Path, interference: Interference) -> None:
     noise = tuple(np.random.default_rng(0).gamma(400, 1 / 400, 200).tolist())
     noise = tuple((np.array(noise) / np.mean(noise)).tolist())
     draft, verify = law((5e-4, 2e-4, 1e-7, 1e-4, 0, 0, 0, 0)), law((3e-3, 3e-4, 2e-6, 0, 0, 0, 1e-3, 0))
@@ -264,11 +269,14 @@ def test_the_probe_tells_laws_waits_and_interference_apart(tmp_path: Path) -> No
         num_unclean=0,
         cold_start=ColdStart(first_s=7e-4, decay=0.5, full_s=6e-3),
         drafting=1.12,
+        interference=interference,
     )
     found = calibrate(simulated(tmp_path / "run", told))
     assert found.drafting == pytest.approx(1.12, rel=0.02)
-    assert found.beside == pytest.approx(1.0, abs=0.02)
-    assert found.draft_beside == pytest.approx(1.0, abs=0.04)
+    for tokens, rows in ((2, 1), (5, 1), (5, 3), (9, 3)):
+        target, draft = found.interference.paces(tokens, rows)
+        assert target == pytest.approx(interference.target.at(tokens, rows), abs=0.03)
+        assert draft == pytest.approx(interference.draft.at(tokens, 1), abs=0.04)
     for wait_s, num_before in ((5e-4, 5), (2e-3, 3), (5e-3, 1), (9e-3, 8)):
         expected = told.cold_start.waking_s(wait_s, num_before)
         assert found.cold_start.waking_s(wait_s, num_before) == pytest.approx(expected, rel=0.12, abs=2e-5)
@@ -312,6 +320,16 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a calibration"):
         Calibration.load(tmp_path / "c.json")
+
+
+def test_a_calibration_from_before_paces_is_read_as_slow_downs_while_both_work(tmp_path: Path) -> None:
+    calibration = calibrate(recorded(tmp_path / "run", num_rounds=5))
+    calibration.save(tmp_path / "c.json")
+    data = json.loads((tmp_path / "c.json").read_text())
+    del data["interference"]
+    (tmp_path / "c.json").write_text(json.dumps({**data, "beside": 1.25, "draft_beside": 2.0}))
+    expected = Interference(target=Pace(0.8), draft=Pace(0.5))
+    assert Calibration.load(tmp_path / "c.json") == replace(calibration, interference=expected)
 
 
 def coloured_trace(request_id: int, rate: float, rng: np.random.Generator, temperature: float = 0.0) -> RequestTrace:
