@@ -96,7 +96,7 @@ def test_its_operations_calibrate_as_they_did(run: Run) -> None:
     assert dataclasses.astuple(new.cold_start) == pytest.approx(dataclasses.astuple(old.cold_start), rel=1e-9)
     assert new.drafting == pytest.approx(old.drafting, rel=1e-9)
     assert old.interference.target == Pace()
-    assert old.interference.draft == Pace(pytest.approx(1 / 1.229, rel=1e-3))
+    assert old.interference.draft.base == pytest.approx(1 / 1.229, rel=1e-3)
 
 
 def test_its_exploration_gives_the_old_speeds(run: Run, tmp_path: Path) -> None:

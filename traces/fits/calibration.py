@@ -11,10 +11,9 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,15 @@ from traces.files import write_text
 from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
 from traces.fits.batched_ops import BATCH_SWEEP
 from traces.fits.cold_start import ColdStart, fit_cold_start
-from traces.fits.interference import Interference, Pace, alone_share, fit_draft_pace, fit_target_pace, overlap_of
+from traces.fits.interference import (
+    Interference,
+    Pace,
+    alone_share,
+    fit_draft_pace,
+    fit_target_pace,
+    overlap_of,
+    with_paces,
+)
 from traces.fits.latency import NUM_RESAMPLES, TERMS, LatencyFit, fit_latency
 from traces.fits.round_check import RoundCheck, check_rounds
 from traces.folder.run import Run
@@ -58,7 +65,6 @@ _GROUP_OF = {
     (Actor.TARGET, OpKind.PREFILL): "target_prefill",
     (Actor.HOST, OpKind.HOST): "host",
 }
-
 
 NUM_COLD = 4  # draft forwards of a round that a wait slows down noticeably
 MIN_OPS = 30  # operations of one kind below which their mean is not compared
@@ -124,7 +130,7 @@ class Calibration:
     def load(cls, path: str | Path) -> Calibration:
         """Read what `save` wrote, also before interference was told by paces."""
         try:
-            calibration = TypeAdapter(Calibration).validate_python(_with_paces(json.loads(Path(path).read_bytes())))
+            calibration = TypeAdapter(Calibration).validate_python(with_paces(json.loads(Path(path).read_bytes())))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a calibration: {_reason(error)}; write one with `specbranch calibrate`."
@@ -167,16 +173,6 @@ class Calibration:
         lines.append(f"{self.num_requests} requests; {self.num_unclean} more were disturbed and left out")
         lines += filter(None, (drift_sentence(self.drift_range), self.doubt))
         return "\n".join(lines)
-
-
-def _with_paces(data: Any) -> Any:
-    """A calibration's data with what older ones said of interference as paces: how much longer a verification beside a
-    working draft took, and a forward of the draft during it."""
-    if isinstance(data, dict) and "interference" not in data and {"beside", "draft_beside"} & set(data):
-        slowed = (Interference.of(data.get(name, 1.0)) for name in ("beside", "draft_beside"))
-        target, draft = (interference.target for interference in slowed)
-        data = {**data, "interference": {"target": asdict(target), "draft": asdict(draft)}}
-    return data
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -236,18 +232,18 @@ def calibrate(
     drafting = _drafting_factor(ops)
     between = np.where((ops["actor"] == Actor.TARGET) & _is_drafting(ops), drafting, 1.0)
     rough = {group: fit(ops[groups == group], between[groups == group]) for group in GROUPS if group in groups}
-    interference, cold_start = Interference(), ColdStart()
+    interference, cold_start, laws = Interference(), ColdStart(), dict(rough)
     before = ops.assign(wait_s=np.inf, num_before=0)
     if "draft" in rough and "verify" in rough:
         interference = Interference(target=_target_pace(ops, rough, between))
         before = _rounds_before(ops, rough["draft"], rough["verify"], between)
-        draft, cold_start, pace = _fit_draft(before[groups == "draft"], rough["draft"], fit)
+        laws["draft"], cold_start, pace = _fit_draft(before[groups == "draft"], rough["draft"], fit)
         interference = replace(interference, draft=pace)
     slowed = between / alone_share(ops, interference)
-    fits = {group: fit(ops[groups == group], slowed[groups == group]) for group in rough if group != "draft"}
-    if "draft" in rough:
-        fits["draft"] = draft if "verify" in rough else rough["draft"]
-    fits = {group: fits[group] for group in GROUPS if group in fits}
+    fits = {
+        group: law if group == "draft" else fit(ops[groups == group], slowed[groups == group])
+        for group, law in laws.items()
+    }
     waking_s = _waking_seconds(before, cold_start)
     return Calibration(
         fits=fits,
@@ -281,15 +277,12 @@ def _fit(
 
 def _is_ahead(ops: pd.DataFrame) -> NDArray[np.bool_]:
     """(ops,) whether the draft did it while the target verified."""
-    ahead: NDArray[np.bool_] = (ops["is_beside"] & (ops["actor"] == Actor.DRAFT)).to_numpy(bool)
-    return ahead
+    return np.asarray(ops["is_beside"] & (ops["actor"] == Actor.DRAFT), bool)
 
 
 def _is_drafting(ops: pd.DataFrame) -> NDArray[np.bool_]:
     """(ops,) whether an operation's request runs a draft at all."""
-    drafting = ops.loc[ops["group"] == "draft", "request_id"].unique()
-    is_drafting: NDArray[np.bool_] = ops["request_id"].isin(drafting).to_numpy()
-    return is_drafting
+    return np.asarray(ops["request_id"].isin(ops.loc[ops["group"] == "draft", "request_id"].unique()), bool)
 
 
 def _drafting_factor(ops: pd.DataFrame) -> float:
@@ -364,25 +357,25 @@ def _fit_draft(
     if (is_single & is_warm).sum() < MIN_OPS:
         return rough, ColdStart(), Pace()
 
-    def pace_of(seconds: NDArray[np.float64], means: NDArray[np.float64], chosen: NDArray[np.bool_]) -> Pace:
+    def pace_of(means: NDArray[np.float64], chosen: NDArray[np.bool_], *, by_width: bool) -> Pace:
         ratios, beside = (seconds / means)[chosen & ~is_ahead], chosen & is_ahead
         if len(ratios) < MIN_OPS:
             return Pace()
-        return fit_draft_pace(draft[beside], float(ratios.mean()), means[beside])
+        return fit_draft_pace(draft[beside], float(ratios.mean()), means[beside], by_width=by_width)
 
     def alone(pace: Pace) -> NDArray[np.float64]:
         """(draft forwards,) seconds that each would have taken alone."""
         return seconds * alone_share(draft, Interference(draft=pace))
 
     seconds, means = draft["seconds"].to_numpy(), _means(rough, draft)
-    alone_s = alone(pace_of(seconds, means, is_single & is_warm))
+    alone_s = alone(pace_of(means, is_single & is_warm, by_width=False))
     law = fit(draft[is_warm].assign(seconds=alone_s[is_warm]), np.ones(is_warm.sum()))
     means = _means(law, draft)
     centred = alone_s - means + means[is_single].mean()
     single = draft[is_single]
     cold_start = fit_cold_start(centred[is_single], single["order"], single["wait_s"], single["num_before"])
     waking_s = _waking_seconds(draft, cold_start)
-    pace = pace_of(seconds, means + waking_s, is_single)
+    pace = pace_of(means + waking_s, is_single, by_width=True)
     warm_s = np.maximum(alone(pace) - waking_s, 0.1 * means)
     return fit(draft.assign(seconds=warm_s), np.ones(len(draft))), cold_start, pace
 

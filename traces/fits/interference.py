@@ -9,7 +9,8 @@ and no more.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,6 +127,16 @@ def alone_share(ops: pd.DataFrame, interference: Interference) -> Floats:
     return np.clip(share, min(MIN_PACE, interference.target.base, interference.draft.base), 1.0)
 
 
+def with_paces(data: Any) -> Any:
+    """A calibration's data with what older ones said of interference as paces: how much longer a verification beside a
+    working draft took, and a forward of the draft during it."""
+    if isinstance(data, dict) and "interference" not in data and {"beside", "draft_beside"} & set(data):
+        slowed = (Interference.of(data.get(name, 1.0)) for name in ("beside", "draft_beside"))
+        target, draft = (interference.target for interference in slowed)
+        data = {**data, "interference": {"target": asdict(target), "draft": asdict(draft)}}
+    return data
+
+
 def fit_target_pace(verify: pd.DataFrame, mean_s: Floats) -> Pace:
     """How much slower verifications were for what the draft did meanwhile.
 
@@ -157,11 +168,12 @@ def fit_target_pace(verify: pd.DataFrame, mean_s: Floats) -> Pace:
     return _pace(1 - lost[0], 0.0 - lost[1], 0.0 - lost[2])
 
 
-def fit_draft_pace(ahead: pd.DataFrame, alone_ratio: float, mean_s: Floats) -> Pace:
+def fit_draft_pace(ahead: pd.DataFrame, alone_ratio: float, mean_s: Floats, *, by_width: bool) -> Pace:
     """How much slower forwards of the draft were during a verification than alone.
 
     ahead: forwards with `overlap_of`'s columns and `seconds`; mean_s: what a rough law says of each; alone_ratio: of measured
-    to rough seconds where the draft works alone. Only forwards that overlapped for (nearly) all their time are compared.
+    to rough seconds where the draft works alone. Only forwards that overlapped for (nearly) all their time are compared. by_width:
+    whether the pace may depend on the verification's width.
     """
     is_beside = (ahead["overlap_s"] >= _MOSTLY * ahead["seconds"]).to_numpy()
     if is_beside.sum() < MIN_OPS:
@@ -169,7 +181,7 @@ def fit_draft_pace(ahead: pd.DataFrame, alone_ratio: float, mean_s: Floats) -> P
     beside, alone_s = ahead[is_beside], mean_s[is_beside] * alone_ratio
     tokens = beside["other_tokens"].to_numpy() - 1.0
     # alone = pace x measured: shapes stand in for themselves, so that noise in the measured seconds bends nothing.
-    z = np.stack([np.ones(len(tokens)), tokens], axis=1)
+    z = np.stack([np.ones(len(tokens)), tokens * by_width], axis=1)
     x = z * (beside["seconds"].to_numpy() / alone_s.mean())[:, None]
     found = _instrumented(x, z, alone_s / alone_s.mean())
     return _pace(found[0], found[1], 0.0)

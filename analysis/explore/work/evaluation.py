@@ -161,13 +161,13 @@ def _timed(
             part = RoundArrays(*(column[some] for column in rounds))
             for sums, values in zip(seconds, timer.times_of(part, request[some], position[some]), strict=True):
                 np.add.at(sums, part.lane, values)
-    seconds = seconds.reshape(len(SECONDS), len(policies), len(traces))
+    whole_s = seconds.reshape(len(SECONDS), len(policies), len(traces))
     for row, policy in enumerate(policies):
         if policy.needs.is_timed:  # other times, other rounds
             model = _latency_of(timing, workload, latency, policy.needs.drafts)
             its = sweep([policy], traces, model, interference=timing.placement.shared, arrays=workload.arrays)
-            seconds[:, row] = np.stack([its.decode_s, its.draft_busy_s, its.target_busy_s])[:, 0]
-    return seconds
+            whole_s[:, row] = np.stack([its.decode_s, its.draft_busy_s, its.target_busy_s])[:, 0]
+    return whole_s
 
 
 def _latency_of(timing: Timing, workload: Workload, latency: LatencyModel, drafts: bool) -> LatencyModel:

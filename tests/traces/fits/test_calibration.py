@@ -217,7 +217,7 @@ def test_a_draft_slowed_by_the_verification_beside_it_is_told_apart(tmp_path: Pa
     shared = calibrate(recorded(tmp_path / "shared", draft_pace=0.6))
     assert alone.interference.draft.at(4, 1) > 0.93
     assert shared.interference.draft.at(4, 1) == pytest.approx(0.6, rel=0.04)
-    assert {calibration.interference.target for calibration in (alone, shared)} == {Pace()}
+    assert [found.interference.target.at(4, 1) for found in (alone, shared)] == pytest.approx([1, 1], abs=0.02)
     for rows in (1, 4):
         fitted, expected = (found.fits["draft"].mean_s(1, rows, 150) for found in (shared, alone))
         assert fitted == pytest.approx(expected, rel=0.06)
@@ -277,11 +277,16 @@ def test_the_probe_tells_laws_waits_and_interference_apart(tmp_path: Path, inter
         target, draft = found.interference.paces(tokens, rows)
         assert target == pytest.approx(interference.target.at(tokens, rows), abs=0.03)
         assert draft == pytest.approx(interference.draft.at(tokens, 1), abs=0.04)
+    slack = (
+        1.0 if interference.draft == Pace() else 1.5
+    )  # what is slow beside a verification, cold or hindered, is harder
     for wait_s, num_before in ((5e-4, 5), (2e-3, 3), (5e-3, 1), (9e-3, 8)):
         expected = told.cold_start.waking_s(wait_s, num_before)
-        assert found.cold_start.waking_s(wait_s, num_before) == pytest.approx(expected, rel=0.12, abs=2e-5)
+        assert found.cold_start.waking_s(wait_s, num_before) == pytest.approx(expected, rel=0.12 * slack, abs=2e-5)
     for tokens, rows in ((1, 1), (2, 1), (1, 3)):
-        assert found.fits["draft"].mean_s(tokens, rows, 50) == pytest.approx(draft.mean_s(tokens, rows, 50), rel=0.03)
+        assert found.fits["draft"].mean_s(tokens, rows, 50) == pytest.approx(
+            draft.mean_s(tokens, rows, 50), rel=0.03 * slack
+        )
     for tokens in (1, 2, 5, 9):
         assert found.fits["verify"].mean_s(tokens, 1, 50) == pytest.approx(verify.mean_s(tokens, 1, 50), rel=0.03)
     assert found.round_check is not None
