@@ -172,8 +172,8 @@ def fit_draft_pace(ahead: pd.DataFrame, alone_ratio: float, mean_s: Floats, *, b
     """How much slower forwards of the draft were during a verification than alone.
 
     ahead: forwards with `overlap_of`'s columns and `seconds`; mean_s: what a rough law says of each; alone_ratio: of measured
-    to rough seconds where the draft works alone. Only forwards that overlapped for (nearly) all their time are compared. by_width:
-    whether the pace may depend on the verification's width.
+    to rough seconds where the draft works alone. Only forwards that overlapped for (nearly) all their time are compared.
+    by_width: whether the pace may depend on the verification's width.
     """
     is_beside = (ahead["overlap_s"] >= _MOSTLY * ahead["seconds"]).to_numpy()
     if is_beside.sum() < MIN_OPS:

@@ -274,9 +274,9 @@ def test_the_probe_tells_laws_waits_and_interference_apart(tmp_path: Path, inter
     found = calibrate(simulated(tmp_path / "run", told))
     assert found.drafting == pytest.approx(1.12, rel=0.02)
     for tokens, rows in ((2, 1), (5, 1), (5, 3), (9, 3)):
-        target, draft = found.interference.paces(tokens, rows)
-        assert target == pytest.approx(interference.target.at(tokens, rows), abs=0.03)
-        assert draft == pytest.approx(interference.draft.at(tokens, 1), abs=0.04)
+        target_pace, draft_pace = found.interference.paces(tokens, rows)
+        assert target_pace == pytest.approx(interference.target.at(tokens, rows), abs=0.03)
+        assert draft_pace == pytest.approx(interference.draft.at(tokens, 1), abs=0.04)
     slack = (
         1.0 if interference.draft == Pace() else 1.5
     )  # what is slow beside a verification, cold or hindered, is harder
