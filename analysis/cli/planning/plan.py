@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from analysis.cli.conclusion import AsJson, conclude, console_for
-from analysis.cli.options import OutputDir, Seed, own_policies
+from analysis.cli.options import MAX_COUNT, OutputDir, Seed, own_policies, within
 
 if TYPE_CHECKING:
     from analysis.plan.planning import PlanResult
@@ -94,7 +94,9 @@ def plan(
             "--prefix-caching", help="Known beginnings of prompts are not read again; a Mooncake file has them."
         ),
     ] = False,
-    num_prompts: Annotated[int, typer.Option(help="Each simulated run of a replica has this many requests.")] = 1200,
+    num_prompts: Annotated[
+        int, typer.Option(callback=within(1, MAX_COUNT), help="Each simulated run of a replica has this many requests.")
+    ] = 1200,
     precision: Annotated[
         float, typer.Option(help="Replicate until the best rate is known to this share of it, six times at most.")
     ] = 0.03,

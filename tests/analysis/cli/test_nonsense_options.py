@@ -88,6 +88,7 @@ NUMBERS = {
         ("--workers", "100000"),
         ("--seed", "-1"),
     ],
+    "plan": [("--num-prompts", "0"), ("--num-prompts", "99999999999")],
     "published": [("--num-requests", "0"), ("--num-requests", str(10**9)), ("--num-tokens", "0"), ("--seed", "-1")],
     "roofline": [
         ("--num-devices", "0"),
