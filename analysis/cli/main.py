@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -121,7 +121,7 @@ def main() -> None:
     except Exception as error:
         if not _is_expected(error):
             raise
-        message = error.format_message() if hasattr(error, "format_message") else _message_of(error)
+        message = _usage_message(error) if hasattr(error, "format_message") else _message_of(error)
         _print_line(f"error: {message or type(error).__name__}")
         sys.exit(getattr(error, "exit_code", 1))
     if code == INTERRUPTED:  # typer makes this code of a KeyboardInterrupt, and gives it back
@@ -152,6 +152,22 @@ def _ending() -> Iterator[None]:
 def _end(number: int, _: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C on top would break the closing off
     raise _Ended(128 + number)
+
+
+def _usage_message(error: Any) -> str:
+    """Of one of typer's errors, which name the option but not always the value that was given for it."""
+    message = str(error.format_message())
+    names = getattr(getattr(error, "param", None), "opts", ())
+    following = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
+    given = [
+        value if argument == name else argument.removeprefix(f"{name}=")
+        for argument, value in following
+        for name in names
+        if argument == name or argument.startswith(f"{name}=")
+    ]
+    if len(given) != 1 or repr(given[0]) in message:  # of several it is not known which one is meant
+        return message
+    return f"{message.rstrip('.')}, but got {given[0]!r}."
 
 
 def _message_of(error: Exception) -> str:

@@ -129,9 +129,12 @@ def alone_share(ops: pd.DataFrame, interference: Interference) -> Floats:
 
 def with_paces(data: Any) -> Any:
     """A calibration's data with what older ones said of interference as paces: how much longer a verification beside a
-    working draft took, and a forward of the draft during it."""
+    working draft took, and a forward of the draft during it. Raises ValueError for factors that are none."""
     if isinstance(data, dict) and "interference" not in data and {"beside", "draft_beside"} & set(data):
-        slowed = (Interference.of(data.get(name, 1.0)) for name in ("beside", "draft_beside"))
+        given = [data.get(name, 1.0) for name in ("beside", "draft_beside")]
+        if not all(isinstance(factor, int | float) for factor in given):
+            raise ValueError(f"beside and draft_beside must be numbers, but are {given[0]!r} and {given[1]!r}")
+        slowed = map(Interference.of, given)
         target, draft = (interference.target for interference in slowed)
         data = {**data, "interference": {"target": asdict(target), "draft": asdict(draft)}}
     return data

@@ -205,6 +205,8 @@ class HuggingFaceSource:
     def _check_place(self) -> None:
         """Refuse a folder that is none, before transformers takes its name for an id of the hub."""
         path, folder = self._path, Path(self._path)
+        if not str(path).strip():
+            raise ModelError("a model's name is empty: name a folder, or an id of the Hugging Face hub.")
         if not folder.is_dir() and _looks_like_a_path(path):
             raise ModelError(f"no model folder at {path}: check the path, or give an id of the Hugging Face hub.")
         if folder.is_dir() and not (folder / "config.json").is_file():

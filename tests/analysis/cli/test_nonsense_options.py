@@ -188,6 +188,10 @@ def test_prompts_are_read_before_models_are_loaded(
         (["record", "--policy", "prompt_lookup", "--output-dir", "OUT"], "prompt_lookup"),
         (["record", "--hrad", "nowhere", "--output-dir", "OUT"], "no H-RAD predictor at nowhere"),
         (["record", "--engine", "steam", "--output-dir", "OUT"], "unknown engine 'steam'"),
+        (["record", "--draft", "", "--output-dir", "OUT"], "a model's name is empty"),
+        (["record", "--seed", "1.5", "--output-dir", "OUT"], "'--seed': Input should be a valid integer"),
+        (["record", "--seed", "1.5", "--output-dir", "OUT"], "but got '1.5'."),
+        (["record", "--seed=e", "--output-dir", "OUT"], "but got 'e'."),
         (["record", "--device", "moon", "--output-dir", "OUT"], "moon"),
         (["record", "--dtype", "float7", "--output-dir", "OUT"], "float7"),
         (["record", "--acceptance", "luck", "--output-dir", "OUT"], "luck"),
@@ -205,3 +209,9 @@ def test_cheap_checks_come_before_models(
     line = _refused(capsys, *(str(tmp_path / "out") if word == "OUT" else word for word in arguments))
     assert told in line
     assert not list(tmp_path.iterdir())
+
+
+def test_of_an_option_given_twice_no_wrong_value_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = _refused(capsys, "record", "--temperature", "0", "--temperature", "x", "--output-dir", str(tmp_path / "out"))
+    assert "'--temperature'" in line
+    assert "but got '0'" not in line

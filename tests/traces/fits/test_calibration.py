@@ -327,6 +327,14 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
         Calibration.load(tmp_path / "c.json")
 
 
+@pytest.mark.parametrize("value", ["1.2", None, [1.2], -1.0, 0.5])
+def test_an_older_calibration_with_a_broken_slow_down_is_refused(tmp_path: Path, value: object) -> None:
+    old = json.loads((Path(__file__).parents[2] / "data" / "run_v1" / "calibration.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps({**old, "draft_beside": value}))
+    with pytest.raises(ValueError, match=r"c\.json is not a calibration: "):
+        Calibration.load(tmp_path / "c.json")
+
+
 def test_a_calibration_from_before_paces_is_read_as_slow_downs_while_both_work(tmp_path: Path) -> None:
     calibration = calibrate(recorded(tmp_path / "run", num_rounds=5))
     calibration.save(tmp_path / "c.json")
