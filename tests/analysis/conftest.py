@@ -18,7 +18,7 @@ def _all_light(light_sessions: None) -> None:
     """Every session of these tests is a light one: `tests.light_sessions`."""
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not for the session: other folders' tests share the process
 def _few_resamples() -> Iterator[None]:
     """Explorations fit eight models of acceptance to 60 resamples each, which tests/traces/fits/acceptance judges."""
     with pytest.MonkeyPatch.context() as patch:

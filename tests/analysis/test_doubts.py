@@ -159,7 +159,7 @@ def test_the_demo_draws_what_its_table_says_and_names_no_winner_in_doubt(tmp_pat
     assert "pearl" not in " ".join(refused.lines())
     lines: list[list[float]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, *_, **__: lines.extend(_lines(figure)))
+        patch.setattr("analysis.demo.save_figure", lambda figure, path: lines.extend(_lines(figure)))
         demo._draw(tmp_path / "figure.png", sure, [CHECK.temperature])
     assert [0.9, 0.55] in lines
 

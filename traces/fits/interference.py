@@ -32,8 +32,8 @@ class Pace:
     base: where the target verifies one token and the draft forwards one row. more_tokens, more_rows: what each further
     token of the verification and each further row of the draft's forward add.
 
-    >>> float(Pace(0.8, more_tokens=-0.05).at(num_tokens=3, num_rows=1))
-    0.7
+    >>> float(Pace(0.75, more_tokens=-0.125).at(num_tokens=3, num_rows=1))
+    0.5
     """
 
     base: float = 1.0

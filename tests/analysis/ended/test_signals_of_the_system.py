@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,12 +12,23 @@ import pytest
 
 from tests.analysis.command import call
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CASES = {
     "ctrl-c": ([signal.SIGINT], 130, "interrupted"),
     "term": ([signal.SIGTERM], 143, "ended by SIGTERM"),
     "hang-up": ([signal.SIGHUP], 129, "ended by SIGHUP"),
     "term, then ctrl-c": ([signal.SIGTERM, signal.SIGINT], 143, "ended by SIGTERM"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_terminal() -> Iterator[None]:
+    """What started the tests may have had signals ignored: nohup does, and a shell for its background jobs."""
+    usual = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(number, handler) for number, handler in zip(SIGNALS, usual, strict=True)]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -35,14 +47,14 @@ def test_a_signal_is_an_exit_code_and_a_line(
             closed.append(True)
 
     closed: list[bool] = []
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     monkeypatch.setattr("traces.folder.run.read_run", interrupted)
     assert call("calibrate", "--run", str(tmp_path)) == code
     line = capsys.readouterr().err
     assert told in line
     assert line.count("\n") == 1
     assert closed
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_failure_inside_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
