@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method keeps its colour in every figure.
 COLOURS = {
@@ -77,6 +78,7 @@ def speedup_by_draft_length(
             )
     axes.axhline(1.0, color=colour_of("autoregressive"), linewidth=0.8, linestyle=":")
     axes.set_xlabel("draft length (tokens)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("speed-up over autoregressive")
     axes.grid(alpha=0.25)
     return _from_zero(axes)
