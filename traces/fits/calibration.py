@@ -131,7 +131,7 @@ class Calibration:
         """Read what `save` wrote, also before interference was told by paces."""
         try:
             calibration = TypeAdapter(Calibration).validate_python(with_paces(json.loads(Path(path).read_bytes())))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a calibration: {_reason(error)}; write one with `specbranch calibrate`."
             ) from error
@@ -175,7 +175,7 @@ class Calibration:
         return "\n".join(lines)
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: Exception) -> str:
     """Why a file cannot be read, with the place of the mistake."""
     if isinstance(error, OSError):
         return error.strerror or str(error)

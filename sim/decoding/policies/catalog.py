@@ -93,7 +93,7 @@ def make_policy(name: str, settings: dict[str, Any]) -> Policy:
     for key in settings:
         if key not in known:
             settings_text = f"its settings are {', '.join(known)}" if known else "it has no settings"
-            raise PolicyError(f"policy {name} has no setting {key!r}; {settings_text}.")
+            raise PolicyError(f"policy {name} has no setting {key!r:.60}; {settings_text}.")
     try:
         policy = _adapter(kind).validate_python(settings)
     except ValidationError as error:

@@ -335,6 +335,13 @@ def test_an_older_calibration_with_a_broken_slow_down_is_refused(tmp_path: Path,
         Calibration.load(tmp_path / "c.json")
 
 
+def test_a_file_nested_beyond_measure_is_no_calibration(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"fits": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"c\.json is not a calibration: ") as refusal:
+        Calibration.load(tmp_path / "c.json")
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_calibration_from_before_paces_is_read_as_slow_downs_while_both_work(tmp_path: Path) -> None:
     calibration = calibrate(recorded(tmp_path / "run", num_rounds=5))
     calibration.save(tmp_path / "c.json")
