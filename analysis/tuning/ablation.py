@@ -90,25 +90,32 @@ def read_ablation(folder: Path) -> list[Ablated]:
     return typed_report(folder, ABLATION, read_report(folder, ABLATION), TypeAdapter(list[Ablated]))
 
 
+def by_change(rows: Sequence[Ablated]) -> dict[str, list[Ablated | None]]:
+    """Change -> a row for each temperature, in the order in which they come; None where it was not tried."""
+    cells = {(row.change, row.temperature): row for row in rows}
+    temperatures = dict.fromkeys(row.temperature for row in rows)
+    return {
+        change: [cells.get((change, temperature)) for temperature in temperatures]
+        for change in dict.fromkeys(row.change for row in rows)
+    }
+
+
 def print_ablation(console: Console, rows: Sequence[Ablated]) -> None:
     """One table, a column a temperature."""
     temperatures = list(dict.fromkeys(row.temperature for row in rows))
     if not rows:
         return
-    cells = {(row.change, row.temperature): row for row in rows}
     table = Table(
         title="SpecBranch with one thing changed", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
     table.add_column("change")
     for temperature in temperatures:
         table.add_column(f"T = {temperature:g}", justify="right")
-    for change in dict.fromkeys(row.change for row in rows):
-        here = [cells.get((change, temperature)) for temperature in temperatures]
+    for change, here in by_change(rows).items():
         table.add_row(change, *("-" if row is None else f"{row.speedup:.2f} ({row.rollback:.0%})" for row in here))
     console.print(table)
     console.print(
         "predicted speed-up over plain decoding (share of drafted tokens that are never emitted)", style="dim"
     )
-    for temperature in temperatures:
-        base = cells[AS_CHOSEN, temperature]
-        console.print(f"{AS_CHOSEN} at T = {temperature:g}: {base.policy}", highlight=False, soft_wrap=True)
+    for base in (row for row in rows if row.change == AS_CHOSEN):
+        console.print(f"{AS_CHOSEN} at T = {base.temperature:g}: {base.policy}", highlight=False, soft_wrap=True)

@@ -80,6 +80,21 @@ class WhatIf:
     simulated: list[Simulated]
     stops_paying: dict[str, dict[str, float | None]]
 
+    def shown(self, temperature: float) -> list[Costs]:
+        """The conditions for people, as measured first; the widenings are told by where each method stops paying."""
+        here = (cost for cost in self.costs if cost.temperature == temperature)
+        return [cost for cost in here if not cost.name.startswith("widening")]
+
+    def pays_up_to(self, temperature: float) -> dict[str, str] | None:
+        """Family -> the widening up to which it pays, as text; None where nobody asked."""
+        stops = self.stops_paying.get(f"{temperature:g}")
+        if stops is None:
+            return None
+        return {
+            family: f"> {WIDENINGS[-1]:g}" if stops.get(family) is None else f"{stops[family]:.2f}"
+            for family in self.shown(temperature)[0].speedups
+        }
+
 
 def what_if(
     traces: Sequence[RequestTrace], latency: LatencyModel, *, is_quick: bool = False, progress: Report = silent
@@ -178,9 +193,7 @@ def read_what_if(folder: Path) -> WhatIf:
 def print_what_if(console: Console, found: WhatIf) -> None:
     """A table a temperature: predicted speed-ups here and at other costs, and how dear verification may become."""
     for temperature in dict.fromkeys(cost.temperature for cost in found.costs):
-        here = [cost for cost in found.costs if cost.temperature == temperature]
-        shown = [cost for cost in here if not cost.name.startswith("widening")]
-        stops = found.stops_paying.get(f"{temperature:g}")
+        shown, stops = found.shown(temperature), found.pays_up_to(temperature)
         table = Table(
             title=f"Predicted speed-ups at other costs, T = {temperature:g}",
             title_justify="left",
@@ -198,12 +211,11 @@ def print_what_if(console: Console, found: WhatIf) -> None:
                 continue
             cells = [f"{cost.speedups[family]:.2f}" for cost in shown]
             if stops is not None:
-                value = stops.get(family)
-                cells.append(f"> {WIDENINGS[-1]:g}" if value is None else f"{value:.2f}")
+                cells.append(stops[family])
             table.add_row(_SHORT.get(family, family), *cells)
         console.print(table)
         console.print(
-            f"c = {here[0].cost_ratio:.1f} here; flat: verifying many tokens takes as long as one; settings are chosen anew."
+            f"c = {shown[0].cost_ratio:.1f} here; flat: verifying many tokens takes as long as one; settings are chosen anew."
             + (" pays up to: a further verified token may cost so many target forwards." if stops is not None else ""),
             highlight=False,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from executor.distilled_draft.settings import WritingPlan
+from traces.files import whole_file
 
 LARGEST_VOCABULARY = 1 << 16  # ids are stored in 16 bits
 HELD_OUT_SHARE = 1 / 32
@@ -76,9 +76,8 @@ class Shard:
 
 def write_shard(shard: Shard, path: Path) -> None:
     """Write a shard at once: a broken-off writing leaves no file of this name."""
-    part = path.with_name(path.stem + ".part.npz")
-    np.savez(part, **{name: getattr(shard, name) for name in Shard.__dataclass_fields__})
-    os.replace(part, path)
+    with whole_file(path) as place, place.open("wb") as file:
+        np.savez(file, **{name: getattr(shard, name) for name in Shard.__dataclass_fields__})
 
 
 def empty_shard(plan: WritingPlan, vocab_size: int) -> Shard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from executor.distilled_draft.settings import DraftSettings, LearningPlan, Say
 from executor.distilled_draft.starting import first_and_last, fit_head, last_states, start_draft
 from executor.embedded_pair.training.optimisation import Clock, Optimisation, learning_rate_factor
 from executor.models.stored.distilled import EMBEDDING, DraftCard, write_draft
+from traces.files import whole_file
 
 CHECKPOINT_FILE, DRAFT_FOLDER = "checkpoint.pt", "draft"
 
@@ -198,8 +198,6 @@ class Learner:
         self._corpus.refresh()  # the target may be writing on meanwhile
 
     def _save(self, folder: Path, elapsed_s: float) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / (CHECKPOINT_FILE + ".part")
         draft = {name: value for name, value in self.draft.state_dict().items() if name != EMBEDDING}
         best = self.best
         state = {
@@ -212,5 +210,5 @@ class Learner:
             "seconds": self.seconds + elapsed_s,
             "best": [best.acceptance, best.loss, best.num_positions] if best else None,
         }
-        torch.save(state, part)
-        os.replace(part, folder / CHECKPOINT_FILE)
+        with whole_file(folder / CHECKPOINT_FILE) as place:
+            torch.save(state, place)

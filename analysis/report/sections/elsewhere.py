@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from analysis.report.elements import Element, Section, Table
 from analysis.report.material import Arm
-from analysis.tuning.what_if import WIDENINGS, Costs, WhatIf
+from analysis.tuning.ablation import by_change
+from analysis.tuning.what_if import Costs, WhatIf
 
 
 def elsewhere_section(arm: Arm) -> Section | None:
@@ -26,16 +27,10 @@ def elsewhere_section(arm: Arm) -> Section | None:
 
 
 def _costs_table(found: WhatIf, temperature: float) -> Table:
-    here = [cost for cost in found.costs if cost.temperature == temperature]
-    shown = [cost for cost in here if not cost.name.startswith("widening")]
-    stops = found.stops_paying.get(f"{temperature:g}")
+    shown, stops = found.shown(temperature), found.pays_up_to(temperature)
     families = sorted(shown[0].speedups, key=lambda family: -shown[0].speedups[family])
     rows = [
-        [
-            family,
-            *(f"{cost.speedups[family]:.2f}" for cost in shown),
-            *([] if stops is None else [_stop(stops, family)]),
-        ]
+        [family, *(f"{cost.speedups[family]:.2f}" for cost in shown), *([] if stops is None else [stops[family]])]
         for family in families
         if family != "autoregressive"
     ]
@@ -48,7 +43,7 @@ def _costs_table(found: WhatIf, temperature: float) -> Table:
         title=f"T = {temperature:g}",
         columns=["method", *map(_name, shown), *([] if stops is None else ["pays up to"])],
         rows=rows,
-        note=f"Speed-ups over plain decoding under the same costs; c = {here[0].cost_ratio:.1f} here. Flat: verifying many "
+        note=f"Speed-ups over plain decoding under the same costs; c = {shown[0].cost_ratio:.1f} here. Flat: verifying many "
         "tokens takes as long as one. Pays up to: a further verified token may cost so many target forwards.",
     )
 
@@ -57,17 +52,10 @@ def _name(cost: Costs) -> str:
     return "as measured" if cost.widening is None else cost.name
 
 
-def _stop(stops: dict[str, float | None], family: str) -> str:
-    value = stops.get(family)
-    return f"> {WIDENINGS[-1]:g}" if value is None else f"{value:.2f}"
-
-
 def _ablation_table(arm: Arm) -> Table:
     temperatures = list(dict.fromkeys(row.temperature for row in arm.ablated))
-    cells = {(row.change, row.temperature): row for row in arm.ablated}
     rows = []
-    for change in dict.fromkeys(row.change for row in arm.ablated):
-        here = [cells.get((change, temperature)) for temperature in temperatures]
+    for change, here in by_change(arm.ablated).items():
         texts = (("-", "-") if row is None else (f"{row.speedup:.2f}", f"{row.rollback:.0%}") for row in here)
         rows.append([change, *(text for pair in texts for text in pair)])
     names = [(f"speed-up, T = {temperature:g}", f"rollback, T = {temperature:g}") for temperature in temperatures]

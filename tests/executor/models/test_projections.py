@@ -85,6 +85,14 @@ def _costing(kind: type[Any], clock: _Clock, cost_s: dict[int, float]) -> type[A
     return Costing
 
 
+def _timed(packed_s: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A plain projection that takes 1, 2, 2 and 3 seconds at 1, 2, 4 and 8 rows; packed ones take packed_s."""
+    clock = _Clock()
+    monkeypatch.setattr(projections.time, "thread_time", clock)
+    monkeypatch.setattr(projections, "PackedProjection", _costing(PackedProjection, clock, packed_s))
+    return [_costing(PlainProjection, clock, {1: 1.0, 2: 2.0, 4: 2.0, 8: 3.0})(torch.randn(8, 4), None)]
+
+
 @needs_packing
 @pytest.mark.parametrize(
     ("packed_s", "taken"),  # where two copies are not allowed
@@ -99,10 +107,7 @@ def _costing(kind: type[Any], clock: _Clock, cost_s: dict[int, float]) -> type[A
 def test_the_packed_layout_is_taken_where_it_gains_and_never_loses(
     packed_s: dict[int, float], taken: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = _Clock()
-    monkeypatch.setattr(projections.time, "thread_time", clock)
-    monkeypatch.setattr(projections, "PackedProjection", _costing(PackedProjection, clock, packed_s))
-    plain = [_costing(PlainProjection, clock, {1: 1.0, 2: 2.0, 4: 2.0, 8: 3.0})(torch.randn(8, 4), None)]
+    plain = _timed(packed_s, monkeypatch)
     found, layout = laid_out(plain, Layout.AUTO, model_bytes=1)
     assert layout is taken
     assert isinstance(found[0], PackedProjection) is (taken is Layout.PACKED)
@@ -122,10 +127,7 @@ def test_the_packed_layout_is_taken_where_it_gains_and_never_loses(
 def test_a_model_that_comes_from_memory_may_have_both(
     packed_s: dict[int, float], max_plain_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = _Clock()
-    monkeypatch.setattr(projections.time, "thread_time", clock)
-    monkeypatch.setattr(projections, "PackedProjection", _costing(PackedProjection, clock, packed_s))
-    plain = [_costing(PlainProjection, clock, {1: 1.0, 2: 2.0, 4: 2.0, 8: 3.0})(torch.randn(8, 4), None)]
+    plain = _timed(packed_s, monkeypatch)
     (found,), layout = laid_out(plain, Layout.AUTO, model_bytes=MAX_COPIED_BYTES)
     assert layout is {0: Layout.PACKED, 8: Layout.PLAIN}.get(max_plain_rows, Layout.BOTH)
     if isinstance(found, SplitProjection):
