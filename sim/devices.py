@@ -29,9 +29,10 @@ class Job:
     def done(self) -> Event:
         """The event of its end; made when somebody asks, for most jobs are waited for together with others."""
         if self._done is None:
-            assert self.end_s is not None, "a job without an event has a known end"
-            wait_s = self.end_s - self._env.now
-            self._done = self._env.timeout(wait_s if wait_s > 0 else 0.0)
+            env, end_s = self._env, self.end_s
+            assert end_s is not None, "a job without an event has a known end"
+            wait_s = end_s - env.now
+            self._done = simpy.Timeout(env, wait_s if wait_s > 0 else 0.0)
         return self._done
 
 
@@ -56,8 +57,10 @@ class Fifo:
 
     def submit(self, seconds: float, size: int = 1) -> Job:
         """See `Device.submit`."""
-        start_s = max(self._free_at_s, self._env.now)
-        return Job(self._env, start_s, self.finish_s(seconds))
+        now = self._env.now
+        start_s = self._free_at_s if self._free_at_s > now else now
+        self._free_at_s = end_s = start_s + seconds
+        return Job(self._env, start_s, end_s)
 
     def finish_s(self, seconds: float) -> float:
         """Queue work and say when it will be done, for those who need no more of it than that."""

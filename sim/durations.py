@@ -12,6 +12,7 @@ from traces.fits.cold_start import ColdStart
 from traces.schema import OpKind, OpShape
 
 _FIRST_TABLE_LENGTH = 1024
+_PREFILL = OpKind.PREFILL  # asked at each operation, and a member is looked up slowly
 
 
 class Durations(Protocol):
@@ -35,17 +36,17 @@ class MeanDurations:
 
     def of(self, forwards: Forwards) -> list[float]:
         actor, kind, count, first_tokens, num_branches, context = forwards
-        if kind == OpKind.PREFILL:  # once a request: no table
+        if kind is _PREFILL:  # once a request: no table
             return [self._latency.mean_s(OpShape(actor, kind, first_tokens, num_branches, context))] * count
         if first_tokens == 1:
             last = context + count
             return self._table(kind, 1, num_branches, last)[context:last]
-        first_s = self._table(kind, first_tokens, num_branches, context)[context]
+        first_s = self._table(kind, first_tokens, num_branches, context)[context : context + 1]
         if count == 1:
-            return [first_s]
+            return first_s
         context += first_tokens
         last = context + count - 1
-        return [first_s, *self._table(kind, 1, num_branches, last)[context:last]]
+        return first_s + self._table(kind, 1, num_branches, last)[context:last]
 
     def _table(self, kind: OpKind, num_tokens: int, num_branches: int, last: int) -> list[float]:
         """Means by context, as far as `last` at least."""

@@ -33,7 +33,6 @@ class SimulatedRun:
     """What a run folder holds, before it is written. Rounds and operations are in the order of their ends."""
 
     rounds: list[tuple[Round, RoundTimes]] = field(default_factory=list)
-    closed: list[Close] = field(default_factory=list)  # records with their ledgers, in the order of `rounds`
     requests: list[RequestRecord] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
 
@@ -127,7 +126,7 @@ class _Stage:
 
     def serve(self, trace: RequestTrace, durations: Durations) -> Process:
         """One request, from its prefill to its last token."""
-        env = self.env
+        env, rounds = self.env, self.run.rounds
         arrival_s = env.now
         work = _Work(self, trace.request_id, durations)
         for job in work.prefill(trace.num_prompt_tokens):
@@ -136,19 +135,19 @@ class _Stage:
         first_token_s = start_s = env.now
         num_before = trace.num_prompt_tokens  # of round 0
         for command in drive_trace(self.policy, trace, work.steps_of):
-            if isinstance(command, Submit):
+            if type(command) is Submit:
                 work.verify(command.forwards)
-            elif isinstance(command, Close):
+            elif type(command) is Close:
                 round_ = command.round
                 if work.verification.end_s is None:
                     yield work.verification.done
                 forwards = host(round_.num_pending, round_.num_branches, num_before + round_.position)
-                yield env.timeout(work.settle_s(forwards))
-                self.run.rounds.append((round_, RoundTimes(start_s, env.now, *work.busy_s())))
-                self.run.closed.append(command)
+                yield simpy.Timeout(env, work.settle_s(forwards))
+                end_s = env.now
+                rounds.append((round_, RoundTimes(start_s, end_s, *work.busy_s())))
                 if round_.round == 0:
-                    first_token_s = env.now
-                start_s = env.now
+                    first_token_s = end_s
+                start_s = end_s
                 work.close_round(round_.round)
             elif command.forwards.num_forwards:
                 yield work.draft(command.forwards).done
@@ -164,10 +163,12 @@ class _Work:
     verification: Job
 
     def __init__(self, stage: _Stage, request_id: int, durations: Durations) -> None:
-        self._stage, self._request_id, self._durations = stage, request_id, durations
+        self._stage, self._request_id = stage, request_id
         cold_start = stage.latency.cold_start
         self._warmth = Warmth(cold_start, takes_turns=stage.takes_turns) if cold_start.first_s else None
         self._records = stage.record_ops
+        self._shares = isinstance(stage.draft, Lane)  # whether the models slow each other down
+        self._seconds_of, self._submit_draft = durations.of, stage.draft.submit
         self._jobs: list[tuple[Job, Forwards, list[float]]] = []
         self._planned: list[float] | None = None  # of the branch under way, where its steps hang on time
         self._drafting: list[Job] = []  # on a lane, of the round under way
@@ -180,7 +181,7 @@ class _Work:
         jobs = []
         for device, actor in ((self._stage.draft, Actor.DRAFT), (self._stage.target, Actor.TARGET)):
             forwards = prefill(actor, num_prompt_tokens)
-            times = self._durations.of(forwards)
+            times = self._seconds_of(forwards)
             jobs.append(device.submit(sum(times), 0))
             if self._records:
                 self._jobs.append((jobs[-1], forwards, times))
@@ -188,7 +189,7 @@ class _Work:
 
     def verify(self, forwards: Forwards) -> None:
         """The target starts; what the draft does from here on is ahead of the verdict."""
-        times = self._durations.of(forwards)
+        times = self._seconds_of(forwards)
         self._verify_s, self._verified_s, self._width = times[0], 0.0, forwards.first_tokens
         if self._warmth is not None:
             self._warmth.verify(times[0])
@@ -201,7 +202,7 @@ class _Work:
 
         Where nobody knows yet when that will be, the paces of both tell how far the target gets meanwhile.
         """
-        times = self._durations.of(command.forwards)
+        times = self._seconds_of(command.forwards)
         spent_s = times if self._warmth is None else self._warmth.woken(times)
         end_s = self.verification.end_s
         if end_s is None:
@@ -220,14 +221,14 @@ class _Work:
     def draft(self, forwards: Forwards) -> Job:
         """Forwards of the draft, the first ones slower after a wait."""
         if self._planned is None:
-            times = self._durations.of(forwards)
+            times = self._seconds_of(forwards)
         else:
             times, self._planned = self._planned, None
             forwards = forwards._replace(num_forwards=len(times))
         spent_s = sum(times) if self._warmth is None else self._warmth.drafted_s(times)
         self._draft_s += spent_s
-        job = self._stage.draft.submit(spent_s, forwards.num_branches)
-        if isinstance(self._stage.draft, Lane):
+        job = self._submit_draft(spent_s, forwards.num_branches)
+        if self._shares:
             self._verified_s += spent_s * self._progress(forwards.num_branches)
             self._drafting.append(job)
         if self._records:
@@ -241,7 +242,7 @@ class _Work:
 
     def busy_s(self) -> tuple[float, float]:
         """Seconds that the draft and the target worked on the round."""
-        if not isinstance(self._stage.draft, Lane):
+        if not self._shares:
             return self._draft_s, self._verify_s
         draft, target = (
             sum((job.end_s or 0.0) - job.start_s for job in jobs) for jobs in (self._drafting, [self.verification])
@@ -253,7 +254,7 @@ class _Work:
         now, settled_s = self._stage.env.now, self.verification.end_s
         assert settled_s is not None, "the verdict is waited for where its time is not known"
         settled_s = settled_s if settled_s > now else now
-        times = self._durations.of(forwards)
+        times = self._seconds_of(forwards)
         host_s = times[0]
         if host_s > 0 and self._records:
             self._jobs.append((Job(self._stage.env, settled_s, settled_s + host_s), forwards, times))
@@ -268,7 +269,8 @@ class _Work:
         if index >= 0 and self._warmth is not None:
             self._warmth.close_round()
         self._draft_s = 0.0
-        self._drafting.clear()
+        if self._shares:
+            self._drafting.clear()
 
     def _write_down(self, index: int) -> None:
         """The round's operations, in the order in which they were submitted."""
@@ -278,7 +280,7 @@ class _Work:
         for job, forwards, times in self._jobs:
             assert job.end_s is not None, "operations are written down when they are over"
             planned_s = sum(times)
-            stretch = (job.end_s - job.start_s) / planned_s if isinstance(stage.draft, Lane) and planned_s else 1.0
+            stretch = (job.end_s - job.start_s) / planned_s if self._shares and planned_s else 1.0
             is_beside = is_overlapped and (forwards.kind in AHEAD or forwards.kind == OpKind.VERIFY)
             end_s = job.start_s
             for shape, seconds in zip(forwards.shapes(), times, strict=True):

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from traces.schema import Actor, OpKind, OpShape
 
 _DRAFT, _TARGET, _HOST = Actor.DRAFT, Actor.TARGET, Actor.HOST
-_PREFILL, _DRAFTING, _LOOK, _BRANCH, _VERIFY = OpKind.PREFILL, OpKind.DRAFT, OpKind.LOOK, OpKind.BRANCH, OpKind.VERIFY
+_PREFILL, _DRAFTING, _LOOK, _BRANCH = OpKind.PREFILL, OpKind.DRAFT, OpKind.LOOK, OpKind.BRANCH
+_VERIFY, _HOSTING = OpKind.VERIFY, OpKind.HOST
 
 
 class Forwards(NamedTuple):
@@ -61,9 +62,10 @@ class DraftCache:
 
     def draft(self, num_tokens: int) -> Forwards:
         """Draft tokens after the pending ones; the first costs no forward when its law is known."""
-        lag, cached = self.lag, self.num_cached
+        drafted, cached = self.num_sequence + self.num_pending, self.num_cached
+        lag = drafted - cached
         self.num_pending += num_tokens
-        self.num_cached = self.num_sequence + self.num_pending - 1
+        self.num_cached = drafted + num_tokens - 1
         if lag:
             return Forwards(_DRAFT, _DRAFTING, num_tokens, lag, 1, cached)
         return Forwards(_DRAFT, _DRAFTING, num_tokens - 1, 1, 1, cached)
@@ -78,9 +80,9 @@ class DraftCache:
 
     def look(self) -> Forwards:
         """Forward the last pending token, so that the law after it is known."""
-        forwards = Forwards(_DRAFT, _LOOK, 1, self.lag, 1, self.num_cached)
-        self.num_cached = self.num_sequence + self.num_pending
-        return forwards
+        cached = self.num_cached
+        self.num_cached = drafted = self.num_sequence + self.num_pending
+        return Forwards(_DRAFT, _LOOK, 1, drafted - cached, 1, cached)
 
     def branch(self, num_branches: int, num_steps: int) -> Forwards:
         """Extend hedges: their first tokens come from known laws, each later one needs a forward of the batch.
@@ -111,4 +113,4 @@ def prefill(actor: Actor, num_prompt_tokens: int) -> Forwards:
 def host(num_pending: int, num_branches: int, num_sequence: int) -> Forwards:
     """The host's own work in a round that began with num_sequence committed tokens: decide, hand over, settle, record.
     num_branches is 0 when nothing was hedged."""
-    return Forwards(_HOST, OpKind.HOST, 1, num_pending, num_branches, num_sequence - 1)
+    return Forwards(_HOST, _HOSTING, 1, num_pending, num_branches, num_sequence - 1)

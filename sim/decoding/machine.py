@@ -14,7 +14,7 @@ says it: whoever spends time reads it off the command, and nobody counts lags a 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, final
 
 from sim.decoding.draft_cache import DraftCache, Forwards
 from sim.decoding.ledger import Ledger
@@ -24,6 +24,7 @@ from traces.schema import RollbackCase, Round, Signal
 ClassProbs: TypeAlias = tuple[float, float, float]
 
 
+@final
 class DraftTokens(NamedTuple):
     """Draft this many tokens after the pending ones, one forward each (the first is free if its law is known)."""
 
@@ -31,6 +32,7 @@ class DraftTokens(NamedTuple):
     forwards: Forwards
 
 
+@final
 class Submit(NamedTuple):
     """Hand the first `num_pending` drafted tokens to the target; later ones are withdrawn. Verification starts."""
 
@@ -38,12 +40,14 @@ class Submit(NamedTuple):
     forwards: Forwards
 
 
+@final
 class Look(NamedTuple):
     """Forward the last pending token, so that the draft's law after it is known."""
 
     forwards: Forwards
 
 
+@final
 class Branch(NamedTuple):
     """Extend every hedge by `num_steps` tokens, all rows as one batch (see `policies.base.Hedges`), and by up to num_further
     more as long as no verdict has come. forwards: of all of them."""
@@ -54,24 +58,56 @@ class Branch(NamedTuple):
     num_further: int = 0
 
 
+@final
 class Settle(NamedTuple):
     """Wait for the target's verdict and commit it."""
 
 
+@final
 class Keep(NamedTuple):
     """After a hit: the first `num_kept` tokens of its continuation are pending now."""
 
     num_kept: int
 
 
+@final
 class Close(NamedTuple):
-    """The round is over; here are its record and what its forwards were."""
+    """The round is over; here are its record and what its record leaves out of its forwards (see `Ledger`)."""
 
     round: Round
-    ledger: Ledger
+    num_carried: int
+    draft_lag: int
+    num_withdrawn: int
+    look_lag: int
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the round's times depend on."""
+        round_ = self.round
+        return Ledger(
+            self.num_carried,
+            self.draft_lag,
+            round_.num_serial,
+            self.num_withdrawn,
+            round_.num_pending,
+            self.look_lag,
+            round_.num_branches,
+            round_.num_branch_steps,
+            round_.num_accepted,
+            round_.num_emitted,
+            round_.is_hit,
+            round_.num_kept,
+            round_.is_finished,
+        )
 
 
 _SETTLE = Settle()
+_LOST_NOTHING, _LOST_SIBLINGS, _TRIMMED = RollbackCase.NONE, RollbackCase.SIBLINGS, RollbackCase.TRIMMED
+_REJECTED, _BRANCH_MISS, _PRE_VERIFY_MISS = (
+    RollbackCase.REJECTED,
+    RollbackCase.BRANCH_MISS,
+    RollbackCase.PRE_VERIFY_MISS,
+)
 Timed: TypeAlias = DraftTokens | Submit | Look | Branch | Close  # what takes time somewhere
 Command: TypeAlias = Timed | Settle | Keep
 
@@ -235,22 +271,7 @@ def decode(
             predicted_class,
             is_finished,
         )
-        ledger = Ledger(
-            carried,
-            draft_lag,
-            num_serial,
-            num_withdrawn,
-            num_pending,
-            look_lag,
-            num_rows,
-            num_steps,
-            num_accepted,
-            num_emitted,
-            is_hit,
-            kept,
-            is_finished,
-        )
-        load = yield Close(record, ledger)
+        load = yield Close(record, carried, draft_lag, num_withdrawn, look_lag)
         if is_finished:
             return
 
@@ -276,7 +297,7 @@ def _useful(hedges: Hedges, num_pending: int, remaining: int) -> tuple[tuple[int
         if count:
             most = max(0, remaining - first - 2)
             num_steps = _within(num_steps, most)
-            return fanout, num_steps, _within(num_further, most - num_steps)
+            return fanout, num_steps, num_further and _within(num_further, most - num_steps)
     return (), 0, 0
 
 
@@ -285,9 +306,9 @@ def _rollback_case(
 ) -> RollbackCase:
     """Which of R0 to R4 a round was; a hit that both trims and drops siblings counts as trimmed."""
     if is_hit:
-        return RollbackCase.TRIMMED if trimmed else RollbackCase.SIBLINGS if sibling else RollbackCase.NONE
+        return _TRIMMED if trimmed else _LOST_SIBLINGS if sibling else _LOST_NOTHING
     if rejected:
-        return RollbackCase.REJECTED
+        return _REJECTED
     if num_rows and not is_finished:
-        return RollbackCase.BRANCH_MISS if num_pending else RollbackCase.PRE_VERIFY_MISS
-    return RollbackCase.NONE
+        return _BRANCH_MISS if num_pending else _PRE_VERIFY_MISS
+    return _LOST_NOTHING

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from sim.decoding.machine import Branch, Close, Command, DraftTokens, Look, Reply, Settle, Settled, Submit, Timed
+from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, Timed
 from sim.decoding.policies.base import Needs, Policy
 from sim.decoding.world import drive
 from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
@@ -50,28 +50,29 @@ class TraceWorld:
 
     def answer(self, command: Command) -> Reply:
         """What came of a command."""
-        if isinstance(command, Settle):
+        # Asked some ten times a round: the types are compared as they are, for nothing derives from a command.
+        if type(command) is Settle:
             return self._settle()
-        if isinstance(command, Submit):
+        if type(command) is Submit:
             self._knows_frontier |= command.num_pending < self.num_pending
             self.num_pending = command.num_pending
             self.fanout, self.num_steps = (), 0
-        elif isinstance(command, Close):
+        elif type(command) is Close:
             pass
-        elif isinstance(command, Look):
+        elif type(command) is Look:
             self._knows_frontier = True
-            return self._signals_at(self.num_pending, 1)[0]
-        elif isinstance(command, Branch):
+            return UNKNOWN_SIGNAL if self._signals is None else self._signals_at(self.num_pending, 1)[0]
+        elif type(command) is Branch:
             self.fanout, self.num_steps = command.fanout, command.num_steps
             if self._steps_of is not None:
                 self.num_steps = self._steps_of(command)
                 return self.num_steps
-        elif isinstance(command, DraftTokens):
+        elif type(command) is DraftTokens:
             first, count = self.num_pending, command.num_tokens
             self.num_pending += count
             self._knows_frontier = False
             return [UNKNOWN_SIGNAL] * count if self._signals is None else self._signals_at(first, count)
-        else:
+        elif type(command) is Keep:
             self.num_pending = command.num_kept
             self._knows_frontier = command.num_kept < self.num_steps
         return None

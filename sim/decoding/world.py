@@ -8,8 +8,6 @@ from typing import Protocol
 from sim.decoding.machine import ClassProbs, Command, Keep, Reply, Settle, Timed, decode
 from sim.decoding.policies.base import Policy
 
-_UNTIMED = (Settle, Keep)
-
 
 class World(Protocol):
     """Where one request is decoded: it knows what comes of each command."""
@@ -46,5 +44,5 @@ def drive(
         except StopIteration:
             return
         reply = answer(command)
-        if not isinstance(command, _UNTIMED):
+        if type(command) is not Settle and type(command) is not Keep:
             yield command

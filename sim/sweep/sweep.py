@@ -13,7 +13,7 @@ import numpy as np
 
 from sim.decoding.machine import Close
 from sim.decoding.policies.base import Policy
-from sim.decoding.replay import check_answers, closed_rounds
+from sim.decoding.replay import check_answers, closed_rounds, steps_in
 from sim.engine import simulate
 from sim.latency.base import Conditions, LatencyModel
 from sim.sweep.lockstep import Floats, Ints, Lanes, RoundArrays, TraceArrays, step_all
@@ -121,7 +121,8 @@ def sweep(
                     record_ops=False,
                 )
                 lane = index * len(traces) + request
-                sums.add(round_arrays(run.closed, lane, int(arrays.starts[request])))
+                rounds = closed_rounds(policies[index], trace, steps_in([round_ for round_, _ in run.rounds]))
+                sums.add(round_arrays(rounds, lane, int(arrays.starts[request])))
         chosen = [index for index in chosen if index not in timed]
         if not chosen:
             continue

@@ -89,7 +89,7 @@ class _Machine:
             command = self._commands.send(load)
         while not isinstance(command, Close):
             command = self._commands.send(self._world.answer(command))
-        if command.ledger.is_finished:
+        if command.round.is_finished:
             self._commands = None
             self._trace = (self._trace + 1) % len(self._traces)
         return command.ledger
