@@ -30,7 +30,7 @@ import pytest
 from executor import pair
 from executor.remote import mailbox, starting
 from executor.remote.starting import StartedWorker
-from traces.processes import import_path
+from traces.processes import end_with, import_path
 
 ROOT = Path(__file__).parents[1]
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from tests.light_sessions import serve; serve()"
@@ -194,6 +194,7 @@ def _become(order: dict[str, Any], pipe: int, stderr: int, work: Callable[[], No
         os.environ.clear()
         os.environ.update(order["env"])
         sys.argv[:] = ["-c", str(pipe)]
+        end_with(os.getppid())
         work()
         code = 0
     except BaseException:

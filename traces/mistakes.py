@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -17,3 +18,15 @@ def first_mistake(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     got = "" if first["type"] in _OF_THE_WHOLE else f", but got {first['input']!r:.60}"
     return f"{place + ': ' if place else ''}{message}{got}"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that we did not write ourselves: every text that is none raises ValueError.
+
+    json.JSONDecodeError (a ValueError) with the place where it can be named, UnicodeDecodeError (one, too) for bytes that are
+    no text, and plain ValueError where Python gives up for depth, which the standard library raises as RecursionError.
+    """
+    try:
+        return json.loads(text)  # noqa: TID251 - the one place
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

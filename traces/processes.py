@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]  # the folder that holds our packages, installed or not
+_LOOK_S = 0.5  # between two looks whether the parent is there
+_TO_CLEAR: list[Path] = []
 
 
 def num_cores(
@@ -62,6 +67,25 @@ def import_path() -> list[str]:
     users = {Path.cwd(), Path(script).resolve().parent if script else Path.cwd()} - {_ROOT}
     kept = [entry for entry in sys.path if entry and Path(entry).resolve() not in users]
     return kept if str(_ROOT) in kept else [str(_ROOT), *kept]
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after the one that started it, whatever it is doing just then; before that, the places of
+    `clear_after` are cleared. parent: its process id."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        for place in _TO_CLEAR:
+            shutil.rmtree(place, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def clear_after(place: Path) -> None:
+    """Remove a folder at the end of this process's parent, which `end_with` waits for: nobody else will."""
+    _TO_CLEAR.append(place)
 
 
 @contextmanager

@@ -130,6 +130,16 @@ def main() -> None:
         sys.exit(code)
 
 
+def run() -> None:
+    """`main` of a process that is ours alone. Once the command is over, Ctrl-C ends the process at once: what Python does then
+    would answer it with a traceback of its own."""
+    try:
+        main()
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def _ending() -> Iterator[None]:
     """Signals that would end this process at once end it in order: context managers close workers and run folders."""
@@ -199,4 +209,4 @@ def _is_expected(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from executor.models.engines.base import Engine
 from executor.models.loading import fingerprint
 from sim.decoding.policies.base import Policy
 from traces.files import whole_file, write_text
+from traces.mistakes import parse_json
 
 SCHEMA_VERSION = 1
 CLASS_NAMES = ("reject", "confidence", "accept")
@@ -159,13 +160,14 @@ def read_card(folder: str | Path) -> PredictorCard:
     if not path.is_file():
         raise HradError(f"no H-RAD predictor at {folder}: it has no {CARD_NAME}; give a folder that hrad train wrote.")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_text(encoding="utf-8"))
         version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if version != SCHEMA_VERSION:
-            raise HradError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; train it again.")
-        return TypeAdapter(PredictorCard).validate_python(raw)
-    except (OSError, ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        card = TypeAdapter(PredictorCard).validate_python(raw) if version == SCHEMA_VERSION else None
+    except (OSError, ValueError) as error:
         raise HradError(f"cannot read {path}: {str(error).splitlines()[0]}; train the predictor again.") from error
+    if card is None:
+        raise HradError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; train it again.")
+    return card
 
 
 def load_predictor(folder: str | Path, device: torch.device | str = "cpu") -> Predictor:

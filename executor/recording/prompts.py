@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from executor.embedded_pair.corpus import held_out_prompts, training_prompts
 from executor.recording.questions import questions
 from executor.recording.settings import PromptForm
+from traces.mistakes import parse_json
 
 QUESTION_FIELDS = ("question", "turns")  # their texts are said to somebody, those of the others are to be continued
 FIELDS = ("prompt", "text", "question", "turns", "messages")
@@ -159,9 +160,7 @@ def _decoded(line: bytes, place: str) -> str:
 def _prompt_of(line: str, place: str, prompt_id: str) -> PromptText:
     """One line as a prompt."""
     try:
-        row = json.loads(line)
-    except RecursionError:
-        raise ValueError(f"{place}: the JSON is nested too deeply for a prompt: {_HINT}.") from None
+        row = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{place}: not JSON ({error}): {_HINT}.") from None
     if not isinstance(row, dict):

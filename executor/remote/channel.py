@@ -15,6 +15,10 @@ class Message(NamedTuple):
     floats: Sequence[float] = ()
 
 
+def no_check() -> None:
+    """For an end that hears of the other's end in another way (`traces.processes.end_with`)."""
+
+
 class Channel(Protocol):
     """One end of a line between two processes that take turns: a command, then its answer."""
 
@@ -22,7 +26,7 @@ class Channel(Protocol):
         """Send without waiting for the receiver. Raises ConnectionError where it is known to be gone."""
         ...
 
-    def wait(self, check: Callable[[], None], timeout_s: float = math.inf) -> Message:
+    def wait(self, check: Callable[[], None] = no_check, timeout_s: float = math.inf) -> Message:
         """The next message. Raises TimeoutError after timeout_s.
 
         check is called now and then and raises when nothing will ever come; a channel that notices the end of the other

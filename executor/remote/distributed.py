@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import FileStore, Work  # type: ignore[attr-defined]  # torch's stubs do not export it
 
-from executor.remote.channel import Message
+from executor.remote.channel import Message, no_check
 
 NUM_WORDS = 256  # of the bucket: a round's words, at draft lengths up to 250
 _HEADER = 3  # opcode, number of integers, number of floats
@@ -61,7 +61,7 @@ class DistributedChannel:
         if rank == 0:
             self.post(Message(_HELLO))
         else:
-            self.wait(lambda: None, _MEET_S)
+            self.wait(timeout_s=_MEET_S)
 
     def post(self, message: Message) -> None:
         """Send without waiting for the receiver."""
@@ -76,7 +76,7 @@ class DistributedChannel:
         """False: a receive that is under way cannot be asked without waiting."""
         return False
 
-    def wait(self, check: Callable[[], None], timeout_s: float = math.inf) -> Message:
+    def wait(self, check: Callable[[], None] = no_check, timeout_s: float = math.inf) -> Message:
         """The next message; see `Channel.wait`."""
         deadline = time.perf_counter() + min(timeout_s, _FOREVER_S)
         words = self._receive(NUM_WORDS, check, deadline)

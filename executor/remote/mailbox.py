@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from executor.remote.channel import Message
+from executor.remote.channel import Message, no_check
 
 NUM_WORDS = 1 << 16
 _BODY = 8  # first word of a message body; before it: sequence number, opcode, length
@@ -37,7 +37,7 @@ class MailboxChannel:
         """Write one message."""
         self._outbox.post(message)
 
-    def wait(self, check: Callable[[], None], timeout_s: float = math.inf) -> Message:
+    def wait(self, check: Callable[[], None] = no_check, timeout_s: float = math.inf) -> Message:
         """The next message; see `Channel.wait`."""
         return self._inbox.wait(check, timeout_s)
 
@@ -84,7 +84,7 @@ class Mailbox:
         self._last += 1
         words[0] = self._last
 
-    def wait(self, check: Callable[[], None], timeout_s: float = math.inf) -> Message:
+    def wait(self, check: Callable[[], None] = no_check, timeout_s: float = math.inf) -> Message:
         """The next message; see `Channel.wait`."""
         words, wanted = self._words, self._last + 1
         start = time.perf_counter()

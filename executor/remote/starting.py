@@ -16,7 +16,15 @@ from typing import IO
 from traces.processes import import_path
 
 # With our path, not Python's own, which would begin with the user's working folder and whatever modules lie there.
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from executor.remote.worker import main; main()"
+# Its parent is watched before anything heavy is imported.
+_START = """
+import json, sys
+parent, sys.path[:] = json.loads(sys.argv.pop())
+from traces.processes import end_with
+end_with(parent)
+from executor.remote.worker import main
+main()
+"""
 _AHEAD: list[StartedWorker] = []
 
 
@@ -37,7 +45,7 @@ def start_worker() -> StartedWorker:
     ours, theirs = Pipe()
     stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _START, str(theirs.fileno()), json.dumps(import_path())],
+        [sys.executable, "-P", "-c", _START, str(theirs.fileno()), json.dumps((os.getpid(), import_path()))],
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # before numpy and torch are imported there
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,

@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
@@ -35,6 +34,7 @@ from executor.resident.shared import SharedDevice
 from executor.resident.target import GraphTarget
 from executor.roles.target import Target
 from executor.roles.target_side import TargetSide, load_target
+from traces.processes import clear_after
 
 
 def main() -> None:
@@ -49,13 +49,7 @@ def main() -> None:
     if settings.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {settings.core})
     torch.set_num_threads(1)
-    parent = os.getppid()
-
-    def check_parent() -> None:
-        if os.getppid() != parent:
-            shutil.rmtree(meeting_place, ignore_errors=True)  # nobody else will
-            os._exit(1)
-
+    clear_after(meeting_place)
     channel: Channel | None = None
     try:
         with torch.inference_mode():
@@ -65,7 +59,7 @@ def main() -> None:
             target = _load(pair)
             pipe.send({"loaded": True, "layouts": dict(target.layouts)})  # now both sides open the channel
             channel = open_channel(pair.transport, meeting_place, 1, devices, core=settings.core)
-            _serve(target, channel, pipe, check_parent)
+            _serve(target, channel, pipe)
             target.close()
             channel.close()
     except ConnectionError:  # the parent is gone, or has closed its end, which means stop
@@ -86,9 +80,9 @@ def _load(pair: PairSettings) -> Target:
     return GraphTarget(engine, alone, predictor=predictor, fixed_width=pair.verify_width or None)
 
 
-def _serve(target: Target, channel: Channel, pipe: Connection, check_parent: Callable[[], None]) -> None:
+def _serve(target: Target, channel: Channel, pipe: Connection) -> None:
     while True:
-        message = channel.wait(check_parent)
+        message = channel.wait()
         if message.opcode == Opcode.VERIFY:
             num_cached, last, pending = read_verify(message)
             target.submit(pending, last=last, num_cached=num_cached)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sim.decoding.policies.catalog import PolicyError, parse_policy
-from traces.mistakes import first_mistake
+from traces.mistakes import first_mistake, parse_json
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,9 @@ def test_the_first_mistake_has_place_and_value(text: str, told: str) -> None:
 def test_a_policys_setting_is_refused_with_its_value() -> None:
     with pytest.raises(PolicyError, match=r"fixed_length: draft_length: .*, but got '1e3'\.$"):
         parse_policy("fixed_length:draft_length=1e3")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 50_000, b"[[[" * 50_000, "{", b"\xff", ""])
+def test_what_is_no_json_is_a_wrong_value_however_deep(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"nested too deeply|char|byte|column"):
+        parse_json(text)

@@ -79,3 +79,26 @@ def test_the_path_of_our_processes_leaves_the_users_folders_out(
     assert str(_ROOT) in path
     monkeypatch.setattr(sys, "path", ["elsewhere"])
     assert import_path() == [str(_ROOT), "elsewhere"]
+
+
+def test_a_process_ends_with_its_parent_whatever_it_is_doing(tmp_path: Path) -> None:
+    """The child computes without a pause, as one does that imports torch; a place that it named goes with it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    child = (
+        "import os, sys; from pathlib import Path; from traces.processes import clear_after, end_with;"
+        f"clear_after(Path({str(place)!r})); end_with(os.getppid()); print(os.getpid(), flush=True)\n"
+        "while True: pass"
+    )
+    start = f"subprocess.Popen([sys.executable, '-c', {child!r}], stdout=sys.stdout)"
+    parent = f"import subprocess, sys; {start}; sys.stdin.read()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(import_path())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip().isdigit()
+    process.kill()
+    process.wait()
+    assert process.stdout.read() == ""  # its end: nobody holds the pipe any more
+    assert not place.exists()

@@ -7,7 +7,6 @@ calibration.save("calibration.json")
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -38,7 +37,7 @@ from traces.fits.round_check import RoundCheck, check_rounds
 from traces.folder.run import Run
 from traces.folder.tables import READABLE_VERSIONS
 from traces.metrics.machine_speed import MachineSpeed, drift_sentence, machine_speed_of
-from traces.mistakes import first_mistake
+from traces.mistakes import first_mistake, parse_json
 from traces.schema import SCHEMA_VERSION, Actor, OpKind
 
 __all__ = [
@@ -130,8 +129,8 @@ class Calibration:
     def load(cls, path: str | Path) -> Calibration:
         """Read what `save` wrote, also before interference was told by paces."""
         try:
-            calibration = TypeAdapter(Calibration).validate_python(with_paces(json.loads(Path(path).read_bytes())))
-        except (OSError, ValueError, RecursionError) as error:
+            calibration = TypeAdapter(Calibration).validate_python(with_paces(parse_json(Path(path).read_bytes())))
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a calibration: {_reason(error)}; write one with `specbranch calibrate`."
             ) from error

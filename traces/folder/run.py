@@ -10,7 +10,6 @@ run's meta.json holds the checksums of the other files.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -37,6 +36,7 @@ from traces.folder.tables import (
     trace_of,
     upgraded,
 )
+from traces.mistakes import parse_json
 from traces.schema import SCHEMA_VERSION, RequestRecord, RequestTrace, Round
 
 PARTS = "parts"
@@ -212,7 +212,7 @@ def _check_version(path: Path, version: Any) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The settings or reports in a JSON file. Raises `RunError` if it cannot be read or holds something else."""
-    return _mapping_of(path, json.loads, MAX_REPORT_BYTES)
+    return _mapping_of(path, parse_json, MAX_REPORT_BYTES)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -12,19 +12,18 @@ import os
 import pickle
 import shutil
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sim.decoding.policies.own import own_modules
-from traces.processes import safe_children
+from traces.processes import clear_after, end_with, safe_children
 
 ResultT = TypeVar("ResultT")
-_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +59,7 @@ def run_tasks(
         return
     from joblib import Parallel, delayed
 
+    _hush_manager()
     parent = os.getpid() if workers.backend == "processes" else None
     sent = map(_ByValue.of, tasks) if own_modules() else tasks
     place = _meeting_place() if parent is not None else None
@@ -150,18 +150,24 @@ def _meeting_place() -> str | None:
 
 
 @cache
+def _hush_manager() -> None:
+    """The thread in which joblib (1.6) manages its processes stumbles over tasks that it has just dropped itself when a study
+    is broken off, with a KeyError: that is nothing for the user, who has ended it."""
+    others = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (type(failed.thread).__name__ == "_ExecutorManagerThread" and failed.exc_type is KeyError):
+            others(failed)
+
+    threading.excepthook = hook
+
+
+@cache
 def _follow(parent: int, place: str | None) -> None:
-    """End this worker soon after the process that started it: a parent that was killed stops no worker itself, and clears
-    no place where they met."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_S)
-        if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    """A parent that was killed stops no worker itself, and clears no place where they met."""
+    if place is not None:
+        clear_after(Path(place))
+    end_with(parent)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from analysis.explore.work.evaluation import Evaluated
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.catalog import label_of
 from traces.files import whole_file, write_text
+from traces.folder.run import read_json
 
 
 class TaskStore:
@@ -35,7 +36,7 @@ class TaskStore:
         note = self.folder / "question.json"
         digest = hashlib.sha256(question.encode()).hexdigest()
         if note.exists():
-            if json.loads(note.read_text()).get("sha256") != digest:
+            if read_json(note).get("sha256") != digest:
                 raise ValueError(
                     f"{self.folder} holds the unfinished results of another study, run or calibration; "
                     "finish that one, remove the folder, or name another --output-dir."

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim.serving.rounds.length_rules import LengthTable
+from traces.mistakes import parse_json
 
 Row = tuple[int, int, int]  # first and last batch size, both included, and K
 
@@ -49,9 +50,11 @@ def rows_by_batch(table: LengthTable, max_num_seqs: int) -> list[Row]:
 def read_object(text: str, what: str) -> Mapping[str, Any]:
     """The JSON object of a text. Raises ValueError, in one line, where it is none. what: for the message."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} is not JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object, but got {type(value).__name__}.")
     return value

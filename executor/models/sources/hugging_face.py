@@ -28,6 +28,7 @@ from executor.models.sources.shapes import counted_shape
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.weights import place_weights, shape_of
 from sim.decoding.model_shapes import ModelShape
+from traces.mistakes import parse_json
 
 _WHOLE_FILE_BYTES = 64 << 20  # weights files up to this size are hashed whole
 _SAMPLE_BYTES = 64 << 10
@@ -80,7 +81,7 @@ class HuggingFaceSource:
             return GenerationConfig.from_pretrained(self._path)
         except OSError:
             return None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(
                 f"the generation_config.json of {self._path} cannot be read ({_first_line(error)}): mend or remove it."
             ) from error
@@ -91,7 +92,7 @@ class HuggingFaceSource:
         """
         digest = hashlib.sha256()
         folder = self._files()
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG_KEYS}
         digest.update(json.dumps(kept, sort_keys=True).encode())
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-SCRIPT = "from analysis.cli.main import main; main()"
+SCRIPT = "from analysis.cli.main import run; run()"
 LONGEST_S = 300.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -17,6 +16,7 @@ from traces.importers.engines.metrics_page import read_metrics
 from traces.importers.engines.prometheus import Scrape, is_prometheus, read_scrape
 from traces.importers.engines.records import THE_MEMORY, EngineFile, Served
 from traces.importers.engines.request_lines import is_request_line, read_request_lines
+from traces.mistakes import parse_json
 
 KNOWN = (
     "results of vllm bench serve or SGLang's bench_serving (JSON, JSON lines, or their console in a log), GuideLLM's "
@@ -80,8 +80,8 @@ def _read(path: Path, served: Served) -> EngineFile | Scrape:
 def _is_requests(first: str) -> bool:
     """Whether a file's first line is a request with its acceptance."""
     try:
-        value = json.loads(first)
-    except (ValueError, RecursionError):
+        value = parse_json(first)
+    except ValueError:
         return False
     return isinstance(value, dict) and is_request_line(value)
 

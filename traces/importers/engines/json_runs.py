@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.importers.base import ForeignTraceError, numbered_lines
+from traces.mistakes import parse_json
 
 MAX_NUMBER = 1e18  # of tokens, requests or milliseconds
 Objects = list[tuple[str, Mapping[str, Any]]]
@@ -22,11 +23,11 @@ def read_objects(path: Path) -> Objects:
     objects: Objects = []
     try:
         for where, line in lines:
-            objects.append((where, _object(where, json.loads(line))))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            objects.append((where, _object(where, parse_json(line))))
+    except ForeignTraceError:
+        raise
+    except ValueError as error:
         return _whole(path, lines, objects, error)
-    except RecursionError:
-        raise ForeignTraceError(f"{lines[len(objects)][0]} is nested too deeply for a benchmark's result.") from None
     return objects
 
 
@@ -35,10 +36,12 @@ def _whole(path: Path, lines: list[tuple[str, bytes]], objects: Objects, error: 
     where = lines[len(objects)][0]
     if not objects:
         try:
-            return [(lines[0][0], _object(lines[0][0], json.loads(b"\n".join(line for _, line in lines))))]
+            return [(lines[0][0], _object(lines[0][0], parse_json(b"\n".join(line for _, line in lines))))]
         except json.JSONDecodeError as whole:
             where, error = lines[min(whole.lineno, len(lines)) - 1][0], whole
-        except (UnicodeDecodeError, RecursionError) as whole:
+        except ForeignTraceError:
+            raise
+        except ValueError as whole:
             where, error = lines[0][0], whole
     text = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     raise ForeignTraceError(f"{where} is not JSON: {text}; was the file cut, or written twice?")

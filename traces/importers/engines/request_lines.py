@@ -11,7 +11,6 @@ among them. Warm-up, cancelled and failed requests of AIPerf are left out, and s
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from traces.importers.base import ForeignTraceError, numbered_lines
 from traces.importers.engines.json_runs import number
 from traces.importers.engines.records import AcceptanceRecord, EngineFile
+from traces.mistakes import parse_json
 
 MIN_FULL_SHARE = 0.9  # of steps times K that was drafted; the last step of a request may be shorter
 
@@ -35,8 +35,8 @@ def read_request_lines(path: Path) -> EngineFile:
     drafted, lengths, num_requests, num_left_out = 0.0, set(), 0, 0
     for where, line in numbered_lines(path):
         try:
-            given = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            given = parse_json(line)
+        except ValueError as error:
             raise ForeignTraceError(f"{where} is not JSON: {str(error).splitlines()[0]}; was the file cut?") from None
         if not isinstance(given, dict):
             raise ForeignTraceError(f"{where}: a request is a JSON object, but got {type(given).__name__}.")
