@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from executor.errors import ExecutorError, LogitsError
-from executor.hrad.predictor import check_classes, check_pair, read_card
+from executor.hrad.predictor import check_classes, check_pair, predicted_window, read_card
 from executor.loop import Decoded, run_request
 from executor.models.engines.base import Engine
 from executor.models.loading import check_vocabularies, eos_token_ids, follow_rules, load_engine, load_tokenizer
@@ -55,7 +55,7 @@ class Session:
                 "here, and their times support no claim.",
                 stacklevel=2,
             )
-        self.has_predictor, self.draft_name, self.rule = bool(pair.hrad), settings.draft, pair.rule
+        self.class_window, self.draft_name, self.rule = predicted_window(pair.hrad), settings.draft, pair.rule
         self._names = {"target": settings.target, "draft": settings.draft}
         trusts = pair.engine.trusts_remote_code
         self.tokenizer = load_tokenizer(pair.target, trusts_remote_code=trusts)
@@ -119,7 +119,7 @@ class Session:
 
         outcomes: synthetic acceptance, see `executor.loop.run_request`.
         """
-        check_classes(policy, self.has_predictor)
+        check_classes(policy, self.class_window)
         check_drafter(policy, self.draft_name)
         check_serial(policy, self.rule)
         if policy.needs.is_timed and not isinstance(self.draft, DraftSide):

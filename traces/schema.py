@@ -245,7 +245,8 @@ class RequestTrace:
     signals:    (N,) of the draft's law at each position; empty when they were not recorded.
     tails:      position -> signals of the draft's own continuation from there, `tail_depth` of them.
     tail_depth: how many draft tokens after a wrong one (or after the last committed one) were recorded.
-    class_probs: (N + 1,) H-RAD class probabilities before each position, or empty.
+    class_probs: (N + 1,) H-RAD class probabilities before each position, or empty. class_window: of how many draft tokens they
+    speak; 0 where that was not recorded.
     chances: (N,) of each committed token, or empty (runs before schema version 3).
     known_ranks: how many ranks the trace tells apart: smaller ones are exact, and this one stands for itself and all larger
     ones. An engine that says only what was accepted knows 1 (the draft's token, or another). None: all ranks are exact.
@@ -262,6 +263,7 @@ class RequestTrace:
     tails: Mapping[int, tuple[Signal, ...]] = field(default_factory=dict)
     tail_depth: int = 0
     class_probs: tuple[tuple[float, float, float], ...] = ()
+    class_window: int = 0
     chances: tuple[TokenChances, ...] = ()
     known_ranks: int | None = None
 

@@ -14,7 +14,7 @@ from analysis.check.reports import write_report
 from analysis.check.uncertainty import UNKNOWN_SPREAD, calibration_spread
 from analysis.check.validate import validate
 from analysis.check.validation import VALIDATION
-from analysis.study.candidates import CALIBRATION_POLICIES, HRAD_CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES
+from analysis.study.candidates import CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES, hrad_calibration_policies
 from analysis.tuning.ablation import ABLATION, ablate
 from analysis.tuning.choosing import AUTO_TRIED, choose_lookup, choose_policies
 from analysis.tuning.search import MAX_TRIED, Chosen
@@ -76,6 +76,7 @@ def compare(
     fit: the latency model of a recorded run; None calibrates it. effort: when measuring may stop before all prompts are
     through, with each draft; None goes through all of them.
     """
+    from executor.hrad.predictor import predicted_window
     from executor.models.settings import EngineSettings, PairSettings
     from executor.recording.schedule import check_prompts
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
@@ -91,7 +92,7 @@ def compare(
             allows_vocab_difference=allows_vocab_difference,
         ),
         decoding=DecodingSettings(
-            policies=CALIBRATION_POLICIES + (HRAD_CALIBRATION_POLICIES if hrad else ()),
+            policies=CALIBRATION_POLICIES + hrad_calibration_policies(predicted_window(hrad)),
             temperatures=tuple(temperatures),
             max_new_tokens=max_new_tokens,
             seed=seed,

@@ -291,14 +291,15 @@ def _measure(
     progress: Report,
 ) -> Run:
     """Run the tested policies on new prompts, in turns with the anchors on old ones; the baseline twice on new ones."""
-    from executor.hrad.predictor import check_classes
+    from executor.hrad.predictor import check_classes, predicted_window
     from executor.models.names import check_drafter
     from executor.pair import Session
     from executor.recording.recorder import record
     from executor.recording.schedule import check_prompts, in_blocks, interleaved, make_requests
 
+    window = predicted_window(settings.pair.hrad)
     for policy in tested:
-        check_classes(policy, bool(settings.pair.hrad))
+        check_classes(policy, window)
         check_drafter(policy, settings.pair.draft)
     if session is None:
         check_prompts(settings)

@@ -179,7 +179,7 @@ def _told(traces: Sequence[RequestTrace], window: int, known: float, seed: int) 
     """The traces with a predictor that knows the class so often, and leaves the rest to confidence."""
     confusion, rngs = ClassConfusion.knowing(known), np.random.default_rng(seed).spawn(len(traces))
     return [
-        replace(trace, class_probs=said_classes(trace.ranks, window, confusion, rng))
+        replace(trace, class_probs=said_classes(trace.ranks, window, confusion, rng), class_window=window)
         for trace, rng in zip(traces, rngs, strict=True)
     ]
 

@@ -31,8 +31,12 @@ CALIBRATION_POLICIES = (
     "saguaro:draft_length=3,fan_out=3",
     "outcome_hedging:slope=0,intercept=0.4,draft_length=4,max_branches=24,least_reach=0",
 )
-HRAD_CALIBRATION_POLICIES = ("specbranch:draft_length=3,max_branches=2",)  # what the predictions take
 LOOKUP_CALIBRATION_POLICIES = ("autoregressive", "prompt_lookup:max_length=10")
+
+
+def hrad_calibration_policies(class_window: int) -> tuple[str, ...]:
+    """What the predictions take: a label for a predictor whose classes speak of so many draft tokens, none for 0."""
+    return (f"specbranch:draft_length={class_window},max_branches=2",) if class_window else ()
 
 
 def measured_settings(traces: Sequence[RequestTrace], latency: LatencyModel) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def families(measured: Measured) -> dict[str, Family]:
     if measured.num_ranks > 1:
         found["saguaro"] = saguaro(measured)
     if measured.tail_depth > 1:
-        if measured.has_classes:
+        if measured.has_classes and measured.class_window < measured.tail_depth:
             found["specbranch"] = specbranch(measured, uses_hrad=True)
             found["specbranch without branches"] = specbranch(measured, uses_hrad=True, has_branches=False)
         found["specbranch without H-RAD"] = specbranch(measured)
@@ -136,10 +136,14 @@ def specbranch(
 ) -> Family:
     """SpecBranch or one of its ablations: a window for each number of branches, floor(c / t'(k)) less the look; after a miss
     speculative sampling's own length, half of it, or none."""
-    lengths = _lengths(measured, depth=measured.tail_depth - 1)
+    lengths = priors = _lengths(measured, depth=measured.tail_depth - 1)
+    limit = _why(lengths, measured)
+    if uses_hrad and measured.class_window:  # the predictor's classes speak of one window
+        lengths, priors = (measured.class_window,), tuple(range(1, measured.class_window + 1))
+        limit = f"the H-RAD predictor speaks of {measured.class_window} draft tokens"
     counts = tuple(count for count in _BRANCHES if count <= measured.num_ranks) if has_branches else (1,)
-    misses = [(OnMiss.OVERLAP, 0), *((OnMiss.SERIAL, length) for length in lengths)]
-    serial = _near(lengths, measured.serial_length, measured.serial_length // 2)
+    misses = [(OnMiss.OVERLAP, 0), *((OnMiss.SERIAL, length) for length in priors)]
+    serial = _near(priors, measured.serial_length, measured.serial_length // 2)
     starts = [
         SpecBranch(
             length,
@@ -160,7 +164,7 @@ def specbranch(
     axes = (
         _length_axis("draft_length", lengths, measured),
         Axis.of("max_branches", counts, limit=AS_MANY_AS_TRIED),
-        Axis(settings=("on_miss", "prior_length"), values=tuple(misses), limit=_why(lengths, measured)),
+        Axis(settings=("on_miss", "prior_length"), values=tuple(misses), limit=limit),
         *_rules(measured, "epsilon"),
     )
     return Family(starts=tuple(starts), axes=axes)

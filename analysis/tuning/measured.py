@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.decoding.closed_forms import expected_emitted_tokens
-from sim.decoding.policies.base import Policy
+from sim.decoding.policies.base import Policy, why_other_window
 from sim.decoding.policies.serial.confidence_stop import ConfidenceSignal
 from sim.latency.base import Conditions, LatencyModel
 from traces.fits.signals import fit_ranks, fit_signal, signal_and_acceptance
@@ -35,7 +35,7 @@ class Measured:
     alpha: share of draft tokens that were right. rank_decay: the law of the target's rank after a wrong one. curve: intercept
     and slope of acceptance over the noisy margin. thresholds: by signal, values below which so many tokens are; empty without
     signals. tail_depth: draft tokens known after a wrong one; 0 without signals. known_ranks: how many of the draft's best
-    tokens the traces tell apart; None for all.
+    tokens the traces tell apart; None for all. class_window: of how many draft tokens H-RAD's classes speak; 0 for any.
     """
 
     draft_s: float
@@ -50,6 +50,7 @@ class Measured:
     tail_depth: int
     known_ranks: int | None
     has_classes: bool
+    class_window: int
 
     @classmethod
     def of(cls, traces: Sequence[RequestTrace], latency: LatencyModel) -> Measured:
@@ -81,6 +82,7 @@ class Measured:
             tail_depth=min(trace.tail_depth for trace in traces) if has_signals else 0,
             known_ranks=known_ranks,
             has_classes=all(trace.class_probs for trace in traces),
+            class_window=max(trace.class_window for trace in traces),
         )
 
     @property
@@ -94,6 +96,7 @@ class Measured:
         return (
             (not needs.signals or needs.tail_depth <= self.tail_depth)
             and (not needs.classes or self.has_classes)
+            and not why_other_window(needs, self.class_window)
             and (self.known_ranks is None or needs.num_alternatives <= self.known_ranks)
         )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from analysis.study.candidates import CALIBRATION_POLICIES, HRAD_CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES
+from analysis.study.candidates import CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES, hrad_calibration_policies
 from sim.latency.base import LatencyModel
 from sim.latency.fitted import FittedLatency
 from traces.fits.calibration import calibrate
@@ -33,7 +33,7 @@ def preview(settings: RecordSettings, session: Session, *, progress: Report = si
     """Decode the first few prompts of a recording under the policies that calibrate; nothing of it is kept on disk."""
     from executor.recording.recorder import record_run
 
-    policies = CALIBRATION_POLICIES + (HRAD_CALIBRATION_POLICIES if session.has_predictor else ())
+    policies = CALIBRATION_POLICIES + hrad_calibration_policies(session.class_window)
     if settings.pair.draft == "prompt_lookup":
         policies = LOOKUP_CALIBRATION_POLICIES
     decoding, prompts = settings.decoding, settings.prompts

@@ -21,7 +21,9 @@ from torch.nn import functional
 from executor.hrad.features import class_inputs
 from executor.models.engines.base import Engine
 from executor.models.loading import fingerprint
-from sim.decoding.policies.base import Policy
+from executor.models.names import resolve_predictor
+from sim.decoding.policies.base import Policy, why_other_window
+from sim.decoding.policies.catalog import label_of
 from traces.files import whole_file, write_text
 from traces.mistakes import parse_json
 
@@ -130,13 +132,23 @@ def check_pair(card: PredictorCard, target: str | Path, draft: str | Path) -> No
             )
 
 
-def check_classes(policy: Policy, has_predictor: bool) -> None:
-    """Raise HradError for a policy that reads H-RAD's classes where nothing predicts them."""
-    if policy.needs.classes and not has_predictor:
+def predicted_window(hrad: str | Path) -> int:
+    """How many draft tokens the classes of a named predictor speak of; 0 where no predictor is named."""
+    return read_card(resolve_predictor(str(hrad))).draft_length if hrad else 0
+
+
+def check_classes(policy: Policy, class_window: int) -> None:
+    """Raise HradError for a policy that reads H-RAD's classes where nothing predicts them, or predicts them of another window.
+
+    class_window: `predicted_window`.
+    """
+    if policy.needs.classes and not class_window:
         raise HradError(
             f"{policy} reads H-RAD's classes, but no predictor is loaded: record with --hrad (`embedded` is the shipped "
             "pair's), train one with specbranch hrad, or choose a policy without classes."
         )
+    if why := why_other_window(policy.needs, class_window):
+        raise HradError(f"{label_of(policy)}: {why}")
 
 
 def save_predictor(folder: str | Path, card: PredictorCard, network: nn.Sequential) -> None:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 
-from executor.hrad.predictor import check_classes
+from executor.hrad.predictor import check_classes, predicted_window
 from executor.loop import Decoded
 from executor.models.loading import fingerprint
 from executor.models.names import check_drafter, resolve_model
@@ -61,10 +61,10 @@ def record_run(
     for a folder that holds something, policies that this pair cannot run, an acceptance that is none, and prompts that cannot
     be read, encoded or held.
     """
-    has_predictor = session.has_predictor if session is not None else bool(settings.pair.hrad)
+    window = session.class_window if session is not None else predicted_window(settings.pair.hrad)
     policies = [parse_policy(label) for label in settings.decoding.policies]
     for policy in policies:
-        check_classes(policy, has_predictor)
+        check_classes(policy, window)
         check_drafter(policy, settings.pair.draft)
         check_serial(policy, settings.pair.rule)
     resumes = resumes and (Path(output_dir) / "meta.json").is_file()
@@ -108,7 +108,9 @@ def record(
     label = settings.decoding.acceptance
     synthetic = SyntheticAcceptance(label) if label else None
     rule = f"synthetic acceptance: {label}" if label else PRIVATE_RULES.get(settings.pair.rule, NOISE_RULE)
-    meta = {"kind": "executed", "noise_rule": rule}
+    meta: dict[str, Any] = {"kind": "executed", "noise_rule": rule}
+    if session.class_window:
+        meta["class_window"] = session.class_window
     with RunWriter(output_dir, config=config_of(settings), meta=meta, resumes=resumes) as writer:
         _warm_up(session, blocks, synthetic)
         recorder = _Recorder(settings, session, writer, synthetic)

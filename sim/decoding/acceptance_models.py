@@ -254,7 +254,15 @@ class Recorded:
     def __init__(self, traces: Sequence[RequestTrace]) -> None:
         if not traces:
             raise ValueError("a model of recorded requests needs at least one trace, but got none.")
-        if len({(trace.temperature, bool(trace.signals), bool(trace.class_probs)) for trace in traces}) > 1:
+        if (
+            len(
+                {
+                    (trace.temperature, bool(trace.signals), bool(trace.class_probs), trace.class_window)
+                    for trace in traces
+                }
+            )
+            > 1
+        ):
             raise ValueError("the traces differ in temperature or in what was recorded; give traces of one kind.")
         self.traces = tuple(traces)
         self.tail_depth = min(trace.tail_depth for trace in traces)
@@ -286,6 +294,7 @@ class Recorded:
             tails=kept if end is None else {**kept, num_tokens: end},
             tail_depth=self.tail_depth,
             class_probs=tuple(classes[: num_tokens + 1]),
+            class_window=first.class_window,
         )
 
 

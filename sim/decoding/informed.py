@@ -138,6 +138,7 @@ class Informed:
             class_probs=said_classes(tuple(ranks.tolist()), self.window, self.classes, of_classes)
             if self.classes
             else (),
+            class_window=self.window if self.classes else 0,
         )
 
     def _signals(self, seen: Floats) -> tuple[Signal, ...]:

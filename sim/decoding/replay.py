@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from sim.decoding.machine import Branch, Close, Command, DraftTokens, Keep, Look, Reply, Settle, Settled, Submit, Timed
-from sim.decoding.policies.base import Needs, Policy
+from sim.decoding.policies.base import Needs, Policy, why_other_window
 from sim.decoding.world import drive
 from traces.schema import UNKNOWN_SIGNAL, RequestTrace, Round, Signal
 
@@ -133,7 +133,7 @@ def next_mismatches(ranks: tuple[int, ...]) -> list[int]:
 def check_answers(trace: RequestTrace, needs: Needs) -> None:
     """Refuse a policy whose questions the trace cannot answer.
 
-    Raises ValueError, which names what is missing: signals, tails, classes or ranks.
+    Raises ValueError, which names what is missing: signals, tails, classes (or their window) or ranks.
     """
     where = f"the trace of request {trace.request_id} ({trace.prompt_id})"
     if needs.signals and not trace.signals:
@@ -148,6 +148,8 @@ def check_answers(trace: RequestTrace, needs: Needs) -> None:
         )
     if needs.classes and not trace.class_probs:
         raise ValueError(f"{where} holds no H-RAD classes, which this policy reads; record it with a predictor.")
+    if why := why_other_window(needs, trace.class_window):
+        raise ValueError(f"{where}: {why}")
     if trace.known_ranks is not None and needs.num_alternatives > trace.known_ranks:
         raise ValueError(
             f"{where} tells only the draft's {trace.known_ranks} best tokens apart, but this policy hedges up to "

@@ -104,13 +104,16 @@ class Run:
         known = {request.request_id: request for request in records_of(self._table("requests"), RequestRecord)}
         alignment, tails = _by_request(self._table("alignment")), _by_request(self._table("tails"))
         no_tails = table_of("tails", [])
+        window = self.meta.get("class_window", 0)
+        window = window if isinstance(window, int) else 0  # of the predictor; runs before it was written do not know it
         traces = []
         for request_id, rows in alignment.items():
             if request_id not in known:
                 warnings.warn(f"{self.folder}: request {request_id} was cut short and is left out.", stacklevel=2)
                 continue
             try:
-                traces.append(trace_of(known[request_id], rows, tails.get(request_id, no_tails)))
+                of_request = tails.get(request_id, no_tails)
+                traces.append(trace_of(known[request_id], rows, of_request, class_window=window))
             except ValueError as error:
                 warnings.warn(f"{self.folder}: {error} It is left out.", stacklevel=2)
         return traces

@@ -219,7 +219,7 @@ def tails_of(trace: RequestTrace) -> Any:
     )
 
 
-def trace_of(request: RequestRecord, alignment: Any, tails: Any) -> RequestTrace:
+def trace_of(request: RequestRecord, alignment: Any, tails: Any, *, class_window: int = 0) -> RequestTrace:
     """One request's trace from its own alignment and tail rows, the opposite of `alignment_of` and `tails_of`.
 
     Raises ValueError when rows are missing.
@@ -253,6 +253,7 @@ def trace_of(request: RequestRecord, alignment: Any, tails: Any) -> RequestTrace
         tails=recorded,
         tail_depth=alignment.column("tail_depth")[0].as_py(),
         class_probs=tuple(_tuples(alignment, CLASS_COLUMNS)) if has_classes else (),
+        class_window=class_window if has_classes else 0,
         chances=tuple(TokenChances(*row) for row in _tuples(alignment, CHANCE_COLUMNS)[:num]) if has_chances else (),
     )
 

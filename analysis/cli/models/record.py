@@ -232,7 +232,7 @@ def _record_auto(settings: RecordSettings, output_dir: Path) -> Run:
     from analysis.cli.tables import print_lines
     from analysis.tuning.auto import is_auto, resolution_lines, resolve
     from analysis.tuning.preview import preview
-    from executor.hrad.predictor import check_classes
+    from executor.hrad.predictor import check_classes, predicted_window
     from executor.models.names import check_drafter
     from executor.pair import Session
     from executor.recording.recorder import record_run
@@ -240,11 +240,12 @@ def _record_auto(settings: RecordSettings, output_dir: Path) -> Run:
     from sim.decoding.policies.catalog import label_of, parse_policy
     from traces.folder.writer import check_new_folder
 
+    window = predicted_window(settings.pair.hrad)
     for label in settings.decoding.policies:
         policy = parse_policy(label)
         check_drafter(policy, settings.pair.draft)
         if not is_auto(label):
-            check_classes(policy, bool(settings.pair.hrad))
+            check_classes(policy, window)
     check_new_folder(output_dir)
     check_prompts(settings)
     with Session(settings.pair) as session:

@@ -81,7 +81,8 @@ class Needs(NamedTuple):
 
     signals: confidences of drafted tokens. num_alternatives: how many best tokens of each draft law must be kept.
     tail_depth: how many tokens after a wrong one it may look at (a replayed trace must hold them).
-    classes: H-RAD's class probabilities after each verification.
+    classes: H-RAD's class probabilities after each verification. class_window: how many draft tokens the third class says
+    are all accepted (the longest window of the policy); 0 where any predictor will do.
     drafts: whether the draft model is used at all (its prefill is skipped otherwise).
     learns: whether `Policy.learn` is asked after each verdict.
     is_timed: whether its rounds depend on times (a free-running draft): replay must be told how far each one went.
@@ -91,9 +92,25 @@ class Needs(NamedTuple):
     num_alternatives: int = 1
     tail_depth: int = 0
     classes: bool = False
+    class_window: int = 0
     drafts: bool = True
     learns: bool = False
     is_timed: bool = False
+
+
+def why_other_window(needs: Needs, class_window: int) -> str:
+    """Why classes of a predictor, or of a trace, cannot steer a policy: one line, empty where they can.
+
+    Three classes tell nothing of another window ("some" of 4 may be all of 2, or none beyond), so that they cannot be
+    rescaled. class_window: the gamma of the predictor's labels, 0 where nobody recorded it.
+    """
+    if not (needs.classes and needs.class_window and class_window) or needs.class_window == class_window:
+        return ""
+    return (
+        f"this policy's window has {needs.class_window} draft tokens, but the H-RAD predictor's classes speak of "
+        f"{class_window}; take draft_length={class_window} (and no longer window after a miss), or train a predictor for "
+        f"{needs.class_window} (specbranch hrad collect --draft-length {needs.class_window}, then hrad train)."
+    )
 
 
 class Verdict(NamedTuple):

@@ -39,6 +39,7 @@ class ByLoad:
             num_alternatives=max(needs.num_alternatives for needs in every),
             tail_depth=max(needs.tail_depth for needs in every),
             classes=any(needs.classes for needs in every),
+            class_window=max(needs.class_window for needs in every),
             drafts=any(needs.drafts for needs in every),
             learns=any(needs.learns for needs in every),
             is_timed=any(needs.is_timed for needs in every),

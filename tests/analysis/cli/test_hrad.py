@@ -97,6 +97,7 @@ def test_train_may_look_at_fewer_blocks_than_were_collected(folder: Path) -> Non
 
 
 def test_the_predictor_runs_in_a_recording(folder: Path) -> None:
+    from executor.hrad.predictor import read_card
     from executor.recording.recorder import record_run
     from tests.settings import record_settings
 
@@ -114,6 +115,7 @@ def test_the_predictor_runs_in_a_recording(folder: Path) -> None:
     run = record_run(settings, folder / "recorded")
     for trace in run.traces():
         assert len(trace.class_probs) == trace.num_tokens + 1
+        assert trace.class_window == read_card(folder / "predictor").draft_length
         assert all(abs(sum(row) - 1) < 1e-5 for row in trace.class_probs)
 
 

@@ -12,6 +12,7 @@ from analysis.tuning.choosing import AUTO_TRIED, choose_lookup, choose_policies,
 from analysis.tuning.families import families
 from analysis.tuning.measured import Measured
 from analysis.tuning.search import Axis, Chosen, Family, tune
+from sim.decoding.informed import ClassConfusion, said_classes
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.overlapped.specbranch import SpecBranch
@@ -138,6 +139,27 @@ def test_no_candidate_asks_for_more_than_was_recorded(make_trace: Callable[..., 
             for policy in [*family.starts, *near]:
                 check_answers(recorded[0], policy.needs)
     assert set(choose_policies(foreign, latency)) == {"autoregressive", "fixed_length", "pearl"}
+
+
+def test_choices_with_classes_keep_to_the_window_that_these_speak_of(traces: list[RequestTrace]) -> None:
+    told = [
+        replace(
+            trace,
+            class_probs=said_classes(trace.ranks, 3, ClassConfusion.knowing(1.0), np.random.default_rng(0)),
+            class_window=3,
+        )
+        for trace in traces
+    ]
+    latency = flat_latency(12.0)
+    for max_tried in (AUTO_TRIED, 400):
+        chosen = choose_policies(
+            told, latency, max_tried=max_tried, names=["specbranch", "specbranch without branches"]
+        )
+        for name in ("specbranch", "specbranch without branches"):
+            assert chosen[name].policy.needs.class_window == 3
+    unknown = [replace(trace, class_window=0) for trace in told]
+    free = choose_policies(unknown, latency, max_tried=400, names=["specbranch"])["specbranch"]
+    assert free.policy.needs.class_window > 3  # which nothing forbids
 
 
 def test_the_search_widens_until_no_neighbour_is_better_and_flags_an_end() -> None:

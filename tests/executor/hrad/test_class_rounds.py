@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,14 @@ import torch
 
 from executor.hrad.predictor import CARD_NAME, WEIGHTS_NAME, HradError, Predictor, load_predictor
 from executor.pair import Session
+from executor.recording.recorder import record_run
 from sim.decoding.policies.base import Defaults, Needs, Observation
+from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
+from sim.decoding.policies.overlapped.specbranch import SpecBranch
+from sim.decoding.replay import replay
 from tests.executor.hrad.small_pair import random_network, settings_of, short_request
 from tests.executor.same_rounds import assert_replayed
-from tests.settings import load
+from tests.settings import load, record_settings
 from traces.schema import FinishReason, Signal
 
 LENGTH_OF_CLASS = (1, 2, 5)
@@ -136,3 +140,32 @@ def test_weights_that_are_a_pickle_or_do_not_fit_are_refused(predictor_folder: s
         load_predictor(tmp_path)
     with pytest.raises(HradError, match="no H-RAD predictor"):
         load_predictor(tmp_path / "nowhere")
+
+
+def test_a_policy_of_another_window_than_the_predictors_is_refused_everywhere(
+    session: Session, pair: tuple[str, str], predictor_folder: str, tmp_path: Path
+) -> None:
+    fits = SpecBranch(3, 2, prior_length=2)
+    others = [
+        SpecBranch(4, 2),
+        SpecBranch(2, 2),
+        SpecBranch(3, 2, prior_length=4),
+        OutcomeHedging(draft_length=5, uses_hrad=True),
+    ]
+    done = session.run(short_request(1.0), fits)
+    recorded = session.annotate(done, request_id=0).trace
+    traced = replace(recorded, class_window=3)
+    assert_replayed([round_ for round_, _ in done.rounds], fits, traced)
+    for policy in others:
+        with pytest.raises(
+            HradError, match=r"window has . draft tokens, but .* classes speak of 3; take draft_length=3"
+        ):
+            session.run(short_request(1.0), policy)
+        with pytest.raises(ValueError, match="classes speak of 3"):
+            replay(policy, traced)
+    settings = record_settings(
+        target=pair[0], draft=pair[1], hrad=predictor_folder, policies=("specbranch:draft_length=4",), is_pinned=False
+    )
+    with pytest.raises(HradError, match="classes speak of 3"):
+        record_run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

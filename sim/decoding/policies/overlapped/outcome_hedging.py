@@ -81,6 +81,7 @@ class OutcomeHedging(AcceptanceGuess):
             num_alternatives=num_alternatives,
             tail_depth=max(self.draft_length + self.num_further, self.serial_length) + 1,
             classes=self.uses_hrad,
+            class_window=max(self.draft_length, self.serial_length) if self.uses_hrad else 0,
             is_timed=self.num_further > 0,
             drafts=self.max_branches + self.serial_length > 0,
         )

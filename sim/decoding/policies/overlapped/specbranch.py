@@ -61,6 +61,7 @@ class SpecBranch(Defaults):
             num_alternatives=self.max_branches,
             tail_depth=max(self.draft_length + self.num_further, self.prior_length) + 1,
             classes=self.uses_hrad,
+            class_window=self._class_window if self.uses_hrad else 0,
             is_timed=self.num_further > 0,
         )
 
@@ -93,6 +94,10 @@ class SpecBranch(Defaults):
         if not self.is_fixed_count:
             count = branch_count(self.max_branches, frontier)
         return Hedges((0,) * len(pending) + (count,), self.draft_length, self.num_further)
+
+    @property
+    def _class_window(self) -> int:
+        return max(self.draft_length, self.prior_length if self.on_miss is OnMiss.SERIAL else 0)
 
     def _class_of(self, seen: Observation) -> int:
         return likeliest_class(seen) if self.uses_hrad else CONFIDENCE
