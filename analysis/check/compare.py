@@ -16,7 +16,7 @@ from analysis.check.validate import validate
 from analysis.check.validation import VALIDATION
 from analysis.study.candidates import CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES, hrad_calibration_policies
 from analysis.tuning.ablation import ABLATION, ablate
-from analysis.tuning.choosing import AUTO_TRIED, choose_lookup, choose_policies
+from analysis.tuning.choosing import AUTO_TRIED, choose_lookup, choose_policies, without_losing_predictor
 from analysis.tuning.search import MAX_TRIED, Chosen
 from analysis.tuning.what_if import WHAT_IF, WhatIf, merged, what_if
 from sim.decoding.policies.catalog import label_of
@@ -71,8 +71,9 @@ def compare(
 
     Writes recorded/ and compared/ run folders, and recorded_lookup/ and compared_lookup/ for prompt lookup, whose draft is
     another one: its speed-up is over autoregressive decoding in its own run. The whole table stands in comparison.json, the
-    same methods at other costs, and DSI, in what_if.json (`analysis.tuning.what_if`), SpecBranch without each of its parts in
-    ablation.json.
+    same methods at other costs, DSI and SpecBranch's oracles in what_if.json (`analysis.tuning.what_if`), SpecBranch without
+    each of its parts in ablation.json. An H-RAD predictor that SpecBranch is predicted no faster with is not measured, and the
+    rows say so.
     fit: the latency model of a recorded run; None calibrates it. effort: when measuring may stop before all prompts are
     through, with each draft; None goes through all of them.
     """
@@ -169,6 +170,7 @@ def _compare_pair(
             write_report(output_dir, WHAT_IF, merged(parts))
             changed = [ablate(usable, latency, families[temperature]) for temperature, usable in by_temperature.items()]
             write_report(output_dir, ABLATION, [row for rows in changed for row in rows])
+        families = {temperature: without_losing_predictor(chosen) for temperature, chosen in families.items()}
         policies = list(dict.fromkeys(choice.policy for chosen in families.values() for choice in chosen.values()))
         measuring = replace(
             settings,

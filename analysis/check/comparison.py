@@ -31,7 +31,7 @@ class ComparedPolicy:
     times (`traces.metrics.machine_speed`), except in old reports, which have no adjusted speeds. note: why the times of its
     run support no claim. reason: why tokens or rounds of its run are not identical. limits: settings that stand at the end
     of what was tried, so that others beyond may be better. same_policy_difference: how far two measurements of the baseline,
-    taken in turns, are apart in its run."""
+    taken in turns, are apart in its run. remark: a sentence on why it stands here in another one's place."""
 
     family: str
     policy: str
@@ -55,6 +55,7 @@ class ComparedPolicy:
     drift_range: tuple[float, float] | None = None
     limits: tuple[str, ...] = ()
     same_policy_difference: float | None = None
+    remark: str = ""
 
     @property
     def is_identical(self) -> bool:
@@ -97,6 +98,7 @@ def compared_policies(
                     drift_range=validation.drift_range,
                     same_policy_difference=validation.same_policy_difference,
                     limits=choice.limits,
+                    remark=choice.remark,
                 )
             )
     return rows
@@ -149,7 +151,7 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy], simulated
             )
         for predicted in (row for row in simulated if row.temperature == temperature):
             table.add_row(
-                f"{predicted.family} (simulated,\n{predicted.num_servers} targets)",
+                _simulated_name(predicted),
                 "-",
                 "-",
                 f"{predicted.tokens_per_s:.0f}",
@@ -178,10 +180,20 @@ def print_comparison(console: Console, rows: Sequence[ComparedPolicy], simulated
     for row in rows:
         for limit in row.limits:
             console.print(f"{row.family} at T = {row.temperature:g} may do better: {limit}", highlight=False)
+    for row in rows:
+        if row.remark:
+            console.print(f"T = {row.temperature:g}: {row.remark}", highlight=False)
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         console.print(f"[red]{escape(reason)}[/red]")
     for note in dict.fromkeys(row.note for row in rows if row.note):
         console.print(f"[yellow]{escape(note)}[/yellow]")
+
+
+def _simulated_name(row: Simulated) -> str:
+    """On two lines, of which neither is long."""
+    if row.num_servers > 1:
+        return f"{row.family} (simulated,\n{row.num_servers} targets)"
+    return row.family.replace(", ", ",\n") + f" ({row.kind})"
 
 
 def _rounds_of(measured: Run, policy: str, temperature: float) -> list[Any]:

@@ -1,33 +1,37 @@
 """What a predictor of acceptance could bring at most, before any is trained: oracles at the measured costs.
 
-Two oracles over a recorded run. That of the *classes* knows of each window whether none, some or all of it will be
-accepted, which is what H-RAD predicts, and SpecBranch acts on it as it acts on H-RAD. That of the *positions* knows the
-first wrong token itself. Between no knowledge and the class oracle lies what a real predictor tells, in nats of mutual
-information: at how many of them SpecBranch with classes overtakes the best SpecBranch without is the information that is
-needed to pay. Beside them stands what there is to know from: how well the target's entropy, and the draft's own signals, tell
-accepted from rejected tokens (area under the curve, 0.5 is nothing); and what expected-value windows (outcome hedging)
-reach today with the margin alone, and with hazards from all of the draft's scalars, on requests that neither curve nor
-settings were chosen on.
+Two oracles over a recorded run, of classes and of positions (`analysis.tuning.oracles`). Between no knowledge and the class
+oracle lies what a real predictor tells, in nats of mutual information: at how many of them SpecBranch with classes overtakes
+the best SpecBranch without is the information that is needed to pay. Beside them stands what there is to know from: how well
+the target's entropy, and the draft's own signals, tell accepted from rejected tokens (area under the curve, 0.5 is nothing);
+and what expected-value windows (outcome hedging) reach today with the margin alone, and with hazards from all of the draft's
+scalars, on requests that neither curve nor settings were chosen on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.papers.bounds import clairvoyant
+from analysis.tuning.choosing import AUTO_TRIED, choose_policies
 from analysis.tuning.families import grid
-from sim.decoding.informed import ClassConfusion, said_classes, window_classes
+from analysis.tuning.oracles import (
+    CLASSES,
+    POSITIONS,
+    WITH_CLASSES,
+    WITHOUT_CLASSES,
+    oracle_windows,
+    oracles,
+    told_classes,
+)
+from sim.decoding.informed import ClassConfusion, window_classes
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
-from sim.decoding.policies.overlapped.pearl import Pearl
-from sim.decoding.policies.overlapped.specbranch import OnMiss, SpecBranch
 from sim.decoding.policies.serial.autoregressive import Autoregressive
-from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.latency.base import LatencyModel
 from sim.sweep.sweep import sweep
 from traces.fits.hazards import fit_hazards, with_hazards
@@ -35,8 +39,7 @@ from traces.fits.signals import area_under_curve, fit_signal, signal_and_accepta
 from traces.folder.run import Run
 from traces.schema import RequestTrace, num_tokens, without_repeats
 
-WINDOWS = (1, 2, 3, 4, 6, 8)
-MAX_BRANCHES = 4
+MAX_WINDOW = 8  # of expected-value windows
 MIN_HELD_OUT = 4  # requests: two to choose on, two to judge on
 SHARES_KNOWN = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -72,7 +75,6 @@ class Ceiling:
 
 FIXED, PEARL, WITHOUT = "best fixed length", "PEARL", "SpecBranch without H-RAD"
 MARGIN, HAZARDS = "outcome hedging, margin (held out)", "outcome hedging, hazards (held out)"
-CLASSES, POSITIONS = "SpecBranch, oracle of classes", "SpecBranch, oracle of positions"
 
 
 def ceilings(run: Run, latency: LatencyModel, *, seed: int = 0) -> list[Ceiling]:
@@ -97,37 +99,29 @@ def ceiling_of(
     traces: Sequence[RequestTrace], latency: LatencyModel, *, auc: dict[str, float], seed: int = 0
 ) -> Ceiling:
     """The ceiling of traces of one temperature."""
-    depth = min(trace.tail_depth for trace in traces)
-    windows = [window for window in WINDOWS if window < depth]
-    if not windows or not all(trace.signals for trace in traces):
+    windows = [window for window in oracle_windows(traces) if window <= MAX_WINDOW]
+    if not windows:
         raise ValueError(
             "oracles need signals and tails of at least two tokens; record with alignment and --tail-depth."
         )
-    plain: dict[str, list[Policy]] = {
-        FIXED: [*map(FixedLength, range(1, 9))],
-        PEARL: [*map(Pearl, range(2, 13))],
-        WITHOUT: [policy for window in windows for policy in _settings(window, uses_hrad=False)],
-    }
     base = _speeds([Autoregressive()], traces, latency)[0]
-    speedups = {name: float(_speeds(policies, traces, latency).max() / base) for name, policies in plain.items()}
+    chosen = choose_policies(traces, latency, max_tried=AUTO_TRIED, names=["fixed_length", "pearl", WITHOUT_CLASSES])
+    families = {FIXED: "fixed_length", PEARL: "pearl", WITHOUT: WITHOUT_CLASSES}
+    speedups = {name: float(chosen[family].tokens_per_s / base) for name, family in families.items()}
     if len(traces) >= MIN_HELD_OUT:
         speeds = _held_out(traces, latency, windows)
         speedups |= {name: speed / float(base) for name, speed in speeds.items()}
-    by_window = {}
-    for window in windows:
-        policies = _settings(window, uses_hrad=True)
-        by_window[window] = _speeds(policies, _told(traces, window, 1.0, seed), latency).max() / base
-    window = max(by_window, key=lambda each: float(by_window[each]))
-    known = [clairvoyant(trace) for trace in traces]
-    knowing = [policy for each in windows for policy in _settings(each, uses_hrad=False, epsilons=(0.5,))]
-    speedups |= {CLASSES: float(by_window[window]), POSITIONS: float(_speeds(knowing, known, latency).max() / base)}
+    found = oracles(traces, latency, seed=seed)
+    speedups |= {oracle.name: float(oracle.choice.tokens_per_s / base) for oracle in found}
+    window = found[0].window
 
     true = np.concatenate([window_classes(trace.ranks, window) for trace in traces])
     shares = np.bincount(true, minlength=3) / len(true)
     by_nats = []
     for share in SHARES_KNOWN:
-        told = _speeds(_settings(window, uses_hrad=True), _told(traces, window, share, seed), latency).max() / base
-        by_nats.append((ClassConfusion.knowing(share).nats(shares), float(told)))
+        told = told_classes(traces, window, share, seed=seed)
+        choice = choose_policies(told, latency, max_tried=AUTO_TRIED, names=[WITH_CLASSES])[WITH_CLASSES]
+        by_nats.append((ClassConfusion.knowing(share).nats(shares), float(choice.tokens_per_s / base)))
     return Ceiling(
         temperature=traces[0].temperature,
         speedups=speedups,
@@ -138,15 +132,6 @@ def ceiling_of(
         needed_nats=_crossing(by_nats, speedups[WITHOUT]),
         auc=auc,
     )
-
-
-def _settings(window: int, *, uses_hrad: bool, epsilons: Sequence[float] = (0.0, 0.3, 0.5)) -> list[Policy]:
-    misses = [(OnMiss.OVERLAP, 0), (OnMiss.SERIAL, 2), (OnMiss.SERIAL, window)]
-    return [
-        SpecBranch(window, MAX_BRANCHES, epsilon, uses_hrad=uses_hrad, on_miss=on_miss, prior_length=min(prior, window))
-        for epsilon in epsilons
-        for on_miss, prior in misses
-    ]
 
 
 def _held_out(traces: Sequence[RequestTrace], latency: LatencyModel, windows: Sequence[int]) -> dict[str, float]:
@@ -173,15 +158,6 @@ def _held_out(traces: Sequence[RequestTrace], latency: LatencyModel, windows: Se
             best = policies[int(np.argmax(_speeds(policies, seen, latency)))]
             seconds[name] += float(sweep([best], unseen, latency).decode_s.sum())
     return {name: tokens / spent for name, spent in seconds.items()}
-
-
-def _told(traces: Sequence[RequestTrace], window: int, known: float, seed: int) -> list[RequestTrace]:
-    """The traces with a predictor that knows the class so often, and leaves the rest to confidence."""
-    confusion, rngs = ClassConfusion.knowing(known), np.random.default_rng(seed).spawn(len(traces))
-    return [
-        replace(trace, class_probs=said_classes(trace.ranks, window, confusion, rng), class_window=window)
-        for trace, rng in zip(traces, rngs, strict=True)
-    ]
 
 
 def _speeds(policies: Sequence[Policy], traces: Sequence[RequestTrace], latency: LatencyModel) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -31,6 +31,7 @@ _CONTAINED = {
     "specbranch without H-RAD, fixed count": ("pearl",),
     "outcome_hedging": ("fixed_length", "pearl", "saguaro", "specbranch without H-RAD"),
 }
+_ALONE, _BY_CLASSES = "specbranch without H-RAD", ("specbranch", "specbranch without branches")
 LOOKUP_LENGTHS = (1, 2, 3, 4, 6, 8, 10)
 
 
@@ -59,6 +60,20 @@ def choose_policies(
         chosen[name] = tune(family, measure, max_tried=max_tried)
         progress(index + 1, len(every))
     return chosen
+
+
+def without_losing_predictor(chosen: Mapping[str, Chosen]) -> dict[str, Chosen]:
+    """The same choices, less those with H-RAD's classes where SpecBranch is predicted no faster with them than without; the
+    remark of the choice that stays says so."""
+    told, alone = (chosen.get(name) for name in ("specbranch", _ALONE))
+    if told is None or alone is None or told.tokens_per_s > alone.tokens_per_s:
+        return dict(chosen)
+    remark = (
+        f"the H-RAD predictor is left out: with it SpecBranch is predicted at {told.tokens_per_s:.1f} tokens/s, without it at "
+        f"{alone.tokens_per_s:.1f}."
+    )
+    kept = {name: choice for name, choice in chosen.items() if name not in _BY_CLASSES}
+    return kept | {_ALONE: replace(alone, remark=remark)}
 
 
 def choose_lookup(

@@ -102,12 +102,14 @@ class Family:
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     """The choice for one family. tokens_per_s: predicted. num_tried: policies whose speed was predicted. limits: why it may
-    not be the family's best: settings that stand at an end, and the reason for that end."""
+    not be the family's best: settings that stand at an end, and the reason for that end.
+    remark: a sentence on what it stands in place of."""
 
     policy: Policy
     tokens_per_s: float
     num_tried: int
     limits: tuple[str, ...] = ()
+    remark: str = ""
 
 
 def tune(family: Family, measure: Measure, *, max_tried: int = MAX_TRIED) -> Chosen:

@@ -1,4 +1,4 @@
-"""The same traces at other costs, every method with settings chosen anew; and methods that only a simulator can run."""
+"""The same traces at other costs, every method with settings chosen anew; and what only a simulator can run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from rich.table import Table
 from analysis.check.reports import read_report, typed_report
 from analysis.tuning.choosing import AUTO_TRIED, choose_policies
 from analysis.tuning.measured import Measured, typical_context
+from analysis.tuning.oracles import oracles
 from sim.decoding.closed_forms import dsi_servers
 from sim.decoding.policies.catalog import label_of
+from sim.decoding.policies.serial.autoregressive import Autoregressive
 from sim.dsi import Dsi, simulate_dsi
 from sim.latency.base import LatencyModel
 from sim.latency.placement import AdjustedLatency, cost_ratio_of
 from sim.latency.widening import LinearVerification
+from sim.sweep.sweep import sweep
 from traces.progress import Report, silent
 from traces.schema import RequestTrace
 
@@ -56,7 +59,8 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """A method that runs on no executor here: predicted only. num_servers: targets that verify at once."""
+    """A method that runs on no executor here, or that knows what nobody can: predicted only. num_servers: targets that verify
+    at once."""
 
     temperature: float
     family: str
@@ -66,6 +70,11 @@ class Simulated:
     speedup: float
     tokens_per_target_forward: float
     draft_forwards_per_token: float
+
+    @property
+    def kind(self) -> str:
+        """How it stands in a table."""
+        return "simulated" if self.num_servers == 1 else f"simulated, {self.num_servers} targets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +137,7 @@ def what_if(
         progress(index + 1, len(conditions))
     return WhatIf(
         costs=costs,
-        simulated=[dsi(used, latency, Measured.of(used, latency))],
+        simulated=[dsi(used, latency, Measured.of(used, latency)), *knowing(used, latency)],
         stops_paying={} if is_quick else {f"{temperature:g}": stops_paying(costs)},
     )
 
@@ -153,6 +162,27 @@ def dsi(traces: Sequence[RequestTrace], latency: LatencyModel, measured: Measure
         tokens_per_target_forward=best.num_tokens / best.num_forwards,
         draft_forwards_per_token=best.num_drafted / best.num_tokens,
     )
+
+
+def knowing(traces: Sequence[RequestTrace], latency: LatencyModel) -> list[Simulated]:
+    """SpecBranch with the oracles of classes and of positions, as `specbranch hrad ceiling` has them."""
+    rows = []
+    for oracle in oracles(traces, latency):
+        swept = sweep([Autoregressive(), oracle.choice.policy], oracle.traces, latency)
+        speeds, counts = swept.decode_tokens_per_s, swept.summary(1)
+        rows.append(
+            Simulated(
+                temperature=traces[0].temperature,
+                family=oracle.name,
+                settings=label_of(oracle.choice.policy),
+                num_servers=1,
+                tokens_per_s=float(speeds[1]),
+                speedup=float(speeds[1] / speeds[0]),
+                tokens_per_target_forward=counts.tokens_per_target_forward,
+                draft_forwards_per_token=counts.draft_forwards_per_token,
+            )
+        )
+    return rows
 
 
 def stops_paying(costs: Sequence[Costs]) -> dict[str, float | None]:

@@ -64,6 +64,6 @@ class LinearVerification:
         if kind != OpKind.VERIFY:
             return self.base.mean_array(kind, num_tokens, num_branches, context_tokens, actor=actor)
         width = np.asarray(num_tokens, float)
-        one: Array = self.base.mean_array(kind, np.ones_like(width), num_branches, context_tokens, actor=actor)
+        one: Array = self.base.mean_array(kind, np.ones(width.shape, int), num_branches, context_tokens, actor=actor)
         seconds: Array = one * (1 + self.widening * (width - 1))
         return seconds

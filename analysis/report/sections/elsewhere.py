@@ -35,7 +35,7 @@ def _costs_table(found: WhatIf, temperature: float) -> Table:
         if family != "autoregressive"
     ]
     rows += [
-        [f"{row.family} ({row.num_servers} targets)", f"{row.speedup:.2f}", *("-",) * (len(rows[0]) - 2)]
+        [f"{row.family} ({row.kind})", f"{row.speedup:.2f}", *("-",) * (len(rows[0]) - 2)]
         for row in found.simulated
         if row.temperature == temperature
     ]
