@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from analysis.plan.machines import Machine, machine_of
+from analysis.plan.methods import drawn_traces
 from analysis.plan.numbers import acceptance_from, costs_from
+from analysis.plan.planning import PlanSettings
 from analysis.plan.traffic import DrawnTraffic, Traffic, read_recorded
 from analysis.study.planned import Planned
+from analysis.tuning.auto import check_labels, resolution_lines, resolve
+from sim.decoding.policies.catalog import label_of
 from sim.decoding.replay import next_mismatches
+from sim.serving.batch_latency import BatchLatency
 from sim.serving.workload.arrivals import GammaArrivals
 from sim.serving.workload.lengths import LognormalLengths
 from traces.fits.step_costs import AcceptanceByPosition
@@ -80,6 +86,38 @@ def measured_acceptance(traces: Sequence[RequestTrace], max_length: int) -> Acce
             accepted[:count] += 1
             position += count + 1
     return AcceptanceByPosition(tuple((accepted / np.maximum(reached, 1)).tolist()))
+
+
+def policies_of(
+    labels: Sequence[str],
+    machine: Machine,
+    acceptance: AcceptanceByPosition,
+    traces: Sequence[RequestTrace],
+    settings: PlanSettings,
+    traffic: Traffic,
+) -> tuple[tuple[str, ...], list[str]]:
+    """The labels with the settings that they leave open resolved, and a line for each of these.
+
+    Settings follow from a step of as many requests as a replica holds within the objectives, and from the traces; without
+    them from drawn ones. Raises PolicyError for what is no policy, and for the same one twice.
+    """
+    if not check_labels(labels):
+        return tuple(labels), []
+    whole = traffic.sample(settings.num_requests, settings.seed)
+    num_requests = requests_at_once(machine, settings, int(whole.prompt_tokens.mean() + whole.output_tokens.mean() / 2))
+    known = traces or drawn_traces(acceptance, settings.seed)
+    resolved = resolve(labels, known, BatchLatency(machine.costs, num_requests))
+    lines = [f"for {num_requests} requests at once: {line}" for line in resolution_lines(resolved)]
+    return tuple(map(label_of, resolved.values())), lines
+
+
+def requests_at_once(machine: Machine, settings: PlanSettings, context_tokens: int) -> int:
+    """How many requests a replica runs at most without speculation: by its batch, its memory and the objective of TPOT."""
+    held = machine.kv_tokens // max(context_tokens, 1)
+    limit_s = settings.objectives.tpot_s or math.inf
+    most = max(1, min(settings.server.max_num_seqs, held))
+    steps = (machine.costs.target_s(count, count * context_tokens, count) for count in range(1, most + 1))
+    return max(1, sum(1 for step_s in steps if step_s <= limit_s))
 
 
 def machine_from(

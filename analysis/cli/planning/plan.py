@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,7 +71,8 @@ def plan(
         list[str] | None,
         typer.Option(
             callback=own_policies,
-            help="Also plan this method, its draft on a device of its own, such as specbranch:draft_length=4.",
+            help="Also plan this method, its draft on a device of its own, such as specbranch:draft_length=4, or a method's "
+            "name alone, whose settings then follow from the costs of a step.",
         ),
     ] = None,
     shared_draft: Annotated[
@@ -120,12 +122,14 @@ def plan(
 
         check_measured(check, output_dir, fit_k=fit_k, fit_concurrency=fit_concurrency, workers=workers)
         return
+    from analysis.cli.tables import print_lines
     from analysis.explore.work.scale_out import Workers
-    from analysis.plan.inputs import acceptance_of, machine_from, new_folder, traffic_of
+    from analysis.plan.inputs import acceptance_of, machine_from, new_folder, policies_of, traffic_of
     from analysis.plan.planning import PlanSettings, make_plan
     from analysis.study.planned import Planned
     from sim.serving.cluster import Router
     from sim.serving.settings import Server
+    from traces.folder.writer import check_new_folder
     from traces.metrics.serving import Objectives
 
     where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
@@ -157,12 +161,17 @@ def plan(
         output_tokens=output_tokens,
         length_cv=length_cv,
     )
+    check_new_folder(output_dir)  # before settings are searched for
+    labels, lines = policies_of(settings.policies, machine, known, traces, settings, wanted)
+    settings = replace(settings, policies=labels)
+    told = console_for(as_json)
+    print_lines(told, lines)
     new_folder(output_dir)
     result = make_plan(wanted, machine, known, settings, traces=traces, workers=where)
     from analysis.plan.files import write_plan
 
     write_plan(result, output_dir, draft=draft, draft_method=draft_method)
-    _print(console_for(as_json), result, output_dir)
+    _print(told, result, output_dir)
     conclude([output_dir], as_json=as_json)
 
 

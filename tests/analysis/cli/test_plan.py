@@ -13,7 +13,17 @@ import pytest
 from analysis.plan.dialects.sglang import read_sglang
 from analysis.plan.dialects.tensorrt_llm import read_tensorrt_llm
 from analysis.plan.dialects.vllm import read_vllm
+from analysis.plan.inputs import policies_of, requests_at_once, traffic_of
+from analysis.plan.machines import machine_of
+from analysis.plan.planning import PlanSettings
+from analysis.study.planned import Planned
+from sim.decoding.policies.catalog import parse_policy
+from sim.serving.batch_latency import BatchLatency
+from sim.serving.settings import Server
 from tests.analysis.command import call
+from traces.fits.step_costs import AcceptanceByPosition
+from traces.metrics.serving import Objectives
+from traces.schema import Actor, OpKind, OpShape
 
 QUICK = (
     "plan",
@@ -98,6 +108,40 @@ def test_nonsense_is_refused_in_one_line(
     errors = capsys.readouterr().err.strip().splitlines()
     assert errors[0].startswith("error: ")
     assert re.search(message, " ".join(errors)), errors
+
+
+def test_a_method_by_name_alone_gets_settings_for_the_load_of_a_replica(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "plan"
+    assert call(*QUICK, "--policy", "pearl", "--policy", "saguaro:draft_length=2", "--output-dir", str(folder)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "(auto)" in line]
+    label = line.split(" (auto) is ")[1]
+    assert re.match(r"for \d+ requests at once: pearl \(auto\) is pearl:draft_length=\d+$", line)
+    labels = pd.read_parquet(folder / "methods.parquet").policy.tolist()
+    assert labels[-2] == label
+    assert labels[-1].startswith("saguaro:draft_length=2,")  # as it was given
+    capsys.readouterr()
+    assert call(*QUICK, "--policy", "pearl", "--policy", label, "--output-dir", str(tmp_path / "twice")) == 1
+    assert "is given twice" in " ".join(capsys.readouterr().err.split())
+
+
+def test_more_requests_at_once_ask_for_shorter_drafts() -> None:
+    machine = machine_of(Planned(target="llama-3.1-8b", draft="llama-3.2-1b"))
+    traffic = traffic_of(None, request_rate=6, burstiness=1, prompt_tokens=64, output_tokens=40, length_cv=0.5)
+    known = AcceptanceByPosition((0.8,))
+    lengths, counts = [], []
+    for max_num_seqs in (1, 256):
+        settings = PlanSettings(objectives=Objectives.parse(["tpot:50"]), server=Server(max_num_seqs=max_num_seqs))
+        (label,), _ = policies_of(["pearl"], machine, known, [], settings, traffic)
+        lengths.append(parse_policy(label).draft_length)  # type: ignore[attr-defined]  # PEARL's
+        counts.append(requests_at_once(machine, settings, 84))
+    assert lengths[0] > lengths[1]
+    assert counts[0] == 1 < counts[1]
+    step_s = BatchLatency(machine.costs, 3).mean_s(OpShape(Actor.TARGET, OpKind.VERIFY, 4, 1, 84))
+    assert step_s == machine.costs.target_s(12, 252, 3)
+    tight = PlanSettings(objectives=Objectives(tpot_s=machine.costs.target_s(5, 5 * 84, 5)))
+    assert requests_at_once(machine, tight, 84) == 5
 
 
 def test_a_folder_with_results_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
