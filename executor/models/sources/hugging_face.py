@@ -24,6 +24,7 @@ from executor.models.engines.lifted import why_unsupported
 from executor.models.engines.static import StaticEngine
 from executor.models.settings import EngineKind, EngineSettings
 from executor.models.sources.base import LARGEST_DEFAULT_CAPACITY, ModelError, fitting, resolve_device, resolve_dtype
+from executor.models.sources.hub import hub_answers
 from executor.models.sources.shapes import counted_shape
 from executor.resident.engine import PAD, ResidentEngine
 from executor.resident.weights import place_weights, shape_of
@@ -65,7 +66,7 @@ class HuggingFaceSource:
         """The transformers tokenizer."""
         _ = self._config  # tells a missing folder from a missing tokenizer
         with self._refusing("no tokenizer could be loaded from {path}", "the folder needs tokenizer.json or its like"):
-            return AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trusts)
+            return AutoTokenizer.from_pretrained(self._path, **self._place)
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Of the generation config if there is one, else of the model config."""
@@ -78,7 +79,7 @@ class HuggingFaceSource:
     def generation_config(self) -> GenerationConfig | None:
         """How its makers decode with it; None where they do not say."""
         try:
-            return GenerationConfig.from_pretrained(self._path)
+            return GenerationConfig.from_pretrained(self._path, local_files_only=self._is_local)
         except OSError:
             return None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -222,7 +223,25 @@ class HuggingFaceSource:
         path, is_here = self._path, Path(self._path).is_dir()
         advice = "mend the file" if is_here else "check the name, the network, or the transformers version"
         with self._refusing("the config of {path} cannot be read", advice):
-            return AutoConfig.from_pretrained(path, trust_remote_code=self._trusts)
+            try:
+                return AutoConfig.from_pretrained(path, **self._place)
+            except OSError as error:
+                if is_here or not self._is_local:
+                    raise
+                raise ModelError(
+                    f"no model {path} on this machine: it is neither a folder nor in Hugging Face's cache, and the hub does "
+                    "not answer; name a folder, or check the network."
+                ) from error
+
+    @cached_property
+    def _is_local(self) -> bool:
+        """Whether only this machine is looked through: for a folder, and where the hub does not answer."""
+        return Path(self._path).is_dir() or not hub_answers()
+
+    @property
+    def _place(self) -> dict[str, bool]:
+        """What every loader of transformers is told besides the name."""
+        return {"trust_remote_code": self._trusts, "local_files_only": self._is_local}
 
     @property
     def _text_config(self) -> Any:
@@ -234,7 +253,7 @@ class HuggingFaceSource:
         advice = "the folder needs complete safetensors of a causal language model"
         with self._refusing("the weights of {path} cannot be loaded", advice), _quiet_transformers():
             module, report = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, trust_remote_code=self._trusts
+                path, dtype=dtype, output_loading_info=True, **self._place
             )
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
@@ -279,7 +298,7 @@ class HuggingFaceSource:
         if Path(self._path).is_dir():
             return Path(self._path)
         try:
-            return Path(str(cached_file(str(self._path), "config.json"))).parent
+            return Path(str(cached_file(str(self._path), "config.json", local_files_only=self._is_local))).parent
         except OSError as error:
             raise ModelError(
                 f"the files of {self._path} cannot be found ({_first_line(error)}): check the name."

@@ -16,6 +16,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from executor.models.sources.base import ModelError
+from executor.models.sources.hub import hub_answers
 from executor.models.stored.gguf_files import write_model
 from executor.models.stored.places import CARD_FILE, Card, made_whole, place_of_fetched, read_card, write_card
 from traces.folder.checksums import sha256_of
@@ -93,6 +94,8 @@ def fetch(name: str, sources: tuple[FetchFrom, ...] = tuple(FetchFrom)) -> tuple
 
 def _from_snapshot(model: Fetchable, folder: Path, source: FetchFrom) -> None:
     """Copy a snapshot of the hub, which stays in Hugging Face's own cache as well."""
+    if source is FetchFrom.HUB and not hub_answers():
+        raise _NotThereError("it does not answer")
     try:
         snapshot = Path(
             snapshot_download(model.repo_id, allow_patterns=list(_PATTERNS), local_files_only=source is FetchFrom.CACHE)

