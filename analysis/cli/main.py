@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -105,7 +105,7 @@ def main() -> None:
 
     A signal ends the command with 128 plus its number, as shells count: 130 for Ctrl-C, 143 for SIGTERM.
     """
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _warning_lines()
     try:
         with safe_children(), _ending():
             code = app(standalone_mode=False)
@@ -175,7 +175,7 @@ def _usage_message(error: Any) -> str:
         for name in names
         if argument == name or argument.startswith(f"{name}=")
     ]
-    if len(given) != 1 or repr(given[0]) in message:  # of several it is not known which one is meant
+    if len(given) != 1 or "but got " in message or repr(given[0]) in message:  # of several: which one is meant?
         return message
     return f"{message.rstrip('.')}, but got {given[0]!r}."
 
@@ -193,9 +193,16 @@ def _print_line(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(" ".join(text.split()), markup=False, highlight=False)
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """In the place of Python's own form, which shows a line of source: that says nothing to a user."""
-    _print_line(f"warning: {message}")
+def _warning_lines() -> Callable[..., None]:
+    """In the place of Python's own form, which shows a line of source: that says nothing to a user. A command says it once."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            _print_line(f"warning: {message}")
+
+    return show
 
 
 def _is_expected(error: Exception) -> bool:

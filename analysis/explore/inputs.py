@@ -20,7 +20,7 @@ from traces.folder.run import Run, read_run
 from traces.importers.base import ImportedTraces
 from traces.importers.catalog import read_foreign
 from traces.importers.unseen import Unseen
-from traces.mistakes import first_mistake, parse_json
+from traces.mistakes import first_mistake, unique_json
 from traces.schema import RequestTrace
 
 _LAWFUL_REQUESTS, _LAWFUL_TOKENS, _LAWFUL_PROMPT, _LAWFUL_TAIL = 24, 400, 512, 16
@@ -89,7 +89,7 @@ def latency_of(recording: Run | ImportedTraces | LawAlone, source: LatencySource
 def read_latency(path: Path) -> LatencyModel:
     """The latencies of a file that `specbranch calibrate` or `specbranch roofline` wrote; ValueError for another one."""
     try:
-        values = parse_json(path.read_bytes())
+        values = unique_json(path.read_bytes())
     except (OSError, ValueError):
         values = None  # the calibration's reader says what is wrong with the file
     if not isinstance(values, dict) or values.get("kind") != ROOFLINE:

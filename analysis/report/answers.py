@@ -136,8 +136,9 @@ def _of_scenario(arm: Arm, explored: Explored, scenario: str, changes: Mapping[f
         for row in rows.to_dict("records")
     ]
     found = [each for each in explored.summary.get("best_by_scenario", ()) if each.get("scenario") == scenario]
-    sure = f"It is the fastest in {found[0]['probability_best']:.0%} of resamples of the prompts." if found else ""
-    doubt = str(explored.summary.get("doubt") or "")
+    doubt = str(explored.summary.get("doubt") or "")  # then no method is named that could be the fastest
+    is_sure = found and not doubt
+    sure = f"It is the fastest in {found[0]['probability_best']:.0%} of resamples of the prompts." if is_sure else ""
     # Prices are moved as calibrated, on two devices: other scenarios have other answers.
     is_plain = scenario == f"T={contenders[0].temperature:g} {Placement().label}"
     return verdict.decide(

@@ -120,5 +120,7 @@ def _parse_lookup(name: str, settings: str) -> Lookup:
         key, _, value = part.partition("=")
         if key not in Lookup.__dataclass_fields__ or not value.isdecimal():
             raise ValueError(f"draft {name!r}: {part!r} is not a setting; write prompt_lookup:max_ngram=3,min_ngram=1.")
+        if key in values:
+            raise ValueError(f"draft {name!r}: {key} is given twice; which one is meant?")
         values[key] = int(value)
     return Lookup(**values)

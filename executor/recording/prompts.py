@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from executor.embedded_pair.corpus import held_out_prompts, training_prompts
 from executor.recording.questions import questions
 from executor.recording.settings import PromptForm
-from traces.mistakes import parse_json
+from traces.mistakes import TwiceError, unique_json
 
 QUESTION_FIELDS = ("question", "turns")  # their texts are said to somebody, those of the others are to be continued
 FIELDS = ("prompt", "text", "question", "turns", "messages")
 MAX_LINE_BYTES = 32 << 20  # a file without line ends is not a prompt
+# Of a message: what templates write into the prompt, too, so that without it another prompt would be measured.
+_BEYOND_TEXT = ("tool_calls", "tool_call_id", "function_call", "name", "reasoning_content")
 _HINT = 'write one JSON object a line, such as {"prompt": "def one():"}'
 
 
@@ -42,6 +44,7 @@ def load_prompts(source: str, num: int, *, skip: int = 0) -> list[PromptText]:
     "questions" (`executor.recording.questions`),
     or a .jsonl or .jsonl.gz file in UTF-8 whose lines have a field prompt, text, question, turns or messages: a text,
     a list of token ids, or messages, which are objects with role and content. Of turns that are texts the first is taken.
+    A file is read as far as prompts are needed: a packed one that is cut short is refused where they reach its end.
     """
     if num < 1:
         raise ValueError(f"num_prompts must be at least 1, but got {num}.")
@@ -55,7 +58,10 @@ def load_prompts(source: str, num: int, *, skip: int = 0) -> list[PromptText]:
     else:
         prompts = _read_file(Path(source), skip + num)[skip:]
     if len(prompts) < num:
-        raise ValueError(f"{source} holds {skip + len(prompts)} prompts, but {skip + num} were asked for.")
+        raise ValueError(
+            f"{source} holds {skip + len(prompts)} prompts, but {skip + num} were asked for: ask for fewer (num_prompts, "
+            "skip_prompts), or name a longer file."
+        )
     return prompts
 
 
@@ -144,13 +150,18 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _decoded(line: bytes, place: str) -> str:
+    if line.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{place}: this is gzip data: give the file a name that ends in .gz.")
+    if b"\0" in line:  # in UTF-8, JSON writes this character as \\u0000
+        raise ValueError(
+            f"{place}: not UTF-8 but UTF-16 or UTF-32, to judge by its zero bytes: convert the file to UTF-8; where it was "
+            "UTF-8 once, it is damaged."
+        )
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-            guess = "UTF-16 or UTF-32"
-        else:
-            guess = "Latin-1 or Windows-1252, perhaps"
+        is_marked = line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        guess = "UTF-16" if is_marked else "Latin-1 or Windows-1252, perhaps"
         byte = line[error.start]
         raise ValueError(
             f"{place}: not UTF-8 (byte 0x{byte:02x} at {error.start}) but {guess}: convert the file to UTF-8."
@@ -160,7 +171,9 @@ def _decoded(line: bytes, place: str) -> str:
 def _prompt_of(line: str, place: str, prompt_id: str) -> PromptText:
     """One line as a prompt."""
     try:
-        row = parse_json(line)
+        row = unique_json(line)
+    except TwiceError as error:
+        raise ValueError(f"{place}: the field {error}") from None
     except ValueError as error:
         raise ValueError(f"{place}: not JSON ({error}): {_HINT}.") from None
     if not isinstance(row, dict):
@@ -195,6 +208,11 @@ def _message_of(turn: dict[str, Any], place: str) -> tuple[str, str]:
     role, content = turn.get("role"), turn.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(f"{place}: a message needs role and content, both texts, but has {_named(turn)}.")
+    if told := [name for name in _BEYOND_TEXT if turn.get(name)]:
+        raise ValueError(
+            f"{place}: a message has {told[0]} ({_named(turn[told[0]])}), which is not given to the chat template here: give "
+            "the conversation as text, as the template writes it."
+        )
     return _checked(role, place), _checked(content, place)
 
 

@@ -51,8 +51,12 @@ class SyntheticAcceptance:
 def _model_of(label: str) -> AcceptanceModel:
     kind, _, folder = label.partition(":")
     if kind == "run" and folder:
-        return Recorded(read_run(Path(folder)).traces())
+        traces = read_run(Path(folder)).traces()
+        try:
+            return Recorded(traces)
+        except ValueError as error:
+            raise ValueError(f"acceptance {label!r}: {error}") from None
     try:
         return Geometric(**parse_acceptance(label, {"geometric": GEOMETRIC_SETTINGS})[1])
     except ValueError as error:
-        raise ValueError(f"{error} Write geometric:alpha=0.8,rank_decay=0.5, or run:FOLDER.") from None
+        raise ValueError(f"{error} A run's own acceptance is run:FOLDER.") from None

@@ -62,6 +62,7 @@ def test_every_command_on_a_run_says_what_its_times_are_worth(
         assert (NO_CLAIM in text) == (which == "disturbed"), name
     for name in ("explore", "from file"):
         assert ("Best of" in told[name]) == ("best with probability" in told[name]) == (which == "clean")
+        assert ("It is the fastest" in told[name]) == (which == "clean")  # of a method that is not named
     for folder, kind in (("e", "exploration"), ("s/00-pearl", "")):
         summary = json.loads((tmp_path / folder / "summary.json").read_text())
         assert (NO_CLAIM in (summary[kind] if kind else summary)["doubt"]) == (which == "disturbed")

@@ -76,6 +76,15 @@ def test_settings_are_checked_when_they_are_made(make: Callable[[], object], nam
         ("outcome_hedging:least_reach=nan", "least_reach"),
         ("specbranch:epsilon=nan", "epsilon"),
         ("adaedl:step=-inf", "step"),
+        ("adaedl:rate_memory=2", r"rate_memory must lie in \[0, 1\], but got 2"),
+        ("adaedl:target_rate=-0.5", "target_rate"),
+        ("confidence_stop:threshold=-1", r"threshold must lie in \[0, 1\], but got -1"),
+        ("confidence_stop:threshold=-1,signal=margin", r"threshold must lie in \[0, 10000\]"),
+        ("confidence_stop:threshold=0.2,signal=negative_entropy", r"threshold must lie in \[-10000, 0\]"),
+        ("product_rule:threshold=1.5", "threshold"),
+        ("specbranch:epsilon=2", "epsilon.*2"),
+        ("outcome_hedging:least_acceptance=-0.1", "least_acceptance"),
+        ("outcome_hedging:slope=nan", r"slope must lie in \[-10000, 10000\], but got nan"),
     ],
 )
 def test_policies_have_limits(label: str, named: str) -> None:
@@ -102,6 +111,8 @@ TEXTS = {
     "anchor": "a: *b",
     "nul": "a: \0",
     "binary": "a: !!binary x",
+    "twice": "seed: 1\nseed: 2",
+    "twice inside": "pair: {target: a, target: b}",
     "large": "a: " + "x" * (5 << 20),
 }
 
@@ -140,6 +151,7 @@ def _with(data: dict[str, Any], place: list[str | int], value: object) -> dict[s
         (["fits", "verify", "coefficients", 0], NAN),
         (["fits", "verify", "coefficients", 1], INF),
         (["fits", "draft", "ratios", 0], NAN),
+        (["fits", "draft", "ratios", 0], -0.5),
         (["fits", "draft", "coefficients"], []),
         (["drafting"], 0.0),
         (["interference", "target", "base"], NAN),
@@ -149,6 +161,25 @@ def _with(data: dict[str, Any], place: list[str | int], value: object) -> dict[s
         (["cold_start", "first_s"], NAN),
         (["fits"], []),
         (["fits", "verify", "least"], "one"),
+        (["fits", "verify", "least"], -3),
+        (["fits", "verify", "coefficients", 0], 1e300),
+        (["fits", "verify", "coefficients"], [0.0] * 8),
+        (["fits", "verify", "intervals", 0, 0], NAN),
+        (["fits", "verify", "intervals", 0], [1.0, 0.0]),
+        (["fits", "verify", "error"], NAN),
+        (["fits", "draft", "ratios"], [9.0]),
+        (["fits", "draft", "ratios"], [0.0]),
+        (["fits", "verify", "widths"], [[-1, 1.0]]),
+        (["fits", "verify", "widths"], [[8, 1.0], [1, 1.0]]),
+        (["fits", "verify", "widths"], [[1, 1.0], [10**9, 1.0]]),
+        (["fits", "verify", "widths"], [[1, -1.0]]),
+        (["drafting"], 1e9),
+        (["drift_range"], [NAN, 1.0]),
+        (["drift_range"], [2.0, 1.0]),
+        (["num_requests"], -1),
+        (["interference", "prefill"], 0.0),
+        (["cold_start", "full_s"], INF),
+        (["round_check"], {"predicted_s": NAN, "measured_s": 1.0, "num_rounds": 3}),
     ],
 )
 def test_broken_calibrations_are_refused(
@@ -160,6 +191,14 @@ def test_broken_calibrations_are_refused(
     with pytest.raises(ValueError, match=r"c\.json is not a calibration: ") as refusal:
         Calibration.load(tmp_path / "c.json")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_value_that_stands_twice_is_refused(tmp_path: Path, calibration: Calibration) -> None:
+    calibration.save(tmp_path / "c.json")
+    text = (tmp_path / "c.json").read_text()
+    (tmp_path / "c.json").write_text(text.replace('"drafting"', '"drafting": 2.0, "drafting"', 1))
+    with pytest.raises(ValueError, match=r"c\.json is not a calibration: 'drafting' is given twice"):
+        Calibration.load(tmp_path / "c.json")
 
 
 def test_a_broken_calibration_cannot_be_made(calibration: Calibration) -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from traces.files import write_text
+from traces.files import reason_of, write_text
 from traces.fits.acceptance.joint import JointAcceptance, fit_acceptance
 from traces.fits.batched_ops import BATCH_SWEEP
 from traces.fits.cold_start import ColdStart, fit_cold_start
@@ -32,12 +32,12 @@ from traces.fits.interference import (
     overlap_of,
     with_paces,
 )
-from traces.fits.latency import NUM_RESAMPLES, TERMS, LatencyFit, fit_latency
+from traces.fits.latency import NUM_RESAMPLES, TERMS, LatencyFit, check_law, fit_latency
 from traces.fits.round_check import RoundCheck, check_rounds
 from traces.folder.run import Run
 from traces.folder.tables import READABLE_VERSIONS
 from traces.metrics.machine_speed import MachineSpeed, drift_sentence, machine_speed_of
-from traces.mistakes import first_mistake, parse_json
+from traces.mistakes import first_mistake, unique_json
 from traces.schema import SCHEMA_VERSION, Actor, OpKind
 
 __all__ = [
@@ -66,6 +66,7 @@ _GROUP_OF = {
 }
 
 NUM_COLD = 4  # draft forwards of a round that a wait slows down noticeably
+MAX_DRAFTING = 100.0
 MIN_OPS = 30  # operations of one kind below which their mean is not compared
 
 
@@ -109,8 +110,16 @@ class Calibration:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if not 0 < self.drafting < math.inf:
-            raise ValueError(f"drafting of a calibration must be positive and finite, but got {self.drafting}.")
+        if not 1 / MAX_DRAFTING <= self.drafting <= MAX_DRAFTING:
+            raise ValueError(
+                f"drafting of a calibration must lie in [{1 / MAX_DRAFTING}, {MAX_DRAFTING}], but got {self.drafting}."
+            )
+        if not 0 < self.drift_range[0] <= self.drift_range[1] < math.inf:
+            raise ValueError(f"drift_range of a calibration must be positive, low to high, but got {self.drift_range}.")
+        if self.num_requests < 0 or self.num_unclean < 0:
+            raise ValueError(f"a calibration counts requests from 0, but got {self.num_requests}, {self.num_unclean}.")
+        for group, law in self.fits.items():
+            check_law(group, law)
 
     def fit_of(self, group: str) -> LatencyFit:
         """The law of one group, with a clear refusal when nothing of it was recorded."""
@@ -129,10 +138,11 @@ class Calibration:
     def load(cls, path: str | Path) -> Calibration:
         """Read what `save` wrote, also before interference was told by paces."""
         try:
-            calibration = TypeAdapter(Calibration).validate_python(with_paces(parse_json(Path(path).read_bytes())))
+            calibration = TypeAdapter(Calibration).validate_python(with_paces(unique_json(Path(path).read_bytes())))
         except (OSError, ValueError) as error:
+            reason = first_mistake(error) if isinstance(error, ValidationError) else reason_of(error)
             raise ValueError(
-                f"{path} is not a calibration: {_reason(error)}; write one with `specbranch calibrate`."
+                f"{path} is not a calibration: {reason}; write one with `specbranch calibrate`."
             ) from error
         if calibration.schema_version not in READABLE_VERSIONS:
             raise ValueError(
@@ -172,15 +182,6 @@ class Calibration:
         lines.append(f"{self.num_requests} requests; {self.num_unclean} more were disturbed and left out")
         lines += filter(None, (drift_sentence(self.drift_range), self.doubt))
         return "\n".join(lines)
-
-
-def _reason(error: Exception) -> str:
-    """Why a file cannot be read, with the place of the mistake."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return first_mistake(error)
 
 
 def calibrate(

@@ -13,6 +13,7 @@ drafting (1.2 ms for the first forward) from overlapped (0.7 ms) within a tenth 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class ColdStart:
     full_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.first_s >= 0 and 0 <= self.decay < 1 and self.full_s >= 0):
+        if not (0 <= self.first_s < math.inf and 0 <= self.decay < 1 and 0 <= self.full_s < math.inf):
             raise ValueError(f"a cold start needs first_s >= 0, 0 <= decay < 1 and full_s >= 0, but got {self}.")
 
     def waking_s(self, wait_s: float, num_forwards: int) -> float:

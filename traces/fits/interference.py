@@ -72,6 +72,10 @@ class Interference:
     draft: Pace = field(default_factory=Pace)
     prefill: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.prefill <= 1:
+            raise ValueError(f"a pace must be above 0 and at most 1, but got {self.prefill} for prefill.")
+
     @classmethod
     def of(cls, factor: float) -> Interference:
         """Of a shared device on which both models take `factor` times as long while both work: 1 is none, 2 is as bad as

@@ -41,6 +41,10 @@ NUM_RATIOS = 200
 NUM_RESAMPLES = 400
 HUBER = 1.345  # in robust standard deviations: 95% efficient on normal residuals (Huber 1964)
 PRIOR_OPS = 10  # operations of one width below which its own mean says nothing
+MAX_S = 1e6  # of one operation, or a unit of one of its terms: more than ten days
+MAX_RATIO = 1e3  # measured over fitted, of a width
+MAX_WIDTH = 1 << 16  # tokens of one operation
+RATIO_ROUNDING = 1e-3
 MIN_UNITS = 5  # with fewer requests than this, stretches of operations are resampled instead
 
 
@@ -72,13 +76,25 @@ class LatencyFit:
             raise ValueError(f"a latency fit needs {len(TERMS)} coefficients and intervals: {', '.join(TERMS)}.")
         if not self.ratios:
             raise ValueError("a latency fit needs at least one ratio; (1.0,) is no noise.")
+        if self.least not in (0, 1):
+            raise ValueError(f"least of a latency fit must be 0 or 1, but got {self.least}.")
         factors = [factor for _, factor in self.widths]
-        for name, values in (("coefficients", self.coefficients), ("widths", factors)):
+        limits = {"coefficients": (self.coefficients, MAX_S), "widths": (factors, MAX_RATIO)}
+        limits |= {"error": ((self.error,), math.inf)}
+        for name, (values, most) in limits.items():
             for value in values:
-                if not 0 <= value < math.inf:
-                    raise ValueError(f"{name} of a latency fit must be finite and at least 0, but got {value}.")
-        if not all(map(math.isfinite, self.ratios)):
-            raise ValueError("ratios of a latency fit must be finite numbers.")
+                if not 0 <= value <= most or value == math.inf:
+                    span = f"at most {most:g}" if most < math.inf else "finite"
+                    raise ValueError(f"{name} of a latency fit must be at least 0 and {span}, but got {value}.")
+        mean = sum(self.ratios) / len(self.ratios)
+        if not abs(mean - 1) <= RATIO_ROUNDING:
+            raise ValueError(f"ratios of a latency fit must have the mean 1, but have {mean:.6g}.")
+        for low, high in self.intervals:
+            if not -math.inf < low <= high < math.inf:
+                raise ValueError(f"intervals of a latency fit must be finite, low to high, but got {low} to {high}.")
+        widths = [width for width, _ in self.widths]
+        if widths != sorted(set(widths)) or (widths and not 0 <= widths[0] <= widths[-1] <= MAX_WIDTH):
+            raise ValueError(f"widths of a latency fit must rise from 0 on, to at most {MAX_WIDTH}, but got {widths}.")
 
     def mean_s(self, num_tokens: int, num_branches: int, context_tokens: int) -> float:
         """Mean seconds of one operation."""
@@ -119,6 +135,14 @@ class LatencyFit:
         """(n,) factor at n = 0 .. the widest; wider ones are as that."""
         factors: Array = np.interp(np.arange(self.widths[-1][0] + 1), *np.transpose(self.widths))
         return factors
+
+
+def check_law(group: str, fit: LatencyFit) -> None:
+    """Refuse, of a group of operations, a law by which time would run back, or a forward would take none."""
+    if min(fit.ratios) < 0:
+        raise ValueError(f"ratios of {group} must be at least 0, but got {min(fit.ratios)}: time would run back.")
+    if group in ("draft", "verify") and not any(fit.coefficients):
+        raise ValueError(f"coefficients of {group} are all 0, so that it would take no time.")
 
 
 def fit_latency(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ class RoundCheck:
     predicted_s: float
     measured_s: float
     num_rounds: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.predicted_s < math.inf and 0 <= self.measured_s < math.inf):
+            raise ValueError(f"a round takes finite seconds, but got {self.predicted_s} and {self.measured_s}.")
 
     @property
     def error(self) -> float:

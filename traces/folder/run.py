@@ -36,7 +36,7 @@ from traces.folder.tables import (
     trace_of,
     upgraded,
 )
-from traces.mistakes import parse_json
+from traces.mistakes import TwiceError, unique_json
 from traces.schema import SCHEMA_VERSION, RequestRecord, RequestTrace, Round
 
 PARTS = "parts"
@@ -215,12 +215,27 @@ def _check_version(path: Path, version: Any) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The settings or reports in a JSON file. Raises `RunError` if it cannot be read or holds something else."""
-    return _mapping_of(path, parse_json, MAX_REPORT_BYTES)
+    return _mapping_of(path, unique_json, MAX_REPORT_BYTES)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file. Raises `RunError` if it cannot be read or holds something else."""
-    return _mapping_of(path, yaml.safe_load, MAX_SETTINGS_BYTES)
+    return _mapping_of(path, _unique_yaml, MAX_SETTINGS_BYTES)
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a name that a mapping gives twice is a `TwiceError`."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if len(set(names)) < len(names):
+            raise TwiceError(next(name for name in names if names.count(name) > 1))
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+def _unique_yaml(text: str) -> Any:
+    return yaml.load(text, _UniqueLoader)
 
 
 def _mapping_of(path: Path, parse: Callable[[str], Any], max_bytes: int) -> dict[str, Any]:

@@ -237,9 +237,18 @@ def _record_auto(settings: RecordSettings, output_dir: Path) -> Run:
     from executor.pair import Session
     from executor.recording.recorder import record_run
     from executor.recording.schedule import check_prompts
+    from executor.recording.synthetic import SyntheticAcceptance
     from sim.decoding.policies.catalog import label_of, parse_policy
     from traces.folder.writer import check_new_folder
+    from traces.schema import Rule
 
+    if settings.pair.rule is not Rule.SHARED:
+        raise ValueError(
+            f"with the rule {settings.pair.rule} no settings are chosen for a method's name alone: give them, such as "
+            "--policy fixed_length:draft_length=4."
+        )
+    if settings.decoding.acceptance:
+        SyntheticAcceptance(settings.decoding.acceptance)
     window = predicted_window(settings.pair.hrad)
     for label in settings.decoding.policies:
         policy = parse_policy(label)

@@ -100,6 +100,7 @@ def explore(
     from analysis.study.flags import StudyFlags
     from analysis.tuning.asked import asked_study
 
+    where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     flags = StudyFlags(
         study=study,
         policies=policy,
@@ -119,7 +120,6 @@ def explore(
     told = console_for(as_json)
     asked, lines = asked_study(flags, run, latency=calibration, unseen=unseen)
     print_lines(told, lines)
-    where = Workers(count=workers, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]  # it refuses others
     with progress_bar(told, "policies") as report:
         explored = explore_study(
             run, output_dir, asked, latency=calibration, unseen=unseen, workers=where, progress=report

@@ -174,7 +174,8 @@ def _follow(parent: int, place: str | None) -> None:
 def _backend(workers: Workers) -> Iterator[dict[str, Any]]:
     """Settings of `joblib.Parallel`, while the connection behind them is open."""
     if workers.backend == "processes":
-        yield {"n_jobs": workers.count, "backend": "loky", "temp_folder": _meeting_place()}
+        with safe_children():  # to the end: one that was lost is started anew
+            yield {"n_jobs": workers.count, "backend": "loky", "temp_folder": _meeting_place()}
         return
     try:
         from distributed import Client
@@ -185,6 +186,8 @@ def _backend(workers: Workers) -> Iterator[dict[str, Any]]:
     try:
         client = Client(workers.scheduler, timeout=workers.timeout_s, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        raise ValueError(f"no Dask scheduler answers at {workers.scheduler}: {error}") from error
+        raise ValueError(
+            f"no Dask scheduler answers at {workers.scheduler} ({error}): check --scheduler, and that one runs there."
+        ) from error
     with client, parallel_config(backend="dask", client=client, wait_for_workers_timeout=60):
         yield {"n_jobs": -1}

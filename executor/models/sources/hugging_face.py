@@ -209,6 +209,10 @@ class HuggingFaceSource:
         path, folder = self._path, Path(self._path)
         if not str(path).strip():
             raise ModelError("a model's name is empty: name a folder, or an id of the Hugging Face hub.")
+        if folder.is_file():
+            raise ModelError(
+                f"{path} is a file, not a model folder: give a folder written by save_pretrained, or a .gguf file."
+            )
         if not folder.is_dir() and _looks_like_a_path(path):
             raise ModelError(f"no model folder at {path}: check the path, or give an id of the Hugging Face hub.")
         if folder.is_dir() and not (folder / "config.json").is_file():

@@ -22,7 +22,7 @@ from sim.decoding.policies.overlapped.saguaro import Saguaro
 from sim.decoding.policies.overlapped.specbranch import SpecBranch
 from sim.decoding.policies.serial.adaedl import AdaEdl
 from sim.decoding.policies.serial.autoregressive import Autoregressive
-from sim.decoding.policies.serial.confidence_stop import ConfidenceStop
+from sim.decoding.policies.serial.confidence_stop import ConfidenceSignal, ConfidenceStop
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.policies.serial.product_rule import ProductRule
 from sim.decoding.policies.serial.prompt_lookup import PromptLookup
@@ -45,6 +45,10 @@ POLICIES: dict[str, type[Any]] = {
 
 MAX_TOKENS_A_ROUND = 4096  # also rows of a batch of branches
 MAX_NUMBER = 1e4
+_SHARES = ("least_reach", "least_acceptance", "target_rate", "rate_memory", "threshold_memory")
+_THRESHOLDS = ("threshold", "epsilon")
+# What a threshold is held against; of the draft's largest probability, or a chance, where nothing else is said.
+_SPANS = {ConfidenceSignal.MARGIN: (0, MAX_NUMBER), ConfidenceSignal.NEGATIVE_ENTROPY: (-MAX_NUMBER, 0)}
 OF_VLLM = "num_speculative_tokens"  # what vLLM's users call draft_length
 
 
@@ -127,9 +131,14 @@ def _check_limits(name: str, policy: Any) -> None:
         if isinstance(value := getattr(policy, field.name), int | float) and not isinstance(value, bool)
     }
     for setting, value in counts.items():
-        most = MAX_TOKENS_A_ROUND if isinstance(value, int) else MAX_NUMBER
-        if not abs(value) <= most:
-            raise PolicyError(f"policy {name}: {setting} must be at most {most:g}, but got {value}.")
+        high = MAX_TOKENS_A_ROUND if isinstance(value, int) else MAX_NUMBER
+        low = -high
+        if name in POLICIES and setting in _THRESHOLDS:
+            low, high = _SPANS.get(getattr(policy, "signal", ConfidenceSignal.MAX_PROB), (0, 1))
+        elif name in POLICIES and setting in _SHARES:
+            low, high = 0, 1
+        if not low <= value <= high:
+            raise PolicyError(f"policy {name}: {setting} must lie in [{low:g}, {high:g}], but got {value}.")
     if counts.get("fan_out", 1) * counts.get("draft_length", 1) > MAX_TOKENS_A_ROUND:
         raise PolicyError(f"policy {name}: fan_out times draft_length must be at most {MAX_TOKENS_A_ROUND} rows.")
 

@@ -239,7 +239,9 @@ def test_a_study_that_cannot_be_run_is_one_line_and_no_work(
 
 def test_a_warning_is_one_line_without_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def warn_and_fail(path: str) -> None:
-        warnings.warn("two\nlines", stacklevel=1)
+        for _ in range(2):  # as of two steps that read one run
+            warnings.warn("two\nlines", stacklevel=1)
+            warnings.warn("two\nlines", stacklevel=2)
         raise ValueError("enough")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -17,6 +17,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "run", num_requests=2, num_tokens=20)
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at two temperatures."""
+    folder = tmp_path_factory.mktemp("runs") / "mixed"
+    return write_run(folder, num_requests=2, num_tokens=20, temperatures=(0.0, 1.0))
+
+
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are not loaded, and nothing is fitted or searched."""
@@ -121,6 +128,7 @@ def test_numbers_out_of_range_name_their_option(
     line = _refused(capsys, *command.split(), *options, option, value)
     assert option in line
     assert value in line
+    assert line.count("but got") <= 1, "the value is told twice"
     assert not list(tmp_path.iterdir())
 
 
@@ -189,6 +197,15 @@ def test_prompts_are_read_before_models_are_loaded(
         (["record", "--hrad", "nowhere", "--output-dir", "OUT"], "no H-RAD predictor at nowhere"),
         (["record", "--engine", "steam", "--output-dir", "OUT"], "unknown engine 'steam'"),
         (["record", "--draft", "", "--output-dir", "OUT"], "a model's name is empty"),
+        (
+            ["record", "--draft", "prompt_lookup:min_ngram=2,min_ngram=3", "--output-dir", "OUT"],
+            "min_ngram is given twice",
+        ),
+        (["record", "--target", __file__, "--output-dir", "OUT"], "is a file, not a model folder"),
+        (["record", "--rule", "ratio", "--policy", "pearl", "--output-dir", "OUT"], "with the rule ratio no settings"),
+        (["record", "--acceptance", "run:RUN", "--policy", "pearl", "--output-dir", "OUT"], "acceptance 'run:"),
+        (["record", "--acceptance", "geometric:alpha=2", "--output-dir", "OUT"], "alpha must lie between 0 and 1"),
+        (["explore", "--run", "RUN", "--backend", "dask", "--output-dir", "OUT"], "needs --scheduler"),
         (["record", "--seed", "1.5", "--output-dir", "OUT"], "'--seed': Input should be a valid integer"),
         (["record", "--seed", "1.5", "--output-dir", "OUT"], "but got '1.5'."),
         (["record", "--seed=e", "--output-dir", "OUT"], "but got 'e'."),
@@ -204,9 +221,10 @@ def test_prompts_are_read_before_models_are_loaded(
     ],
 )
 def test_cheap_checks_come_before_models(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: list[str], told: str, mixed: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    line = _refused(capsys, *(str(tmp_path / "out") if word == "OUT" else word for word in arguments))
+    words = (word.replace("OUT", str(tmp_path / "out")).replace("RUN", str(mixed)) for word in arguments)
+    line = _refused(capsys, *words)
     assert told in line
     assert not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -55,6 +56,26 @@ def slow_square(number: int, folder: str) -> tuple[int, int]:
     (Path(folder) / f"{number}-{os.getpid()}").touch()
     time.sleep(0.3)
     return number * number, os.getpid()
+
+
+def test_workers_run_no_file_of_the_working_folder(tmp_path: Path) -> None:
+    """Also where a user's own program starts them: the folder is theirs, and may hold any names."""
+    for name in ("analysis", "numbers", "selectors", "queue"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the users file ran')")
+    script = (
+        "from analysis.explore.work.scale_out import Workers, run_tasks\n"
+        "print(sorted(run_tasks(pow, [(2, 3), (3, 2)], Workers(count=2))))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "[(0, 8), (1, 9)]", done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")

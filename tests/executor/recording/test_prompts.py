@@ -134,6 +134,11 @@ def test_tokens_are_tokens_and_texts_are_texts(tmp_path: Path, row: object, toke
         {"messages": [{"role": 1, "content": "hi"}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
         {"messages": [*MESSAGES, {"role": "assistant", "content": "ok"}]},
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}, *MESSAGES]},
+        {"messages": [{"role": "user", "content": "hi", "name": "ann"}]},
+        {"messages": [{"from": "human", "value": "hi"}]},
+        {"turns": ["a", {"role": "user", "content": "b"}]},
+        {"prompt": float("nan")},
         {"messages": "\ud83d"},
         {"messages": [{"role": "user", "content": "\udc00"}]},
         {"text": "half \ud83d"},
@@ -143,6 +148,11 @@ def test_tokens_are_tokens_and_texts_are_texts(tmp_path: Path, row: object, toke
         ["a", "list"],
         5,
         None,
+        b'{"prompt": "a", "prompt": "b"}',
+        b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}',
+        b'{"prompt": "a"} {"prompt": "b"}',
+        b"{'prompt': 'a'}",
+        b"\0\0\0",
         b"prompt,text",
         b"{\n",
         b'{"prompt": "cut',
@@ -164,7 +174,10 @@ def test_everything_else_is_refused_with_file_and_line(tmp_path: Path, row: obje
     ("data", "named"),
     [
         ('{"prompt": "a"}\n'.encode("utf-16"), "UTF-16"),
-        ('{"prompt": "a"}\n'.encode("utf-16-be"), "UTF-16|not JSON"),
+        ('{"prompt": "a"}\n'.encode("utf-16-be"), "UTF-16"),
+        ('{"prompt": "a"}\n'.encode("utf-16-le"), "UTF-16"),
+        ('{"prompt": "a"}\n'.encode("utf-32"), "UTF-32"),
+        (gzip.compress(b'{"prompt": "a"}\n'), r"gzip data: give the file a name that ends in \.gz"),
         ('{"prompt": "\u00e9"}\n'.encode("latin-1"), "Latin-1"),
     ],
 )
@@ -186,6 +199,43 @@ def test_broken_gzip_files_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "p.jsonl.gz").write_bytes(data)
     with pytest.raises(ValueError, match="gzip"):
         load_prompts(str(tmp_path / "p.jsonl.gz"), 20)
+
+
+ROWS = [json.dumps({"prompt": f"def f{number * 7919}(x): return {number**5}"}).encode() for number in range(200)]
+PACKED = gzip.compress(b"\n".join(ROWS) + b"\n", mtime=0)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 9, 12, 200, len(PACKED) // 2, len(PACKED) - 9, len(PACKED) - 4])
+def test_a_torn_file_gives_all_prompts_that_were_asked_for_or_none(tmp_path: Path, num_bytes: int) -> None:
+    """It is read as far as prompts are needed; where they reach its end it is refused, never taken for a shorter one."""
+    (tmp_path / "p.jsonl.gz").write_bytes(PACKED[:num_bytes])
+    wanted = [json.loads(row)["prompt"] for row in ROWS]
+    for num in (1, 3, 50, 199, 200, 201):
+        told = ""
+        try:
+            prompts = load_prompts(str(tmp_path / "p.jsonl.gz"), num)
+        except ValueError as error:
+            told = str(error)
+        assert told or [prompt.text for prompt in prompts] == wanted[:num]
+        assert not told or ("cut short" if num_bytes else "holds 0 prompts") in told
+        assert "\n" not in told
+    assert told, "more were asked for than it holds"
+
+
+@pytest.mark.parametrize("data", [PACKED + b"more", PACKED[:-8] + bytes(4) + PACKED[-4:]], ids=["behind", "checksum"])
+def test_damage_at_the_end_of_a_packed_file_is_refused_where_it_is_reached(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "p.jsonl.gz").write_bytes(data)
+    assert len(load_prompts(str(tmp_path / "p.jsonl.gz"), 20)) == 20
+    for num in (200, 201):
+        with pytest.raises(ValueError, match=r"p\.jsonl\.gz, line 201: not gzip data"):
+            load_prompts(str(tmp_path / "p.jsonl.gz"), num)
+
+
+def test_a_pack_of_two_packs_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl.gz").write_bytes(PACKED + PACKED + bytes(512))
+    assert len(load_prompts(str(tmp_path / "p.jsonl.gz"), 400)) == 400
+    with pytest.raises(ValueError, match="holds 400 prompts, but 401 were asked for: ask for fewer"):
+        load_prompts(str(tmp_path / "p.jsonl.gz"), 401)
 
 
 def test_what_the_model_cannot_take_is_refused_by_the_prompts_name(tmp_path: Path) -> None:

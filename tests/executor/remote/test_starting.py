@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from executor.pair import Session
 from executor.remote.starting import start_ahead, take_worker
@@ -36,6 +37,31 @@ def test_a_worker_that_nobody_took_goes_with_its_parent_at_once() -> None:
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     assert not os.path.exists(f"/proc/{int(ended.stdout)}")
+
+
+def test_a_worker_runs_no_file_of_the_working_folder(tmp_path: Path) -> None:
+    """Also where a user's own program starts it, in whose environment nothing of ours is set."""
+    for name in ("executor", "json", "numbers", "traces"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the users file ran')")
+    script = (
+        "from executor.remote.starting import start_worker\n"
+        "worker = start_worker()\n"
+        "worker.pipe.close()\n"
+        "code = worker.process.wait(120)\n"
+        "worker.stderr.seek(0)\n"
+        "print(code, worker.stderr.read().decode())\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    command = [sys.executable, "-P", "-c", script]
+    ended = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": os.getcwd()},
+        check=True,
+    )
+    assert ended.stdout.strip() == "0"
 
 
 def test_starting_ahead_imports_nothing_heavy() -> None:
