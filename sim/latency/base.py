@@ -6,6 +6,7 @@ this one (`sim.latency.constant`, `.fitted`, `.roofline`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -113,6 +114,27 @@ class PlainLatency:
 
     def further_s(self, op: OpShape) -> float:
         return 0.0
+
+
+@dataclass(frozen=True)
+class LatencyOver:
+    """A latency model that changes another one, base: what it does not change is as there."""
+
+    base: LatencyModel
+
+    @property
+    def cold_start(self) -> ColdStart:
+        return self.base.cold_start
+
+    @property
+    def interference(self) -> Interference:
+        return self.base.interference
+
+    def under(self, conditions: Conditions) -> Self:
+        return replace(self, base=self.base.under(conditions))
+
+    def further_s(self, op: OpShape) -> float:
+        return self.base.further_s(op)
 
 
 def actor_of(kind: OpKind) -> Actor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sim.latency.base import Conditions, LatencyModel, actor_of
+from sim.latency.base import LatencyModel, LatencyOver, actor_of
 from traces.fits.cold_start import ColdStart
 from traces.fits.interference import Interference
 from traces.schema import Actor, OpKind, OpShape
@@ -69,14 +69,13 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class AdjustedLatency:
+class AdjustedLatency(LatencyOver):
     """Another latency model with the draft's forwards scaled and the link's way there and back added to verifications.
 
     draft_factor: on every forward of the draft: its prefill, its cold starts and the reading of its signals included.
     link: the placement whose link is crossed, None for a method that does not draft.
     """
 
-    base: LatencyModel
     draft_factor: float = 1.0
     link: Placement | None = None
 
@@ -84,13 +83,6 @@ class AdjustedLatency:
     def cold_start(self) -> ColdStart:
         cold_start = self.base.cold_start
         return replace(cold_start, first_s=cold_start.first_s * self.draft_factor)
-
-    @property
-    def interference(self) -> Interference:
-        return self.base.interference
-
-    def under(self, conditions: Conditions) -> AdjustedLatency:
-        return replace(self, base=self.base.under(conditions))
 
     def further_s(self, op: OpShape) -> float:
         return self.base.further_s(op) * self._factor(op.actor, op.kind)

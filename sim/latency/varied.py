@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sim.latency.base import Array, Conditions, LatencyModel
-from traces.fits.cold_start import ColdStart
-from traces.fits.interference import Interference
+from sim.latency.base import Array, LatencyOver
 from traces.schema import Actor, OpKind, OpShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariedLatency:
+class VariedLatency(LatencyOver):
     """verify_further_s: seconds that each token of a verification after its
     first takes more (less where it is negative; a verification never takes less than that of one token). host_further_s:
     seconds that the host takes more in each round."""
 
-    base: LatencyModel
     verify_further_s: float = 0.0
     host_further_s: float = 0.0
-
-    @property
-    def cold_start(self) -> ColdStart:
-        return self.base.cold_start
-
-    @property
-    def interference(self) -> Interference:
-        return self.base.interference
-
-    def under(self, conditions: Conditions) -> VariedLatency:
-        return replace(self, base=self.base.under(conditions))
-
-    def further_s(self, op: OpShape) -> float:
-        return self.base.further_s(op)
 
     def mean_s(self, op: OpShape) -> float:
         means = self.mean_array(op.kind, op.num_tokens, op.num_branches, op.context_tokens, actor=op.actor)

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sim.latency.base import Array, Conditions, LatencyModel
-from traces.fits.cold_start import ColdStart
-from traces.fits.interference import Interference
+from sim.latency.base import Array, LatencyOver
 from traces.schema import Actor, OpKind, OpShape
 
 
 @dataclass(frozen=True)
-class LinearVerification:
+class LinearVerification(LatencyOver):
     """Another latency model whose verification of n tokens takes (1 + widening (n - 1)) times that of one.
 
     widening: what each further token adds, in target forwards; 0 is flat, as where reading the weights bounds a forward (the
     paper's GPUs).
     """
 
-    base: LatencyModel
     widening: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.widening < float("inf"):
             raise ValueError(f"widening must be at least 0 target forwards a token, but got {self.widening}.")
-
-    @property
-    def cold_start(self) -> ColdStart:
-        return self.base.cold_start
-
-    @property
-    def interference(self) -> Interference:
-        return self.base.interference
-
-    def under(self, conditions: Conditions) -> LinearVerification:
-        return replace(self, base=self.base.under(conditions))
-
-    def further_s(self, op: OpShape) -> float:
-        return self.base.further_s(op)
 
     def mean_s(self, op: OpShape) -> float:
         if op.kind != OpKind.VERIFY:
