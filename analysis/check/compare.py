@@ -17,6 +17,7 @@ from analysis.check.validation import VALIDATION
 from analysis.study.candidates import CALIBRATION_POLICIES, LOOKUP_CALIBRATION_POLICIES, hrad_calibration_policies
 from analysis.tuning.ablation import ABLATION, ablate
 from analysis.tuning.choosing import AUTO_TRIED, choose_lookup, choose_policies, without_losing_predictor
+from analysis.tuning.free_running import with_free_drafts
 from analysis.tuning.search import MAX_TRIED, Chosen
 from analysis.tuning.what_if import WHAT_IF, WhatIf, merged, what_if
 from sim.decoding.policies.catalog import label_of
@@ -111,7 +112,15 @@ def compare(
     rows = _compare_pair(lookup, output_dir, "_lookup", choose_lookup, **given)
     choose = partial(choose_policies, max_tried=AUTO_TRIED if is_quick else MAX_TRIED)
     rows = [
-        *_compare_pair(settings, output_dir, "", choose, ask_what_if=partial(what_if, is_quick=is_quick), **given),
+        *_compare_pair(
+            settings,
+            output_dir,
+            "",
+            choose,
+            ask_what_if=partial(what_if, is_quick=is_quick),
+            lets_run_free=not is_quick,
+            **given,
+        ),
         *(row for row in rows if row.family != "autoregressive"),
     ]
     write_report(output_dir, COMPARISON, rows)
@@ -144,8 +153,10 @@ def _compare_pair(
     effort: Effort | None,
     progress: Stages,
     ask_what_if: Callable[..., WhatIf] | None = None,
+    lets_run_free: bool = False,
 ) -> list[ComparedPolicy]:
-    """The comparison with one draft. ask_what_if: asks of traces and latencies what other costs would have brought."""
+    """The comparison with one draft. ask_what_if: asks of traces and latencies what other costs would have brought.
+    lets_run_free: whether drafts go on until the verdict comes where that is predicted to pay."""
     from executor.pair import Session
     from executor.recording.recorder import record, record_run
     from executor.recording.schedule import in_blocks, make_requests
@@ -171,6 +182,12 @@ def _compare_pair(
             changed = [ablate(usable, latency, families[temperature]) for temperature, usable in by_temperature.items()]
             write_report(output_dir, ABLATION, [row for rows in changed for row in rows])
         families = {temperature: without_losing_predictor(chosen) for temperature, chosen in families.items()}
+        if lets_run_free:
+            with progress("letting drafts run free") as report:
+                families = {
+                    temperature: with_free_drafts(families[temperature], usable, latency, progress=report)
+                    for temperature, usable in by_temperature.items()
+                }
         policies = list(dict.fromkeys(choice.policy for chosen in families.values() for choice in chosen.values()))
         measuring = replace(
             settings,

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.tuning.measured import Measured
 from analysis.tuning.search import Axis, Family
-from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging
+from sim.decoding.policies.overlapped.outcome_hedging import Choice, OutcomeHedging
 from sim.decoding.policies.overlapped.pearl import Pearl
 from sim.decoding.policies.overlapped.saguaro import FanOut, Saguaro
 from sim.decoding.policies.overlapped.specbranch import OnMiss, SpecBranch
@@ -19,7 +19,7 @@ from sim.decoding.policies.serial.confidence_stop import ConfidenceSignal, Confi
 from sim.decoding.policies.serial.fixed_length import FixedLength
 from sim.decoding.policies.serial.product_rule import ProductRule
 
-_BRANCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_BRANCHES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 _FANOUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 _REACHES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # `least_reach`
 _TENTHS = tuple(round(0.05 * step, 2) for step in range(21))
@@ -191,9 +191,11 @@ def outcome_hedging(measured: Measured) -> Family:
         for length in _near(lengths, measured.reach(count) - 1)
         for serial in _near(lengths, 0, measured.serial_length)
     ]
+    choices = tuple((hedges, measured.rank_decay) for hedges in (Choice.HEAVIEST, Choice.UNIFORM, Choice.FRONTIER))
     axes = (
         _length_axis("draft_length", lengths, measured),
         Axis.of("max_branches", counts, limit=AS_MANY_AS_TRIED),
+        Axis(settings=("hedges", "rank_decay"), values=choices, is_choice=True),
         _length_axis("serial_length", lengths, measured),
         Axis.of("least_reach", _REACHES),
         Axis(settings=("intercept", "slope"), values=curves, is_choice=True),

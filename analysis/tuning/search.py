@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,14 @@ class Family:
                 for moved in first.next_to(policy):
                     yield from second.next_to(moved)
 
+    def far_neighbours(self, policy: Policy) -> Iterator[Policy]:
+        """Any step along one axis with one step on another (a draft longer by one with a quarter of the branches): out of an
+        optimum of `neighbours` alone."""
+        ordered = [axis for axis in self.axes if not axis.is_choice]
+        for first, second in itertools.permutations(ordered, 2):
+            for moved in first.next_to(policy):
+                yield from filter(self.is_allowed, second.neighbours(moved))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
@@ -113,7 +122,8 @@ class Chosen:
 
 
 def tune(family: Family, measure: Measure, *, max_tried: int = MAX_TRIED) -> Chosen:
-    """The fastest policy of a family: the best start, then whatever neighbour is better, until none is.
+    """The fastest policy of a family: the best start, then whatever neighbour is better, until none is,
+    near or far.
 
     measure: (policies) -> (policies,) predicted tokens/s. max_tried: the search ends there, its starts are tried in any case.
     Of equally fast policies the one that was tried first is chosen. A pattern search (Hooke and Jeeves 1961, doi:10.1145/
@@ -122,14 +132,20 @@ def tune(family: Family, measure: Measure, *, max_tried: int = MAX_TRIED) -> Cho
     """
     speeds: dict[Policy, float] = {}
     expanded: set[Policy] = set()
+    left: set[Policy] = set()  # local optima whose far neighbours were tried
     waiting = list(filter(family.is_allowed, dict.fromkeys(family.starts)))
     while waiting:
         speeds |= zip(waiting, measure(waiting).tolist(), strict=True)
-        best = sorted(speeds, key=lambda policy: -speeds[policy])[:_BEAM]
+        best = _leading(speeds)
         around = [policy for policy in best if policy not in expanded]
         expanded.update(around)
         neighbours = dict.fromkeys(near for policy in around for near in family.neighbours(policy))
         waiting = [policy for policy in neighbours if policy not in speeds][: max(0, max_tried - len(speeds))]
+        if not waiting:
+            leaving = [policy for policy in best if policy not in left]
+            left.update(leaving)
+            away = dict.fromkeys(far for policy in leaving for far in family.far_neighbours(policy))
+            waiting = [policy for policy in away if policy not in speeds][: max(0, max_tried - len(speeds))]
     policy = max(speeds, key=lambda policy: speeds[policy])
     limits = tuple(
         f"{' and '.join(axis.settings)} at {_in_words(axis.value_of(policy))}: {axis.limit}"
@@ -137,6 +153,14 @@ def tune(family: Family, measure: Measure, *, max_tried: int = MAX_TRIED) -> Cho
         if axis.is_at_limit(policy)
     )
     return Chosen(policy=policy, tokens_per_s=speeds[policy], num_tried=len(speeds), limits=limits)
+
+
+def _leading(speeds: Mapping[Policy, float]) -> list[Policy]:
+    """The best few, of equally fast ones the first alone (more branches than there are ranks to hit change nothing)."""
+    by_speed: dict[float, Policy] = {}
+    for policy, speed in speeds.items():
+        by_speed.setdefault(round(speed, 9), policy)
+    return [by_speed[speed] for speed in sorted(by_speed, reverse=True)[:_BEAM]]
 
 
 def _in_words(value: tuple[Any, ...]) -> str:
