@@ -99,7 +99,7 @@ def _killed(folder: Path, command: tuple[str, ...], rng: random.Random) -> bool:
     assert "Traceback" not in error
     check_nothing_is_left(process.pid)
     assert process.returncode in ((0, -number, 128 + number) if is_killed else (0,)), error
-    if is_killed and is_all and number == signal.SIGKILL:  # nobody was left who could clear up
+    if is_killed and number == signal.SIGKILL:  # perhaps nobody was left who could clear up
         for place in filter(Path.exists, places):
             os.utime(place, (0, 0))  # a young one might just be being made
         place, lock = make_meeting_place()
