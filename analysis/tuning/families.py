@@ -157,7 +157,8 @@ def specbranch(
         )
         for count in counts
         if count in (1, 2, 4, 8, 16)
-        for length in _near(lengths, measured.reach(count) - 1)
+        # A draft that is sure of itself has one branch, however many it may have.
+        for length in _near(lengths, *(measured.reach(rows) - 1 for rows in {count, count if is_fixed_count else 1}))
         for signal, epsilon in _first_rules(measured)
         for on_miss, prior in ((OnMiss.OVERLAP, 0), *((OnMiss.SERIAL, prior) for prior in serial))
     ]
