@@ -16,7 +16,7 @@ from executor.pair import Session
 from executor.request import Request
 from sim.decoding.policies.catalog import parse_policy
 from tests.settings import pair_settings
-from traces.schema import Sampling
+from traces.schema import Rule, Sampling
 
 
 def _broken(folder: Path, role: str, value: float) -> str:
@@ -58,6 +58,19 @@ def test_branches_of_a_broken_draft_are_an_error_too_and_close_the_session(tmp_p
             session.run(request, parse_policy("outcome_hedging:max_branches=4"))
         with pytest.raises(ExecutorError, match="start a new session"):
             session.run(request, parse_policy("autoregressive"))
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+@pytest.mark.parametrize("rule", [Rule.RATIO, Rule.POINT_MASS])
+def test_the_rules_of_engines_refuse_them_too(tmp_path: Path, role: str, rule: Rule) -> None:
+    """They run both models in this process, and decide by sums of probabilities."""
+    folder = _broken(tmp_path / "broken", role, math.nan)
+    request = Request(prompt_id="p", tokens=(5, 6, 7), max_new_tokens=12, sampling=Sampling(1.0))
+    with (
+        Session(pair_settings(capacity=128, rule=rule, **{role: folder})) as session,
+        pytest.raises(ExecutorError, match=rf"the {role}'s logits after position \d+ hold nan in float32"),
+    ):
+        session.run(request, parse_policy("fixed_length:draft_length=3"))
 
 
 def test_the_position_is_that_of_the_newest_token_before_the_bad_row() -> None:

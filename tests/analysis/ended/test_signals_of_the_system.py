@@ -63,3 +63,18 @@ def test_a_failure_inside_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr("traces.folder.run.read_run", fail)
     assert call("calibrate", "--run", str(tmp_path)) == 1
+
+
+def test_what_a_command_starts_leaves_the_working_folder_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Libraries start Python processes of their own, whose path would begin with that folder."""
+
+    def look(path: object) -> NoReturn:
+        seen.append(os.environ.get("PYTHONSAFEPATH"))
+        raise ValueError("enough")
+
+    seen: list[str | None] = []
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setattr("traces.folder.run.read_run", look)
+    assert call("calibrate", "--run", str(tmp_path)) == 1
+    assert seen == ["1"]
+    assert "PYTHONSAFEPATH" not in os.environ

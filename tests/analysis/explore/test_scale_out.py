@@ -58,13 +58,16 @@ def slow_square(number: int, folder: str) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
-def test_workers_run_no_file_of_the_working_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_workers_run_no_file_of_the_working_folder(is_ahead: bool, tmp_path: Path) -> None:
     """Also where a user's own program starts them: the folder is theirs, and may hold any names."""
     for name in ("analysis", "numbers", "selectors", "queue"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the users file ran')")
     script = (
-        "from analysis.explore.work.scale_out import Workers, run_tasks\n"
-        "print(sorted(run_tasks(pow, [(2, 3), (3, 2)], Workers(count=2))))\n"
+        "from analysis.explore.work.scale_out import Workers, run_tasks, starting\n"
+        f"with starting(pow, Workers(count=2 if {is_ahead} else 1)) as ready:\n"
+        "    ready()\n"
+        "    print(sorted(run_tasks(pow, [(2, 3), (3, 2)], Workers(count=2))))\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
     done = subprocess.run(
