@@ -169,6 +169,7 @@ def _with(data: dict[str, Any], place: list[str | int], value: object) -> dict[s
         (["fits", "verify", "error"], NAN),
         (["fits", "draft", "ratios"], [9.0]),
         (["fits", "draft", "ratios"], [0.0]),
+        (["fits", "draft", "ratios"], [-1.0, 3.0]),
         (["fits", "verify", "widths"], [[-1, 1.0]]),
         (["fits", "verify", "widths"], [[8, 1.0], [1, 1.0]]),
         (["fits", "verify", "widths"], [[1, 1.0], [10**9, 1.0]]),

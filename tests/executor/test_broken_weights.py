@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_the_rules_of_engines_refuse_them_too(tmp_path: Path, role: str, rule: R
     folder = _broken(tmp_path / "broken", role, math.nan)
     request = Request(prompt_id="p", tokens=(5, 6, 7), max_new_tokens=12, sampling=Sampling(1.0))
     with (
-        Session(pair_settings(capacity=128, rule=rule, **{role: folder})) as session,
+        Session(replace(pair_settings(capacity=128, **{role: folder}), rule=rule)) as session,
         pytest.raises(ExecutorError, match=rf"the {role}'s logits after position \d+ hold nan in float32"),
     ):
         session.run(request, parse_policy("fixed_length:draft_length=3"))
