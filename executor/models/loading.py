@@ -81,7 +81,14 @@ def follow_rules(engine: Engine, pair: PairSettings) -> Engine:
     if config is None or pair.ignores_generation_config:
         return engine
     warn_of_ignored(pair.target, config)
-    rules = rules_of(config, source.eos_token_ids(), engine.device)
+    try:
+        rules = rules_of(config, source.eos_token_ids(), engine.device)
+    except (ValueError, TypeError, LookupError) as error:
+        asked = ", ".join(f"{name}={getattr(config, name)!s:.60}" for name in asked_of(config))
+        raise ModelError(
+            f"the generation_config of {pair.target} asks for {asked}, of which one cannot be applied ({error}): mend the "
+            "file, or ask for plain decoding with --ignore-generation-config."
+        ) from error
     if rules and isinstance(engine, ResidentEngine):  # its steps are graphs, which know no sequence
         asked = ", ".join(f"{name}={getattr(config, name)}" for name in asked_of(config))
         raise ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -47,18 +48,32 @@ NOT_APPLIED = (  # they depend on where the prompt ends, on other sequences, on 
     "epsilon_cutoff",
     "eta_cutoff",
 )
-_NEUTRAL: tuple[object, ...] = (None, False, 0, 1, [], {})
+_FACTORS = (  # which change nothing where they are 1, and are wrong where they are 0
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "guidance_scale",
+    "typical_p",
+    "num_beams",
+    "num_beam_groups",
+)
 
 
 def rules_of(config: GenerationConfig, eos_ids: Sequence[int], device: torch.device) -> LogitsProcessorList:
-    """The processors of a generation config that depend on the sequence alone, transformers' own; may be empty."""
-    given: dict[str, Any] = {name: value for name in APPLIED if (value := getattr(config, name, None)) not in _NEUTRAL}
+    """The processors of a generation config that depend on the sequence alone, transformers' own; may be empty.
+
+    Raises ValueError or TypeError for a value that they cannot take.
+    """
+    given: dict[str, Any] = {name: getattr(config, name) for name in asked_of(config)}
     ends: Any = torch.tensor(list(eos_ids), device=device) if eos_ids else None
     rules = LogitsProcessorList()
     for name, value in given.items():
         if name == "sequence_bias":
+            if not all(math.isfinite(bias) for _, bias in value):
+                raise ValueError(f"a bias that is no finite number, among {value!s:.60}")
             rules.append(logits_process.SequenceBiasLogitsProcessor(value))
         elif name == "repetition_penalty":
+            if not math.isfinite(value):
+                raise ValueError(f"a penalty of {value}")
             rules.append(logits_process.RepetitionPenaltyLogitsProcessor(float(value)))
         elif name == "no_repeat_ngram_size":
             rules.append(logits_process.NoRepeatNGramLogitsProcessor(value))
@@ -88,8 +103,10 @@ def warn_of_ignored(name: str, config: GenerationConfig) -> None:
 
 
 def _is_set(name: str, value: object) -> bool:
-    """Whether a setting asks for something; a token may have the id 0 or 1."""
-    return value is not None if name.endswith("token_id") else value not in _NEUTRAL
+    """Whether a setting asks for something: a token may have the id 0 or 1, and a factor of 1 asks for nothing."""
+    if name in _FACTORS:
+        return value is not None and value != 1
+    return value is not None if name.endswith("token_id") else value not in (None, False, 0, [], {})
 
 
 class RuledEngine:

@@ -72,9 +72,10 @@ class HuggingFaceSource:
         """Of the generation config if there is one, else of the model config."""
         config = self.generation_config()
         ids = getattr(self._config, "eos_token_id", None) if config is None else config.eos_token_id
-        if ids is None:
-            return ()
-        return (ids,) if isinstance(ids, int) else tuple(ids)
+        found = () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+        if not all(isinstance(token, int) for token in found):
+            raise ModelError(f"{self._path}: eos_token_id must be a token's number, or several, but is {ids!r:.60}.")
+        return found
 
     def generation_config(self) -> GenerationConfig | None:
         """How its makers decode with it; None where they do not say."""

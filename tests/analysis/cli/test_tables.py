@@ -88,6 +88,30 @@ def test_speeds_name_their_policies_and_their_doubt(console: Console) -> None:
     assert "28 of 480 requests ran beside other load" in " ".join(_printed(console).split())
 
 
+def test_numbers_that_take_all_the_room_leave_the_names_whole() -> None:
+    """The name is the last to be cut: where not all fits, numbers go into a second line."""
+    speeds = [
+        Speed(
+            policy=label,
+            temperature=0.0001,
+            tokens_per_s=1234567.8,
+            interval=(1111111.4, 1333333.4),
+            speedup=1234.567,
+            speedup_interval=(1111.1, 1313.35),
+            num_prompts=600000,
+            num_requests=120,
+            num_unclean=0,
+            tokens_per_target_forward=3.217,
+        )
+        for label in LABELS
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    print_speeds(console, "Measured", speeds, adjusted=speeds)
+    words = _printed(console).replace(",", " ").split()
+    assert {label.partition(":")[0] for label in LABELS} <= set(words)
+    assert max(map(len, _printed(console).splitlines())) <= 80
+
+
 def test_validations_name_their_policies(console: Console) -> None:
     checks = [
         PolicyCheck(

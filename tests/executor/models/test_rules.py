@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -68,6 +69,7 @@ RULES: list[dict[str, Any]] = [
     {"no_repeat_ngram_size": 2},
     {"suppress_tokens": [10, 11, 12, 13, 32, 199, 220]},
     {"bad_words_ids": [[5], [10, 11]]},
+    {"no_repeat_ngram_size": 1},
     {"sequence_bias": [[[7], 4.0], [[6, 7], -5.0]]},
     {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "suppress_tokens": [200, 201]},
 ]
@@ -109,6 +111,9 @@ def test_a_least_length_keeps_the_end_away(tmp_path: Path) -> None:
         {"encoder_repetition_penalty": 1.2},
         {"exponential_decay_length_penalty": [5, 1.1]},
         {"stop_strings": ["x"]},
+        {"token_healing": True},
+        {"min_new_tokens": 1},
+        {"encoder_no_repeat_ngram_size": 1},
     ],
     ids=lambda rules: next(iter(rules)),
 )
@@ -121,6 +126,33 @@ def test_what_is_not_applied_is_named(tmp_path: Path, rules: dict[str, Any]) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         follow_rules(engine, PairSettings(target=target, ignores_generation_config=True))
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ({"repetition_penalty": -1.0}, r"repetition_penalty=-1\.0, of which one cannot be applied"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0"),
+        ({"repetition_penalty": "big"}, "repetition_penalty=big"),
+        ({"repetition_penalty": math.inf}, "a penalty of inf"),
+        ({"suppress_tokens": "x"}, "suppress_tokens=x"),
+        ({"bad_words_ids": [5]}, "bad_words_ids"),
+        ({"no_repeat_ngram_size": 1.5}, "no_repeat_ngram_size=1.5"),
+        ({"min_length": "a"}, "min_length=a"),
+        ({"sequence_bias": [[[5], math.nan]]}, "sequence_bias.*no finite number"),
+        ({"eos_token_id": [0, "a"]}, r"eos_token_id must be a token's number, or several, but is \[0, 'a'\]"),
+        ({"eos_token_id": "x"}, "eos_token_id"),
+    ],
+    ids=str,
+)
+def test_rules_that_are_none_are_refused_by_model_and_value(tmp_path: Path, rules: dict[str, Any], told: str) -> None:
+    """In one line, and not later as logits that are no numbers, which the weights would be blamed for."""
+    target = _folder(tmp_path / "target", "target", **rules)
+    engine = load_engine(target, EngineSettings(capacity=64))
+    with pytest.raises(ModelError, match=told) as refusal:
+        follow_rules(engine, PairSettings(target=target))
+    assert target in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_resident_engine_refuses_by_name_what_it_cannot_follow(tmp_path: Path) -> None:
