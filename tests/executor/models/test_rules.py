@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from executor.loop import run_request
-from executor.models.engines.ruled import NOT_APPLIED
+from executor.models.engines.ruled import NOT_APPLIED, asked_of
 from executor.models.loading import check_vocabularies, follow_rules, load_engine
 from executor.models.names import resolve_model
 from executor.models.settings import EngineKind, EngineSettings, PairSettings
@@ -69,7 +69,6 @@ RULES: list[dict[str, Any]] = [
     {"no_repeat_ngram_size": 2},
     {"suppress_tokens": [10, 11, 12, 13, 32, 199, 220]},
     {"bad_words_ids": [[5], [10, 11]]},
-    {"no_repeat_ngram_size": 1},
     {"sequence_bias": [[[7], 4.0], [[6, 7], -5.0]]},
     {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "suppress_tokens": [200, 201]},
 ]
@@ -88,6 +87,11 @@ def test_rules_give_the_tokens_of_generate(tmp_path: Path, rules: dict[str, Any]
     plain = PairSettings(target=target, draft=pair.draft, engine=pair.engine, ignores_generation_config=True)
     neutral = dict.fromkeys(rules)
     assert _decode(plain, POLICIES[0]) == _generate(target, **neutral)
+
+
+def test_a_factor_of_1_asks_for_nothing_and_an_ngram_of_1_does() -> None:
+    config = GenerationConfig(repetition_penalty=1.0, no_repeat_ngram_size=1, suppress_tokens=[0])
+    assert asked_of(config) == ["no_repeat_ngram_size", "suppress_tokens"]
 
 
 def test_a_least_length_keeps_the_end_away(tmp_path: Path) -> None:
