@@ -48,7 +48,7 @@ def measured_settings(traces: Sequence[RequestTrace], latency: LatencyModel) -> 
         "guess_by": ConfidenceSignal.MARGIN,
         "intercept": intercept,
         "slope": slope,
-        "least_reach": round(TYPICAL_SPEEDUP * measured.marginal_verify, 3),
+        "least_reach": min(1.0, round(TYPICAL_SPEEDUP * measured.marginal_verify, 3)),
         "acceptance": min(0.95, round(measured.alpha, 3)),
         "rank_decay": measured.rank_decay,
     }
