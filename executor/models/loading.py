@@ -20,7 +20,9 @@ from executor.models.sources.random_shape import RandomSource
 from executor.models.stored.distilled import is_distilled
 from executor.models.stored.gguf_files import local_path
 from executor.resident.engine import ResidentEngine
+from traces.schema import Sampling
 
+_SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 MIN_SHARED = 0.9  # of the target's tokens: two models of one family differ in a few special ones
 
 
@@ -97,6 +99,32 @@ def follow_rules(engine: Engine, pair: PairSettings) -> Engine:
         )
     has_own_law = isinstance(engine, PromptLookupEngine)  # a lookup proposes one token, whatever the law
     return RuledEngine(engine, rules) if rules and not has_own_law else engine
+
+
+def sampling_of(target: str | Path, *, trusts_remote_code: bool = False) -> Sampling:
+    """How a model's makers sample from it: temperature (0 where they do not sample), top-k and top-p of its generation_config.
+
+    What the file leaves open is 1, all and all: no default of a library's. Raises ModelError where it says nothing of them.
+    """
+    source = source_of(target, trusts_remote_code=trusts_remote_code)
+    config = source.generation_config() if isinstance(source, HuggingFaceSource) else None
+    given = {name: getattr(config, name, None) for name in ("do_sample", "temperature", "top_k", "top_p")}
+    if all(value is None for value in given.values()):
+        raise ModelError(
+            f"{target} has no generation_config that says how to sample: leave --model-sampling out and give --temperature."
+        )
+    samples = given["do_sample"] if given["do_sample"] is not None else given["temperature"] is not None
+    if not samples:
+        return Sampling(0.0)
+    values: list[Any] = [
+        default if given[name] is None else given[name] for name, default in _SAMPLING_DEFAULTS.items()
+    ]
+    try:
+        return Sampling(float(values[0]), int(values[1]), float(values[2]))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"the generation_config of {target} cannot be followed ({error}): give --temperature."
+        ) from error
 
 
 def check_vocabularies(

@@ -119,6 +119,12 @@ def record(
             "point_mass (their greedy draft). The last two run serial policies, in one process."
         ),
     ] = "shared",
+    model_sampling: Annotated[
+        bool,
+        typer.Option(
+            "--model-sampling", help="Sample as the target's generation_config says: temperature, top-k, top-p."
+        ),
+    ] = False,
     ignore_generation_config: IgnoreGenerationConfig = False,
     allow_vocab_difference: AllowVocabDifference = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -145,6 +151,7 @@ def record(
     from analysis.cli.progress import progress_bar
     from analysis.cli.tables import print_doubt, print_reason, print_speeds
     from analysis.tuning.auto import is_auto
+    from executor.models.loading import sampling_of
     from executor.models.settings import EngineSettings, PairSettings, parse_engine, parse_transport
     from executor.recording.recorder import record_run
     from executor.recording.settings import DecodingSettings, PromptSettings, RecordSettings
@@ -153,6 +160,12 @@ def record(
     from traces.metrics.speeds import doubt_of, measured_speeds
 
     defaults = DecodingSettings()
+    temperatures = tuple(temperature or defaults.temperatures)
+    if model_sampling:
+        if temperature or top_k or top_p != 1:
+            raise ValueError("--model-sampling takes temperature, top-k and top-p from the model; give it or those.")
+        sampling = sampling_of(target, trusts_remote_code=trust_remote_code)
+        temperatures, top_k, top_p = (sampling.temperature,), sampling.top_k, sampling.top_p
     settings = RecordSettings(
         pair=PairSettings(
             target=target,
@@ -175,7 +188,7 @@ def record(
         ),
         decoding=DecodingSettings(
             policies=tuple(policy or defaults.policies),
-            temperatures=tuple(temperature or defaults.temperatures),
+            temperatures=temperatures,
             top_k=top_k,
             top_p=top_p,
             max_new_tokens=max_new_tokens,

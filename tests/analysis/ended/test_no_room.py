@@ -21,7 +21,8 @@ from traces.folder.audit import audit
 from traces.folder.run import read_run
 
 NOBODY = 65534
-TRAFFIC = ("--request-rate", "4", "--prompt-tokens", "50", "--output-tokens", "20", "--acceptance", "0.75,0.55,0.42")
+TRAFFIC = ("--request-rate", "4", "--prompt-tokens", "50", "--output-tokens", "20", "--acceptance", "0.75")
+SHORT = ("--num-prompts", "100", "--max-length", "1", "--precision", "0.9", "--goodput", "ttft:500 tpot:20")
 HARDWARE = ("--target", "llama-3.1-8b", "--draft", "llama-68m", "--hardware", "h100")
 COMMANDS = {
     "calibrate": ("calibrate", "--run", "RUN", "--output", "OUT/new.json"),
@@ -29,7 +30,7 @@ COMMANDS = {
     "simulate": ("simulate", "--run", "RUN", "--policy", "pearl:draft_length=2", "--output-dir", "OUT/new"),
     "report": ("report", "RUN", "--output", "OUT/new.html"),
     "timeline": ("timeline", "RUN", "--output", "OUT/new.json"),
-    "plan": ("plan", *TRAFFIC, "--output-dir", "OUT/new"),
+    "plan": ("plan", *TRAFFIC, *SHORT, "--output-dir", "OUT/new"),
     "roofline": ("roofline", *HARDWARE, "--output", "OUT/new.json"),
 }
 

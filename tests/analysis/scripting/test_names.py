@@ -25,7 +25,17 @@ COMMANDS = {
     "report": "analysis.cli.reporting.report",
 }
 # What only a terminal has, or a script has in another way.
-ONLY_OPTIONS = {"as_json", "sweep", "sweep_batch", "bench", "top", "check", "fit_k", "fit_concurrency"}
+ONLY_OPTIONS = {
+    "as_json",
+    "sweep",
+    "sweep_batch",
+    "model_sampling",
+    "bench",
+    "top",
+    "check",
+    "fit_k",
+    "fit_concurrency",
+}
 ONLY_ARGUMENTS = {"progress"}
 RENAMED = {"link_latency": "link_latency_ms"}
 PLURALS = {

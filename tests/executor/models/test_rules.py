@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from executor.loop import run_request
 from executor.models.engines.ruled import NOT_APPLIED, asked_of
-from executor.models.loading import check_vocabularies, follow_rules, load_engine
+from executor.models.loading import check_vocabularies, follow_rules, load_engine, sampling_of
 from executor.models.names import resolve_model
 from executor.models.settings import EngineKind, EngineSettings, PairSettings
 from executor.models.sources.base import ModelError
@@ -157,6 +157,36 @@ def test_rules_that_are_none_are_refused_by_model_and_value(tmp_path: Path, rule
         follow_rules(engine, PairSettings(target=target))
     assert target in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "sampling"),
+    [
+        ({"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}, Sampling(0.7, 20, 0.8)),
+        ({"temperature": 0.6}, Sampling(0.6)),
+        ({"do_sample": True}, Sampling(1.0)),  # what a file leaves open is no library's default of 50
+        ({"do_sample": False, "temperature": 0.7}, Sampling(0.0)),
+        ({"do_sample": True, "top_p": 0.95}, Sampling(1.0, 0, 0.95)),
+    ],
+    ids=str,
+)
+def test_a_models_own_sampling_can_be_asked_for(tmp_path: Path, rules: dict[str, Any], sampling: Sampling) -> None:
+    assert sampling_of(_folder(tmp_path / "target", "target", **rules)) == sampling
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ({}, "says how to sample: .* give --temperature"),
+        ({"temperature": 1e9}, "temperature must .* give --temperature"),
+    ],
+    ids=str,
+)
+def test_a_model_that_says_nothing_of_sampling_is_refused(tmp_path: Path, rules: dict[str, Any], told: str) -> None:
+    target = _folder(tmp_path / "target", "target", **rules)
+    with pytest.raises(ModelError, match=told) as refusal:
+        sampling_of(target)
+    assert target in str(refusal.value)
 
 
 def test_the_resident_engine_refuses_by_name_what_it_cannot_follow(tmp_path: Path) -> None:
