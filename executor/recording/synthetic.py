@@ -59,4 +59,4 @@ def _model_of(label: str) -> AcceptanceModel:
     try:
         return Geometric(**parse_acceptance(label, {"geometric": GEOMETRIC_SETTINGS})[1])
     except ValueError as error:
-        raise ValueError(f"{error} A run's own acceptance is run:FOLDER.") from None
+        raise ValueError(f"{error} Write geometric:alpha=0.8, or run:FOLDER for a run's own acceptance.") from None

@@ -116,6 +116,7 @@ def test_ends_are_found_in_order() -> None:
     assert ends.find(2, [3, 4, 9]) == (3, FinishReason.EOS)
 
 
+@pytest.mark.long
 @TRANSPORTS
 @pytest.mark.usefixtures("real_sessions")
 def test_a_killed_worker_is_one_clear_error_and_leaves_nothing_behind(transport: str) -> None:
@@ -160,6 +161,7 @@ def test_a_hanging_worker_is_stopped_in_time(transport: str) -> None:
     assert not _exists(pid)
 
 
+@pytest.mark.long
 @TRANSPORTS
 def test_a_worker_ends_when_its_parent_is_gone(transport: str) -> None:
     import subprocess

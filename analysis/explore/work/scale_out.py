@@ -60,10 +60,8 @@ def run_tasks(
     from joblib import Parallel, delayed
 
     _hush_manager()
-    parent = os.getpid() if workers.backend == "processes" else None
     sent = map(_ByValue.of, tasks) if own_modules() else tasks
-    place = _meeting_place() if parent is not None else None
-    calls = (delayed(_numbered)(function, index, task, parent, place) for index, task in enumerate(sent))
+    calls = (delayed(_numbered)(function, index, task) for index, task in enumerate(sent))
     with _backend(workers) as settings:
         # One task a batch and all of them handed over at once: tasks are long, and a cluster may grow meanwhile.
         parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all", **settings)
@@ -80,12 +78,9 @@ def starting(function: Callable[..., object], workers: Workers) -> Iterator[Call
         return
     from joblib import Parallel, delayed
 
-    place = _meeting_place()
-    parallel = Parallel(
-        n_jobs=workers.count, backend="loky", batch_size=1, return_as="generator_unordered", temp_folder=place
-    )
+    parallel = Parallel(batch_size=1, return_as="generator_unordered", **_processes(workers.count))
     with safe_children():
-        ready = parallel(delayed(_name_of)(function, os.getpid(), place) for _ in range(workers.count))
+        ready = parallel(delayed(_name_of)(function) for _ in range(workers.count))
     try:
         yield lambda: deque(ready, maxlen=0).clear()
     finally:
@@ -112,20 +107,13 @@ class _ByValue:
         return pickle.loads(self.data)  # from this program's own processes
 
 
-def _name_of(function: Callable[..., object], parent: int, place: str | None) -> str:
-    _follow(parent, place)
+def _name_of(function: Callable[..., object]) -> str:
     return function.__name__  # to receive a function is to import its module
 
 
 def _numbered(
-    function: Callable[..., ResultT],
-    index: int,
-    task: tuple[Any, ...] | _ByValue,
-    parent: int | None,
-    place: str | None,
+    function: Callable[..., ResultT], index: int, task: tuple[Any, ...] | _ByValue
 ) -> tuple[int, ResultT | _ByValue]:
-    if parent is not None:
-        _follow(parent, place)
     if isinstance(task, _ByValue):
         return index, _ByValue.of(function(*task.value()))
     return index, function(*task)
@@ -162,9 +150,15 @@ def _hush_manager() -> None:
     threading.excepthook = hook
 
 
-@cache
+def _processes(count: int) -> dict[str, Any]:
+    """Settings of `joblib.Parallel` for processes of this machine, which follow this one from their start on."""
+    place = _meeting_place()
+    follow = {"initializer": _follow, "initargs": (os.getpid(), place)}
+    return {"n_jobs": count, "backend": "loky", "temp_folder": place, **follow}
+
+
 def _follow(parent: int, place: str | None) -> None:
-    """A parent that was killed stops no worker itself, and clears no place where they met."""
+    """A parent that was killed stops no worker itself, also not one that has no task yet, and clears no place."""
     if place is not None:
         clear_after(Path(place))
     end_with(parent)
@@ -175,7 +169,7 @@ def _backend(workers: Workers) -> Iterator[dict[str, Any]]:
     """Settings of `joblib.Parallel`, while the connection behind them is open."""
     if workers.backend == "processes":
         with safe_children():  # to the end: one that was lost is started anew
-            yield {"n_jobs": workers.count, "backend": "loky", "temp_folder": _meeting_place()}
+            yield _processes(workers.count)
         return
     try:
         from distributed import Client

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from analysis.check.compare import compare
 from analysis.check.comparison import read_comparison
 from analysis.check.validation import read_validation
 from traces.folder.run import read_run
 
 
+@pytest.mark.long
 def test_comparing_from_python_needs_no_progress_and_leaves_a_table_that_can_be_read(tmp_path: Path) -> None:
     rows = compare(tmp_path / "out", temperatures=(1.0,), num_prompts=2, max_new_tokens=24, is_quick=True)
     assert {"autoregressive", "fixed_length", "pearl", "outcome_hedging", "prompt_lookup"} <= {

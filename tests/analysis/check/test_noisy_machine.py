@@ -36,6 +36,7 @@ def _validated(folder: Path, latency: FittedLatency, path: SpeedPath) -> Validat
     return validate(new, noisy.recorded, known, machine=machine, spread=spread)
 
 
+@pytest.mark.long
 def test_what_the_machine_does_is_no_error_of_latencies(latency: FittedLatency, tmp_path: Path) -> None:
     found = _validated(tmp_path / "run", latency, lambda time_s: 1 + 0.3 * float(np.sin(2 * np.pi * time_s / 8)))
     assert found.drift_range is not None
@@ -52,6 +53,7 @@ def test_what_the_machine_does_is_no_error_of_latencies(latency: FittedLatency, 
     assert found.rounds_identical
 
 
+@pytest.mark.long
 def test_a_machine_that_jumps_from_request_to_request_earns_no_claim(latency: FittedLatency, tmp_path: Path) -> None:
     speeds = np.exp(0.35 * np.random.default_rng(1).standard_normal(4096))
     found = _validated(tmp_path / "run", latency, lambda time_s: float(speeds[int(time_s * 7) % 4096]))

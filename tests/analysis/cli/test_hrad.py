@@ -67,6 +67,7 @@ def test_evaluate_prints_the_baselines_and_writes_a_page(folder: Path) -> None:
     assert "us after a verification of" in page
 
 
+@pytest.mark.long
 def test_ablate_judges_a_predictor_for_each_number_of_blocks_on_the_same_positions(folder: Path) -> None:
     options = ("--data", "data", "--prompts", "other.jsonl", "--layers", "1", "--layers", "2", "--num-epochs", "2")
     output = _call("ablate", folder, *options, "--output-dir", str(folder / "ablated"), "--num-prompts", "6")

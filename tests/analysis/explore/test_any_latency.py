@@ -91,6 +91,7 @@ def test_an_exploration_that_was_cut_short_goes_on_with_the_same_model_only(run_
     assert explore_study(run_dir, tmp_path / "out", STUDY, latency=Toy(draft_s=0.25)).num_reused_tasks == 1
 
 
+@pytest.mark.long
 def test_its_figures_ask_for_the_model_again(run_dir: Path, tmp_path: Path) -> None:
     explore_study(run_dir, tmp_path / "explored", STUDY, latency=Toy(draft_s=0.25), is_sensitive=False)
     with pytest.raises(ValueError, match="a latency model that has no file; give it as latency"):

@@ -213,6 +213,7 @@ def test_the_first_place_is_as_sure_as_the_prompts_allow(grid: Exploration) -> N
     assert ranking.gain_interval[0] <= ranking.gain <= ranking.gain_interval[1]
 
 
+@pytest.mark.long
 def test_optuna_comes_within_a_percent_of_the_grid(run_dir: Path, tmp_path: Path, grid: Exploration) -> None:
     assert grid.num_policies == 457
     study = replace(GRID, search=Search(kind="tpe", trials=200))
@@ -273,6 +274,7 @@ def test_the_pareto_front_is_what_nothing_beats() -> None:
         assert found[row] == (not is_beaten)
 
 
+@pytest.mark.long
 def test_a_killed_exploration_goes_on_and_gives_the_same(run_dir: Path, tmp_path: Path) -> None:
     study = {
         "policies": [

@@ -94,6 +94,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("made-up") / "run", num_requests=8)
 
 
+@pytest.mark.long
 def test_a_killed_worker_loses_nothing(cluster: object, tmp_path: Path) -> None:
     tasks = [(number, str(tmp_path)) for number in range(14)]
     dask = Workers(backend="dask", scheduler=cluster.scheduler_address)  # type: ignore[attr-defined]
@@ -110,6 +111,7 @@ def test_a_killed_worker_loses_nothing(cluster: object, tmp_path: Path) -> None:
     assert again, "the killed worker had nothing in hand: the test has shown nothing."
 
 
+@pytest.mark.long
 def test_an_exploration_survives_a_killed_worker_bit_for_bit(
     cluster: object, run_dir: Path, tmp_path: Path, own_labels: list[str]
 ) -> None:

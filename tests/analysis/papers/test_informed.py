@@ -12,6 +12,8 @@ from analysis.papers.informed import ABLATION, EPSILONS, FITTED, InformedTables,
 from analysis.papers.informed_report import informed_record, print_informed
 from analysis.papers.published import Effort
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def tables() -> InformedTables:

@@ -116,6 +116,7 @@ def test_simulation_stands_beside_the_published_numbers_and_says_why_they_differ
     assert "(2.04)" in console.export_text()
 
 
+@pytest.mark.long
 def test_the_command_writes_a_page_a_figure_and_a_summary(tmp_path: Path) -> None:
     folder = tmp_path / "out"
 

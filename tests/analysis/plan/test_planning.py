@@ -71,6 +71,7 @@ def test_capacities_are_compared_in_pairs() -> None:
     assert Capacity(rates=(3.0,)).interval == (0.0, float("inf"))
 
 
+@pytest.mark.long
 def test_speculation_buys_devices_where_the_batch_leaves_room() -> None:
     plan = planned()
     by_name = {each.method.name: each for each in plan.methods}
@@ -89,6 +90,7 @@ def test_speculation_buys_devices_where_the_batch_leaves_room() -> None:
     assert plan.num_devices(by_name["pearl"]) == 2 * (by_name["pearl"].num_replicas or 0)
 
 
+@pytest.mark.long
 def test_a_plan_is_the_same_with_any_number_of_workers() -> None:
     one, two = planned(1), planned(2)
     assert [each.capacity for each in one.methods] == [each.capacity for each in two.methods]
@@ -119,6 +121,7 @@ def test_drafts_shorten_with_the_batch_and_lengthen_with_the_context() -> None:
     assert length_sentence(hopeless) == "Do not speculate: plain decoding is the faster one at every load."
 
 
+@pytest.mark.long
 def test_rules_of_lengths_and_a_shared_draft_are_planned_beside_the_others() -> None:
     settings = replace(
         SETTINGS, rules=("goodput", "moving_average"), shares_draft=True, num_replications=2, max_replications=2
@@ -140,6 +143,7 @@ def test_rules_of_lengths_and_a_shared_draft_are_planned_beside_the_others() -> 
         assert plan.devices_per_replica(shared) == pytest.approx(1 + 1 / shared.num_replicas)
 
 
+@pytest.mark.long
 def test_one_draft_device_does_not_serve_any_number_of_replicas() -> None:
     """Here a draft's token takes as long as the target's, so that two replicas keep its device busy all the time."""
     slow = replace(MACHINE, costs=replace(COSTS, draft=replace(COSTS.target, floor_s=0.01)))

@@ -111,6 +111,7 @@ def test_a_disturbed_and_incomplete_run_says_so_at_the_top(tmp_path: Path) -> No
     assert "No method is shown to beat plain decoding here" in page.text
 
 
+@pytest.mark.long
 def test_a_comparison_tells_what_other_costs_would_bring(tmp_path: Path) -> None:
     """Its tables stand beside the runs' folders."""
     folder = tmp_path / "compared"

@@ -72,6 +72,7 @@ def check_choices(cost_ratio: float, alpha: float, *, step: int, num: int) -> No
     print(f"c = {cost_ratio:g}, alpha = {alpha}: {max(behind.values()):.2%} behind, auto {max(auto.values()):.2%}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("cost_ratio", "alpha", "step"), [(12.0, 0.8, 5), (3.0, 0.65, 2)])
 def test_choices_are_as_good_as_a_coarse_search_of_everything(cost_ratio: float, alpha: float, step: int) -> None:
     check_choices(cost_ratio, alpha, step=step, num=4)
@@ -84,6 +85,7 @@ def test_choices_are_as_good_as_trying_everything(cost_ratio: float, alpha: floa
     check_choices(cost_ratio, alpha, step=int(cost_ratio // 3), num=4)
 
 
+@pytest.mark.long
 def test_thresholds_are_as_good_as_trying_everything(traces: list[RequestTrace]) -> None:
     latency = flat_latency(12.0)
     chosen = choose_policies(traces, latency)
@@ -103,6 +105,7 @@ def test_thresholds_are_as_good_as_trying_everything(traces: list[RequestTrace])
     assert max(behind.values()) <= MOST_BEHIND, behind
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("cost_ratio", "max_tried"), [(3.0, AUTO_TRIED), (16.0, 400)])
 def test_no_method_is_predicted_behind_what_it_contains(
     traces: list[RequestTrace], cost_ratio: float, max_tried: int

@@ -51,6 +51,7 @@ def test_a_widening_changes_verification_alone() -> None:
         LinearVerification(base, -0.1)
 
 
+@pytest.mark.long
 def test_flat_verification_is_found_again_and_a_dear_one_ends_what_pays(tmp_path: object) -> None:
     traces = geometric_traces(0.8, num=3, num_tokens=64)
     dear = LinearVerification(flat_latency(6.0), 0.3)

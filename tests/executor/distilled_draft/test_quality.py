@@ -59,6 +59,7 @@ def test_findings_of_known_answers() -> None:
     assert found.standard_error == pytest.approx(np.sqrt(0.25 + 0.25) / 4)
 
 
+@pytest.mark.long
 def test_a_draft_that_is_its_target_but_for_the_heads_tokens_misses_only_those(tmp_path: Path) -> None:
     target = resolve_model("embedded", "target")
     module = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)

@@ -46,6 +46,7 @@ def pair() -> Iterator[Session]:
         yield opened
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_method_emits_the_tokens_of_plain_decoding(pair: Session, temperature: float) -> None:
     request = Request(

@@ -25,6 +25,8 @@ from executor.models.names import resolve_model
 from executor.models.settings import EngineSettings
 from executor.models.stored.distilled import read_draft_card
 
+pytestmark = pytest.mark.long
+
 VOCAB, LENGTH = 2048, 160
 CHAT = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}</s>\n{% endfor %}"

@@ -125,6 +125,7 @@ def test_a_file_that_does_not_parse_is_one_block() -> None:
     assert [block.text for block in split_into_blocks("def f(:\n  pass\n")] == ["def f(:\n  pass\n"]
 
 
+@pytest.mark.long
 def test_prompts_open_functions_of_their_own_part_alone() -> None:
     texts = {file.relative_path: file.text for file in source_files(Part.HELD_OUT)}
     prompts = held_out_prompts(128)
@@ -150,6 +151,7 @@ def test_too_many_prompts_is_an_error_that_says_how_many_there_are(small_library
         held_out_prompts(10_000, root=small_library)
 
 
+@pytest.mark.long
 def test_quick_training_yields_a_pair_whose_loss_fell(quick_pair: Path, small_library: Path) -> None:
     settings = replace(quick_preset(), library=small_library)
     corpus = read_corpus(

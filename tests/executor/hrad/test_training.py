@@ -19,6 +19,8 @@ from executor.recording.settings import PromptSettings
 from tests.settings import load
 from traces.fits.signals import area_under_curve
 
+pytestmark = pytest.mark.long
+
 
 def _separable(num_prompts: int, purpose: Purpose, seed: int) -> Dataset:
     """Three clouds in eight dimensions, of unequal sizes; signals that say nothing."""

@@ -189,6 +189,7 @@ def packed(request: pytest.FixtureRequest) -> Iterator[Session]:
         yield opened
 
 
+@pytest.mark.long
 @needs_packing
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_every_method_emits_the_tokens_of_plain_decoding(packed: Session, session: Session, temperature: float) -> None:

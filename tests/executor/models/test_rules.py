@@ -74,6 +74,7 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: "+".join(rules))
 @pytest.mark.parametrize("kind", [EngineKind.STATIC, EngineKind.HUGGING_FACE])
 def test_rules_give_the_tokens_of_generate(tmp_path: Path, rules: dict[str, Any], kind: EngineKind) -> None:

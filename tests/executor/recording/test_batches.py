@@ -39,6 +39,7 @@ def test_every_batch_is_timed_on_every_engine(engine: str, tmp_path: Path) -> No
     assert fitted.costs.target.floor_s > 0
 
 
+@pytest.mark.long
 def test_the_command_line_goes_from_a_sweep_to_a_plans_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

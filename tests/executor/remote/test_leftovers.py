@@ -79,6 +79,7 @@ def test_semaphores_of_a_maker_that_is_gone_go_with_its_folder(
     assert sorted(path.name for path in tmp_path.glob("sem.*")) == ["sem.loky-123-a", "sem.mp-12"]
 
 
+@pytest.mark.long
 def test_a_folder_whose_processes_were_all_killed_goes_with_the_next_start() -> None:
     """Parent and worker are killed at once, so that neither can clear up."""
     script = (

@@ -37,6 +37,7 @@ with session:
 """
 
 
+@pytest.mark.long
 @needs_affinity
 def test_one_core_is_shared_without_spinning_and_with_a_word(session: Session) -> None:
     done = subprocess.run(

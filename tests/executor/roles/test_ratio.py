@@ -94,6 +94,7 @@ def test_at_temperature_0_the_tokens_are_those_of_shared_noise(ratio: Session, s
     assert ratio.run(request, FIXED).tokens == session.run(request, FIXED).tokens
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", [Rule.RATIO, Rule.POINT_MASS])
 def test_on_real_weights_sequences_have_the_targets_law(rule: Rule, ratio: Session, point_mass: Session) -> None:
     """Chi-square over all sequences of three tokens, of a law cut to the three best tokens so that every cell is filled. One

@@ -94,6 +94,7 @@ def test_stored_weights_come_back_within_half_a_step_of_their_rows_scale(folder:
         read_draft(folder, table)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_every_policy_emits_the_tokens_of_plain_decoding_and_replays(distilled: Session, temperature: float) -> None:
     prompt = load_prompts("held_out", 1)[0]

@@ -195,6 +195,7 @@ def _assert_nothing_is_left() -> None:
     assert not place.exists() or not list(place.iterdir())
 
 
+@pytest.mark.long
 def test_smollm2_answers() -> None:
     """The real model, where it has been fetched."""
     try:
