@@ -186,7 +186,6 @@ LABELS = [
 ]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_tokens_are_those_of_plain_decoding_and_rounds_those_of_replay_and_engine(
     lookup_session: Session, temperature: float
