@@ -68,11 +68,11 @@ FULL = DemoSize(
     num_recorded=32,
     num_timed=12,
     num_measured=60,
-    max_s=118.0,
+    max_s=108.0,
     max_new_tokens=96,
     temperatures=(0.0, 1.0),
-    draft_lengths=(2, 4),
-    pearl_lengths=(2, 4),
+    draft_lengths=(2,),
+    pearl_lengths=(4,),
     methods=("fixed_length", "confidence_stop", "pearl"),
 )
 QUICK = DemoSize(
