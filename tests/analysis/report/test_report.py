@@ -153,7 +153,7 @@ def test_a_comparison_tells_what_other_costs_would_bring(tmp_path: Path) -> None
     assert ["method", "as measured", "flat", "pays up to"] in page.rows
     assert ["pearl", "1.32", "1.90", "> 1"] in page.rows
     assert ["fixed_length", "1.20", "1.70", "0.43"] in page.rows
-    assert ["dsi (3 targets)", "1.55", "-", "-"] in page.rows
+    assert ["dsi (simulated, 3 targets)", "1.55", "-", "-"] in page.rows
     assert ["no branches", "1.27", "62%"] in page.rows
 
 
