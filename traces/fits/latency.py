@@ -286,13 +286,16 @@ def _solve(gram: Array, moment: Array, column_sums: Array, total: float) -> Arra
 
 
 def _least_squares(gram: Array, moment: Array) -> Array:
-    """Non-negative least squares from the normal equations, whose size does not grow with the operations."""
-    norms = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    """Non-negative least squares from the normal equations, whose size does not grow with the operations. A term that none of
+    these operations has (in a resample of few requests) is 0."""
+    squares = np.diag(gram)
+    is_there = squares > 0
+    norms = np.sqrt(np.where(is_there, squares, 1.0))
     values, vectors = np.linalg.eigh(gram / np.outer(norms, norms))
     # min |A x - t| has the same minimiser as min |R x - d| with R'R = A'A and R'd = A't.
     roots = np.sqrt(np.maximum(values, 1e-14))
     solution: Array = nnls(roots[:, None] * vectors.T, (vectors.T @ (moment / norms)) / roots)[0] / norms
-    return solution
+    return np.where(is_there, solution, 0.0)
 
 
 def _ratios(times: Array, fitted: Array) -> tuple[float, ...]:

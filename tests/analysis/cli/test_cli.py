@@ -281,9 +281,17 @@ def test_the_defaults_of_record_are_those_of_its_settings() -> None:
     defaults = {name: value.default for name, value in inspect.signature(record).parameters.items()}
     assert {name: defaults[name] for name in expected} == expected
     rest = defaults.keys() - expected.keys()
-    assert rest == {"output_dir", "policy", "temperature", "stop", "chat", "sweep", "sweep_batch", "resume"}, (
-        "a new option needs a default of its settings"
-    )
+    assert rest == {
+        "output_dir",
+        "policy",
+        "temperature",
+        "stop",
+        "chat",
+        "model_sampling",
+        "sweep",
+        "sweep_batch",
+        "resume",
+    }, "a new option needs a default of its settings"
 
 
 def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
