@@ -65,22 +65,22 @@ class DemoSize:
 
 
 FULL = DemoSize(
-    num_recorded=32,
-    num_timed=12,
-    num_measured=60,
+    num_recorded=64,
+    num_timed=24,
+    num_measured=120,
     max_s=108.0,
-    max_new_tokens=96,
+    max_new_tokens=48,
     temperatures=(0.0, 1.0),
     draft_lengths=(2,),
     pearl_lengths=(4,),
     methods=("fixed_length", "confidence_stop", "pearl"),
 )
 QUICK = DemoSize(
-    num_recorded=20,
-    num_timed=6,
-    num_measured=60,
+    num_recorded=40,
+    num_timed=12,
+    num_measured=120,
     max_s=15.0,
-    max_new_tokens=64,
+    max_new_tokens=32,
     temperatures=(1.0,),
     draft_lengths=(2, 4),
     pearl_lengths=(),
