@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-
 
 _OF_THE_WHOLE = ("value_error", "missing", "missing_argument", "json_invalid", "unexpected_keyword_argument")
 
@@ -47,9 +46,12 @@ def unique_json(text: str | bytes) -> Any:
     return parse_json(text, object_pairs_hook=_object_of)
 
 
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
+def check_once(names: Sequence[Hashable]) -> None:
+    """Raise `TwiceError` for the first name that comes again."""
+    if len(set(names)) < len(names):
         raise TwiceError(next(name for name in names if names.count(name) > 1))
-    return found
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    check_once([name for name, _ in pairs])
+    return dict(pairs)

@@ -17,17 +17,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.tuning.choosing import AUTO_TRIED, choose_policies
+from analysis.tuning.choosing import AUTO_TRIED, WITH_CLASSES, WITHOUT_CLASSES, choose_policies
 from analysis.tuning.families import grid
-from analysis.tuning.oracles import (
-    CLASSES,
-    POSITIONS,
-    WITH_CLASSES,
-    WITHOUT_CLASSES,
-    oracle_windows,
-    oracles,
-    told_classes,
-)
+from analysis.tuning.oracles import CLASSES, POSITIONS, oracle_windows, oracles, told_classes
 from sim.decoding.informed import ClassConfusion, window_classes
 from sim.decoding.policies.base import Policy
 from sim.decoding.policies.overlapped.outcome_hedging import OutcomeHedging

@@ -31,7 +31,8 @@ _CONTAINED = {
     "specbranch without H-RAD, fixed count": ("pearl",),
     "outcome_hedging": ("fixed_length", "pearl", "saguaro", "specbranch without H-RAD"),
 }
-_ALONE, _BY_CLASSES = "specbranch without H-RAD", ("specbranch", "specbranch without branches")
+WITH_CLASSES, WITHOUT_CLASSES = "specbranch", "specbranch without H-RAD"
+_BY_CLASSES = (WITH_CLASSES, "specbranch without branches")
 LOOKUP_LENGTHS = (1, 2, 3, 4, 6, 8, 10)
 
 
@@ -65,7 +66,7 @@ def choose_policies(
 def without_losing_predictor(chosen: Mapping[str, Chosen]) -> dict[str, Chosen]:
     """The same choices, less those with H-RAD's classes where SpecBranch is predicted no faster with them than without; the
     remark of the choice that stays says so."""
-    told, alone = (chosen.get(name) for name in ("specbranch", _ALONE))
+    told, alone = (chosen.get(name) for name in (WITH_CLASSES, WITHOUT_CLASSES))
     if told is None or alone is None or told.tokens_per_s > alone.tokens_per_s:
         return dict(chosen)
     remark = (
@@ -73,7 +74,7 @@ def without_losing_predictor(chosen: Mapping[str, Chosen]) -> dict[str, Chosen]:
         f"{alone.tokens_per_s:.1f}."
     )
     kept = {name: choice for name, choice in chosen.items() if name not in _BY_CLASSES}
-    return kept | {_ALONE: replace(alone, remark=remark)}
+    return kept | {WITHOUT_CLASSES: replace(alone, remark=remark)}
 
 
 def choose_lookup(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.tuning.measured import Measured
+from analysis.tuning.measured import Measured, first_requests
 from analysis.tuning.search import Axis, Chosen, Family, tune
 from sim.decoding.policies.base import Policy
 from sim.engine import simulate, summarise
@@ -33,7 +33,7 @@ def with_free_drafts(
 ) -> dict[str, Chosen]:
     """The same choices, those of methods that can with a draft that runs free where it gains MIN_GAIN on every one of several
     draws of the times that it was not chosen on; the remark says how much. Traces of one temperature."""
-    measured, used, found = Measured.of(traces, latency), _first(traces), dict(chosen)
+    measured, used, found = Measured.of(traces, latency), first_requests(traces, MAX_TOKENS), dict(chosen)
     lengths_of = {name: getattr(choice.policy, "draft_length", 0) for name, choice in chosen.items()}
     names = [name for name in _FAMILIES if lengths_of.get(name)]
     for index, name in enumerate(names):
@@ -71,9 +71,3 @@ def _drawn(
     """(policies,) tokens/s with drawn times."""
     runs = [simulate(policy, traces, latency, rng=np.random.default_rng(seed), record_ops=False) for policy in policies]
     return np.array([summarise(run).decode_tokens_per_s for run in runs])
-
-
-def _first(traces: Sequence[RequestTrace]) -> list[RequestTrace]:
-    """The first requests that hold about MAX_TOKENS, at least one."""
-    before = np.cumsum([0, *(trace.num_tokens for trace in traces)])
-    return [trace for trace, start in zip(traces, before, strict=False) if start < MAX_TOKENS]

@@ -21,6 +21,12 @@ MIN_ALPHA = 0.01  # with its complement: no acceptance is certain
 _SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of tokens below a threshold
 
 
+def first_requests(traces: Sequence[RequestTrace], max_tokens: int) -> list[RequestTrace]:
+    """The first requests that hold about so many tokens, at least one."""
+    before = np.cumsum([0, *(trace.num_tokens for trace in traces)])
+    return [trace for trace, start in zip(traces, before, strict=False) if start < max_tokens]
+
+
 def typical_context(traces: Sequence[RequestTrace]) -> int:
     """Tokens in the cache half-way through a mean request."""
     return int(sum(trace.num_prompt_tokens + trace.num_tokens / 2 for trace in traces) / len(traces))

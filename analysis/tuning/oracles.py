@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.papers.bounds import clairvoyant
-from analysis.tuning.choosing import AUTO_TRIED, choose_policies
+from analysis.tuning.choosing import AUTO_TRIED, WITH_CLASSES, WITHOUT_CLASSES, choose_policies
 from analysis.tuning.search import Chosen
 from sim.decoding.informed import ClassConfusion, said_classes
 from sim.latency.base import LatencyModel
 from traces.schema import RequestTrace
 
 CLASSES, POSITIONS = "SpecBranch, oracle of classes", "SpecBranch, oracle of positions"
-WITH_CLASSES, WITHOUT_CLASSES = "specbranch", "specbranch without H-RAD"  # families
 _WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from analysis.check.reports import read_report, typed_report
 from analysis.tuning.choosing import AUTO_TRIED, choose_policies
-from analysis.tuning.measured import Measured, typical_context
+from analysis.tuning.measured import Measured, first_requests, typical_context
 from analysis.tuning.oracles import oracles
 from sim.decoding.closed_forms import dsi_servers
 from sim.decoding.policies.catalog import label_of
@@ -109,7 +109,7 @@ def what_if(
     traces: Sequence[RequestTrace], latency: LatencyModel, *, is_quick: bool = False, progress: Report = silent
 ) -> WhatIf:
     """Conditions on traces of one temperature. is_quick: flat verification at the measured cost ratio alone."""
-    used = _first(traces, MAX_TOKENS)
+    used = first_requests(traces, MAX_TOKENS)
     temperature, context = used[0].temperature, typical_context(used)
     measured_ratio = cost_ratio_of(latency, context)
     conditions: list[tuple[str, float, float | None]] = [
@@ -255,13 +255,3 @@ def _at(latency: LatencyModel, draft_factor: float, widening: float | None) -> L
     """Latencies with the draft's forwards scaled and another widening."""
     model: LatencyModel = latency if draft_factor == 1 else AdjustedLatency(latency, draft_factor)
     return model if widening is None else LinearVerification(model, widening)
-
-
-def _first(traces: Sequence[RequestTrace], max_tokens: int) -> list[RequestTrace]:
-    """The first requests that hold about so many tokens, at least one."""
-    used: list[RequestTrace] = []
-    for trace in traces:
-        if used and sum(known.num_tokens for known in used) >= max_tokens:
-            break
-        used.append(trace)
-    return used

@@ -254,15 +254,8 @@ class Recorded:
     def __init__(self, traces: Sequence[RequestTrace]) -> None:
         if not traces:
             raise ValueError("a model of recorded requests needs at least one trace, but got none.")
-        if (
-            len(
-                {
-                    (trace.temperature, bool(trace.signals), bool(trace.class_probs), trace.class_window)
-                    for trace in traces
-                }
-            )
-            > 1
-        ):
+        kinds = {(each.temperature, bool(each.signals), bool(each.class_probs), each.class_window) for each in traces}
+        if len(kinds) > 1:
             raise ValueError("the traces differ in temperature or in what was recorded; give traces of one kind.")
         self.traces = tuple(traces)
         self.tail_depth = min(trace.tail_depth for trace in traces)

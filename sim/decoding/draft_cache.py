@@ -62,10 +62,9 @@ class DraftCache:
 
     def draft(self, num_tokens: int) -> Forwards:
         """Draft tokens after the pending ones; the first costs no forward when its law is known."""
-        drafted, cached = self.num_sequence + self.num_pending, self.num_cached
-        lag = drafted - cached
+        lag, cached = self.lag, self.num_cached
         self.num_pending += num_tokens
-        self.num_cached = drafted + num_tokens - 1
+        self.num_cached = self.num_sequence + self.num_pending - 1
         if lag:
             return Forwards(_DRAFT, _DRAFTING, num_tokens, lag, 1, cached)
         return Forwards(_DRAFT, _DRAFTING, num_tokens - 1, 1, 1, cached)
@@ -80,9 +79,9 @@ class DraftCache:
 
     def look(self) -> Forwards:
         """Forward the last pending token, so that the law after it is known."""
-        cached = self.num_cached
-        self.num_cached = drafted = self.num_sequence + self.num_pending
-        return Forwards(_DRAFT, _LOOK, 1, drafted - cached, 1, cached)
+        forwards = Forwards(_DRAFT, _LOOK, 1, self.lag, 1, self.num_cached)
+        self.num_cached = self.num_sequence + self.num_pending
+        return forwards
 
     def branch(self, num_branches: int, num_steps: int) -> Forwards:
         """Extend hedges: their first tokens come from known laws, each later one needs a forward of the batch.

@@ -102,6 +102,7 @@ class Close(NamedTuple):
 
 
 _SETTLE = Settle()
+# Members of an enum are looked up slowly, and each round asks for one.
 _LOST_NOTHING, _LOST_SIBLINGS, _TRIMMED = RollbackCase.NONE, RollbackCase.SIBLINGS, RollbackCase.TRIMMED
 _REJECTED, _BRANCH_MISS, _PRE_VERIFY_MISS = (
     RollbackCase.REJECTED,

@@ -79,9 +79,12 @@ class LatencyFit:
         if self.least not in (0, 1):
             raise ValueError(f"least of a latency fit must be 0 or 1, but got {self.least}.")
         factors = [factor for _, factor in self.widths]
-        limits = {"coefficients": (self.coefficients, MAX_S), "widths": (factors, MAX_RATIO)}
-        limits |= {"error": ((self.error,), math.inf)}
-        for name, (values, most) in limits.items():
+        limits = (
+            (MAX_S, "coefficients", self.coefficients),
+            (MAX_RATIO, "widths", factors),
+            (math.inf, "error", (self.error,)),
+        )
+        for most, name, values in limits:
             for value in values:
                 if not 0 <= value <= most or value == math.inf:
                     span = f"at most {most:g}" if most < math.inf else "finite"

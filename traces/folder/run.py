@@ -36,7 +36,7 @@ from traces.folder.tables import (
     trace_of,
     upgraded,
 )
-from traces.mistakes import TwiceError, unique_json
+from traces.mistakes import check_once, unique_json
 from traces.schema import SCHEMA_VERSION, RequestRecord, RequestTrace, Round
 
 PARTS = "parts"
@@ -227,9 +227,7 @@ class _UniqueLoader(yaml.SafeLoader):
     """YAML's safe loader, but a name that a mapping gives twice is a `TwiceError`."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if len(set(names)) < len(names):
-            raise TwiceError(next(name for name in names if names.count(name) > 1))
+        check_once([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"])
         found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return found
 

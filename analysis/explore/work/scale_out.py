@@ -59,7 +59,6 @@ def run_tasks(
         return
     from joblib import Parallel, delayed
 
-    _hush_manager()
     sent = map(_ByValue.of, tasks) if own_modules() else tasks
     calls = (delayed(_numbered)(function, index, task) for index, task in enumerate(sent))
     with _backend(workers) as settings:
@@ -152,6 +151,7 @@ def _hush_manager() -> None:
 
 def _processes(count: int) -> dict[str, Any]:
     """Settings of `joblib.Parallel` for processes of this machine, which follow this one from their start on."""
+    _hush_manager()
     place = _meeting_place()
     follow = {"initializer": _follow, "initargs": (os.getpid(), place)}
     return {"n_jobs": count, "backend": "loky", "temp_folder": place, **follow}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -66,23 +67,23 @@ def test_the_comparison_names_its_methods(console: Console) -> None:
     _check(_printed(console), names, ["1234", "1.23", "3.22", "41%", "57%", "63%", "2.47"], console.width)
 
 
+def _speed(label: str) -> Speed:
+    return Speed(
+        policy=label,
+        temperature=0.7,
+        tokens_per_s=1234.5,
+        interval=(1111.4, 1333.4),
+        speedup=1.234,
+        speedup_interval=(1.1, 1.35),
+        num_prompts=60,
+        num_requests=120,
+        num_unclean=7,
+        tokens_per_target_forward=3.217,
+    )
+
+
 def test_speeds_name_their_policies_and_their_doubt(console: Console) -> None:
-    speeds = [
-        Speed(
-            policy=label,
-            temperature=0.7,
-            tokens_per_s=1234.5,
-            interval=(1111.4, 1333.4),
-            speedup=1.234,
-            speedup_interval=(1.1, 1.35),
-            num_prompts=60,
-            num_requests=120,
-            num_unclean=7,
-            tokens_per_target_forward=3.217,
-        )
-        for label in LABELS
-    ]
-    print_speeds(console, "Measured", speeds)
+    print_speeds(console, "Measured", list(map(_speed, LABELS)))
     names = [label.partition(":")[0] for label in LABELS]
     _check(_printed(console), names, ["1234.5", "1.23", "3.22", "60"], console.width)
     assert "28 of 480 requests ran beside other load" in " ".join(_printed(console).split())
@@ -91,17 +92,15 @@ def test_speeds_name_their_policies_and_their_doubt(console: Console) -> None:
 def test_numbers_that_take_all_the_room_leave_the_names_whole() -> None:
     """The name is the last to be cut: where not all fits, numbers go into a second line."""
     speeds = [
-        Speed(
-            policy=label,
+        replace(
+            _speed(label),
             temperature=0.0001,
             tokens_per_s=1234567.8,
             interval=(1111111.4, 1333333.4),
             speedup=1234.567,
             speedup_interval=(1111.1, 1313.35),
             num_prompts=600000,
-            num_requests=120,
             num_unclean=0,
-            tokens_per_target_forward=3.217,
         )
         for label in LABELS
     ]

@@ -21,13 +21,12 @@ def read_objects(path: Path) -> Objects:
     if not lines:
         raise ForeignTraceError(f"{path} is empty; give a benchmark's results.")
     objects: Objects = []
-    try:
-        for where, line in lines:
-            objects.append((where, _object(where, parse_json(line))))
-    except ForeignTraceError:
-        raise
-    except ValueError as error:
-        return _whole(path, lines, objects, error)
+    for where, line in lines:
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            return _whole(path, lines, objects, error)
+        objects.append((where, _object(where, value)))
     return objects
 
 
@@ -36,13 +35,13 @@ def _whole(path: Path, lines: list[tuple[str, bytes]], objects: Objects, error: 
     where = lines[len(objects)][0]
     if not objects:
         try:
-            return [(lines[0][0], _object(lines[0][0], parse_json(b"\n".join(line for _, line in lines))))]
+            value = parse_json(b"\n".join(line for _, line in lines))
         except json.JSONDecodeError as whole:
             where, error = lines[min(whole.lineno, len(lines)) - 1][0], whole
-        except ForeignTraceError:
-            raise
         except ValueError as whole:
             where, error = lines[0][0], whole
+        else:
+            return [(lines[0][0], _object(lines[0][0], value))]
     text = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     raise ForeignTraceError(f"{where} is not JSON: {text}; was the file cut, or written twice?")
 
