@@ -177,7 +177,7 @@ def test_everything_else_is_refused_with_file_and_line(tmp_path: Path, row: obje
         ('{"prompt": "a"}\n'.encode("utf-16-be"), "UTF-16"),
         ('{"prompt": "a"}\n'.encode("utf-16-le"), "UTF-16"),
         ('{"prompt": "a"}\n'.encode("utf-32"), "UTF-32"),
-        (gzip.compress(b'{"prompt": "a"}\n'), r"gzip data: give the file a name that ends in \.gz"),
+        (gzip.compress(b'{"prompt": "a"}\n', mtime=0), r"gzip data: give the file a name that ends in \.gz"),
         ('{"prompt": "\u00e9"}\n'.encode("latin-1"), "Latin-1"),
     ],
 )
